@@ -1,0 +1,112 @@
+//! Every limit of the system, in one place, with its unit at the end of its name.
+//!
+//! A sum is derived from its parts; a relation that must hold between two limits is asserted when this file is
+//! compiled. Nothing here is tuned per machine: what depends on the machine (threads, capacity, cache) is
+//! configuration.
+
+use std::time::Duration;
+
+pub const KIB: usize = 1 << 10;
+pub const MIB: usize = 1 << 20;
+pub const GIB: u64 = 1 << 30;
+
+// Chunks and trees
+
+/// Shortest chunk: shorter plaintexts are zero-padded to this.
+pub const CHUNK_BYTES_MIN: usize = 32;
+/// Longest chunk, and the exact span of every leaf but the last.
+pub const CHUNK_BYTES_MAX: usize = MIB;
+/// Entries in a full inner node of a file tree.
+pub const TREE_FANOUT: usize = 8192;
+/// Bytes of one tree entry: address 32, key 32, span 8.
+pub const TREE_ENTRY_BYTES: usize = 72;
+/// Inner levels above the leaves: 1 MiB * 8192^4 is more than a u64 of bytes can say.
+pub const TREE_DEPTH_MAX: u8 = 4;
+
+// Buffers
+
+/// The unit of direct I/O: every write to a segment is a multiple of it, at a multiple of it.
+pub const BLOCK_BYTES: usize = 4 * KIB;
+/// The block in front of a chunk's payload in a buffer: batch record and record header live in it.
+pub const RECORD_HEAD_BYTES: usize = BLOCK_BYTES;
+/// One pool buffer: room for a record head and the longest chunk, at its final place.
+pub const BUFFER_BYTES: usize = RECORD_HEAD_BYTES + CHUNK_BYTES_MAX;
+/// Buffers of each shard thread's pool.
+pub const BUFFERS_PER_SHARD: usize = 40;
+
+// Segments
+
+pub const SEGMENT_BYTES_MAX: u64 = GIB;
+pub const SEGMENT_RECORDS_MAX: u32 = 65_536;
+/// A segment grows by this much at a time, and never by more than 1/16 of the free space.
+pub const SEGMENT_STEP_BYTES: u64 = 64 * MIB as u64;
+/// Payloads from this size on start on a block boundary, in a bulk segment.
+pub const BULK_PAYLOAD_BYTES_MIN: usize = 64 * KIB;
+/// Longest batch of small records.
+pub const BATCH_BYTES_MAX: usize = MIB;
+/// Free space below which new writes are refused, so that removals and the catalog still have room.
+pub const FREE_BYTES_RESERVE: u64 = 32 * MIB as u64;
+
+// Wire
+
+pub const PREFACE_BYTES: usize = 16;
+pub const OPENING_BYTES: usize = 80;
+pub const FRAME_HEADER_BYTES: usize = 64;
+/// A Noise message carries at most 65,535 bytes, 16 of them its tag.
+pub const SEALED_BODY_BYTES_MAX: usize = 65_519;
+/// One linked wait for a payload; any byte within it is progress.
+pub const SOCKET_WAIT: Duration = Duration::from_millis(500);
+/// A transfer that moves no byte for this long has stalled, and its reader moves on.
+pub const STALL_MAX: Duration = Duration::from_secs(2);
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Without any frame for this long a peer counts as gone.
+pub const KEEPALIVE_MISSED_MAX: Duration = Duration::from_secs(4);
+pub const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// How long a stranger may take for its opening.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+pub const SESSION_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+pub const SESSION_FRAMES_MAX: u64 = 1 << 32;
+/// Clocks of two nodes that talk may differ by this much.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(15 * 60);
+/// An opening's ephemeral key is remembered this long, across restarts.
+pub const REPLAY_MEMORY: Duration = Duration::from_secs(30 * 60);
+/// Payloads in flight that one side allows the other to send unasked.
+pub const PAYLOAD_CREDIT: u32 = 16;
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 256;
+/// Connections that have not yet finished their handshake, per node.
+pub const HANDSHAKES_PENDING_MAX: usize = 1024;
+
+// Cluster
+
+pub const PARTITIONS: usize = 65_536;
+pub const REPLICAS_DEFAULT: u8 = 3;
+pub const REPLICAS_MAX: u8 = 7;
+pub const NODES_MAX: usize = 4096;
+pub const ADDRESSES_PER_NODE_MAX: usize = 8;
+pub const LAYOUTS_ACTIVE_MAX: usize = 2;
+
+// Names, versions, clocks
+
+pub const BUCKET_BYTES_MAX: usize = 63;
+pub const KEY_BYTES_MAX: usize = 1024;
+pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(60);
+/// An owner accepts a version's first name record only while the version is younger than this.
+pub const VERSION_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// A chunk without references waits this long, of the node's own uptime, for running reads.
+pub const RECLAIM_GRACE: Duration = Duration::from_secs(15 * 60);
+
+// Node
+
+pub const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
+/// Chunks of one put or get that one shard works on at once.
+pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 8;
+pub const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
+pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
+
+const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(TREE_FANOUT * TREE_ENTRY_BYTES <= CHUNK_BYTES_MAX);
+const _: () = assert!(OPENING_BYTES == PREFACE_BYTES + 64);
+const _: () = assert!(SEALED_BODY_BYTES_MAX + 16 == 65_535);
+const _: () = assert!(SEGMENT_BYTES_MAX.is_multiple_of(BLOCK_BYTES as u64));
+const _: () = assert!(2 * CHUNKS_IN_FLIGHT_PER_SHARD < BUFFERS_PER_SHARD);
+const _: () = assert!(KEEPALIVE_MISSED_MAX.as_secs() < 5 && STALL_MAX.as_millis() > SOCKET_WAIT.as_millis());
