@@ -16,7 +16,7 @@
 //! | prove | nonce 32, offset 4, length 4 | keyed hash 32 |
 //! | name read | bucket 32, name 32 | the name record |
 //! | name write | the name record | - |
-//! | name list | bucket 32 (zero: all), name 32 to start after | long bytes each a name record, by bucket and name |
+//! | name list | bucket 32 (zero: all), bucket 32 and name 32 to start after | long bytes each a name record, by bucket and name |
 //! | deaths | long bytes each a death | - |
 //! | refer | version 16, capsule as short bytes | - |
 //! | capsules | - | version 16, short bytes, … |
@@ -180,12 +180,27 @@ pub fn encode_name_read(bucket: &BucketId, name: &NameId) -> Vec<u8> {
     Writer::new().put(bucket).put(name).finish()
 }
 
-/// Also the request of a list: the bucket, and the name to start after.
 pub fn decode_name_read(body: &[u8]) -> Result<(BucketId, NameId), Malformed> {
     let mut reader = Reader::new(body);
     let pair = (*reader.take("bucket id")?, *reader.take("name id")?);
     reader.end("name request: bytes after its end")?;
     Ok(pair)
+}
+
+/// A page of a bucket (`None`: of all), from behind `after` on.
+pub fn encode_name_list(bucket: Option<&BucketId>, after: Option<&(BucketId, NameId)>) -> Vec<u8> {
+    let (after_bucket, after_name) = after.copied().unwrap_or((BucketId::ZERO, NameId::ZERO));
+    Writer::new().put(bucket.unwrap_or(&BucketId::ZERO)).put(&after_bucket).put(&after_name).finish()
+}
+
+#[expect(clippy::type_complexity, reason = "what it says is what it is")]
+pub fn decode_name_list(body: &[u8]) -> Result<(Option<BucketId>, Option<(BucketId, NameId)>), Malformed> {
+    let mut reader = Reader::new(body);
+    let bucket = *reader.take::<BucketId>("list bucket")?;
+    let after = (*reader.take::<BucketId>("list bucket to go on after")?, *reader.take::<NameId>("list name")?);
+    reader.end("name list: bytes after its end")?;
+    let is_start = after.0.is_zero() && after.1.is_zero();
+    Ok(((!bucket.is_zero()).then_some(bucket), (!is_start).then_some(after)))
 }
 
 pub fn encode_refer(version: &VersionId, capsule: &[u8]) -> Vec<u8> {
