@@ -48,6 +48,11 @@ impl RingError {
             _ => RingError::Other { entries, source },
         }
     }
+
+    #[cfg(test)]
+    pub(super) fn from_code(code: i32) -> RingError {
+        RingError::new(8, io::Error::from_raw_os_error(code))
+    }
 }
 
 #[derive(Clone, Debug)]
