@@ -34,6 +34,31 @@ pub const BUFFER_BYTES: usize = RECORD_HEAD_BYTES + CHUNK_BYTES_MAX;
 /// Buffers of each shard thread's pool.
 pub const BUFFERS_PER_SHARD: usize = 40;
 
+// Ring and kernel I/O
+
+/// Entries of each shard thread's submission queue; a power of two, as the kernel would round it up anyway.
+pub const RING_ENTRIES: u32 = 512;
+/// Completion entries for each submission entry: pending receives outlive the batch they were submitted in.
+pub const RING_COMPLETIONS_PER_ENTRY: u32 = 4;
+/// How long a closing ring waits for its cancelled operations before it leaks their memory instead.
+pub const RING_DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Longest single read or write handed to the kernel; it would cut at 2 GiB - 4 KiB.
+pub const IO_BYTES_MAX: usize = 1 << 30;
+/// Buffers that one ring can register.
+pub const BUFFERS_REGISTERED_MAX: usize = 1024;
+/// Connections that the kernel accepts ahead of us.
+pub const LISTEN_BACKLOG: i32 = 1024;
+/// Up to this size a receive first takes what comes, so that waiting for a header costs no timer ticks.
+pub const RECV_WHOLE_BYTES_MAX: usize = 4 * KIB;
+/// Descriptors that one control message may carry.
+pub const CONTROL_FDS_MAX: usize = 4;
+/// Files are mapped in windows that start at multiples of this.
+pub const MAP_WINDOW_BYTES: usize = 64 * MIB;
+/// A window reaches this far into the next, so that no chunk needs two.
+pub const MAP_OVERLAP_BYTES: usize = 2 * MIB;
+/// Mapped bytes (address space, not memory) that one shard thread keeps.
+pub const MAP_CACHE_BYTES_MAX: usize = 16 * MAP_WINDOW_BYTES;
+
 // Segments
 
 pub const SEGMENT_BYTES_MAX: u64 = GIB;
@@ -95,6 +120,35 @@ pub const VERSION_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A chunk without references waits this long, of the node's own uptime, for running reads.
 pub const RECLAIM_GRACE: Duration = Duration::from_secs(15 * 60);
 
+/// Longest symbolic link target (Linux' PATH_MAX without its NUL).
+pub const SYMLINK_BYTES_MAX: usize = 4095;
+pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
+/// A whole name record: head, sealed body with the longest bucket, key, link target and content type, tag.
+pub const NAME_RECORD_BYTES_MAX: usize = 6 * KIB;
+/// Versions that one signed death names.
+pub const DEATH_VERSIONS_MAX: usize = 1024;
+
+// Identity
+
+pub const ZONE_BYTES_MAX: usize = 63;
+/// Host name (253), colon, port (5).
+pub const ADDRESS_BYTES_MAX: usize = 259;
+pub const VOTERS_MAX: usize = 7;
+/// Opaque settings that a layout carries.
+pub const LAYOUT_SETTINGS_BYTES_MAX: usize = 4 * KIB;
+/// Every certificate fits; in a handshake it is padded to this, so that the messages have one size.
+pub const CERTIFICATE_BYTES_MAX: usize = 510;
+/// The second Noise message: ephemeral 32, sealed static 48, sealed padded certificate.
+pub const HANDSHAKE_SECOND_BYTES: usize = 32 + 48 + HANDSHAKE_PAYLOAD_BYTES + 16;
+/// The third Noise message: sealed static 48, sealed padded certificate.
+pub const HANDSHAKE_THIRD_BYTES: usize = 48 + HANDSHAKE_PAYLOAD_BYTES + 16;
+/// Length 2, certificate, zeros.
+pub const HANDSHAKE_PAYLOAD_BYTES: usize = 2 + CERTIFICATE_BYTES_MAX;
+/// The network keys a node keeps: the newest and the one before.
+pub const NETWORK_KEYS_MAX: usize = 2;
+/// Openings remembered against replay; beyond it new ones are refused, so that memory stays bounded.
+pub const REPLAY_ENTRIES_MAX: usize = 1 << 17;
+
 // Node
 
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
@@ -103,6 +157,9 @@ pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 8;
 pub const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
 
+const _: () = assert!(RING_ENTRIES.is_power_of_two());
+const _: () = assert!(MAP_OVERLAP_BYTES >= CHUNK_BYTES_MAX + 2 * BLOCK_BYTES);
+const _: () = assert!(BUFFERS_PER_SHARD <= BUFFERS_REGISTERED_MAX);
 const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(TREE_FANOUT * TREE_ENTRY_BYTES <= CHUNK_BYTES_MAX);
 const _: () = assert!(OPENING_BYTES == PREFACE_BYTES + 64);
