@@ -72,9 +72,10 @@ pub enum FrameKind {
     Answer = 3,
     /// The session ends; the body says why, in words.
     Goodbye = 4,
-    /// Roles and the newest layout's number, exchanged first and whenever they change.
+    /// The asker's role and newest layout, exchanged first and whenever they change. Who says it counts as connected;
+    /// connections that only move data never say it.
     Hello = 16,
-    /// All roles the other knows.
+    /// Roles that are news, with their certificates.
     Roles = 17,
     /// The layout of a number (0 = the newest).
     Layout = 18,

@@ -6,7 +6,7 @@
 //! | kind | request body | answer body |
 //! | --- | --- | --- |
 //! | hello | [`Hello`]: incarnation 16, layout number 4, role as long bytes | the answerer's own hello |
-//! | roles | node id 32 after which to go on (zero: from the start) | pairs of long bytes {certificate, role}, by node id |
+//! | roles | pairs of long bytes {certificate, role} | - |
 //! | layout | number 4 (0: the newest), offset 4 | total 4, then the layout's bytes from the offset on |
 //! | vault key | - | generation 4, key 32 |
 //! | offer | version 16, then addresses of 32 | one byte an address: 0 send it, 1 held |
@@ -22,7 +22,7 @@
 //! | capsules | - | version 16, short bytes, … |
 
 use super::cursor::{Malformed, Reader, Writer};
-use super::id::{Address, BucketId, Incarnation, NameId, NodeId, VersionId};
+use super::id::{Address, BucketId, Incarnation, NameId, VersionId};
 use crate::limits::SEALED_BODY_BYTES_MAX;
 
 pub struct Hello<'a> {
@@ -71,17 +71,6 @@ pub fn decode_page<'a>(body: &'a [u8], what: &'static str) -> Result<Vec<&'a [u8
         items.push(reader.long_bytes(what)?);
     }
     Ok(items)
-}
-
-pub fn encode_roles_request(after: &NodeId) -> Vec<u8> {
-    after.0.to_vec()
-}
-
-pub fn decode_roles_request(body: &[u8]) -> Result<NodeId, Malformed> {
-    let mut reader = Reader::new(body);
-    let after = *reader.take("node id to go on after")?;
-    reader.end("roles request: bytes after its end")?;
-    Ok(after)
 }
 
 pub fn encode_layout_request(number: u32, offset: u32) -> Vec<u8> {
