@@ -1,1 +1,4 @@
-
+pub mod admission;
+pub mod decoder;
+pub mod flow;
+pub mod liveness;
