@@ -126,6 +126,10 @@ impl Patience {
         self.payloads_at = movement.payloads;
     }
 
+    pub fn is_moving(&self) -> bool {
+        self.moving
+    }
+
     pub fn deadline(&self, movement: &Movement) -> Option<Instant> {
         if self.moving {
             return None;
