@@ -128,9 +128,30 @@ pub const REPLICAS_MAX: u8 = 7;
 pub const NODES_MAX: usize = 4096;
 pub const ADDRESSES_PER_NODE_MAX: usize = 8;
 pub const LAYOUTS_ACTIVE_MAX: usize = 2;
+/// Layouts before the active ones that a node still asks the owners of.
+pub const LAYOUTS_EARLIER_MAX: usize = 8;
+/// Nodes that a node keeps connections to unasked; others are dialled when they are needed.
+pub const PEERS_DIALLED_UNASKED_MAX: usize = 256;
+pub const DIAL_RETRY_MIN: Duration = Duration::from_millis(100);
+pub const DIAL_RETRY_MAX: Duration = Duration::from_secs(30);
+/// Roles that one message carries.
+pub const ROLES_PER_MESSAGE_MAX: usize = 32;
+/// A read asks the next node when the first has not begun to answer within twice its usual time, within these bounds.
+pub const HEDGE_MIN: Duration = Duration::from_millis(5);
+pub const HEDGE_MAX: Duration = Duration::from_millis(250);
+/// Nodes that one chunk is asked of at the same time.
+pub const READS_AT_ONCE_MAX: usize = 2;
+/// Names on one page of a listing.
+pub const NAMES_PER_PAGE_MAX: usize = 1000;
+/// Deaths that wait for confirmations; while they are this many no new one is signed.
+pub const DEATHS_PENDING_MAX: usize = 4096;
+pub const DEATH_RETRY_MIN: Duration = Duration::from_secs(1);
+pub const DEATH_RETRY_MAX: Duration = Duration::from_secs(60);
 
 // Names, versions, clocks
 
+/// A node makes its clock's floor durable this far ahead, so that a restart never goes back.
+pub const CLOCK_RESERVE: Duration = Duration::from_secs(10);
 pub const BUCKET_BYTES_MAX: usize = 63;
 pub const KEY_BYTES_MAX: usize = 1024;
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(60);
@@ -176,6 +197,22 @@ pub const PUT_WINDOW_LEAVES: u64 = 4096;
 pub const GET_RUNS_AHEAD_MAX: usize = 2;
 /// Times that one chunk is asked for again after it arrived damaged.
 pub const FETCH_ATTEMPTS_MAX: u32 = 64;
+// Catalog
+
+pub const CATALOG_CACHE_BYTES_MAX: usize = 16 * MIB;
+/// The database keeps one table that fills and up to four that wait to be written.
+pub const CATALOG_TABLE_BYTES_MAX: usize = 3 * MIB;
+pub const CATALOG_TABLES_MAX: usize = 5;
+/// Events that wait for the catalog's thread; who brings more waits.
+pub const CATALOG_EVENTS_QUEUED_MAX: usize = 65_536;
+/// Events that one commit of the catalog covers.
+pub const CATALOG_COMMIT_EVENTS_MAX: usize = 4096;
+/// References of dead versions that one step drops.
+pub const CATALOG_SWEEP_REFERENCES: usize = 4096;
+/// Rows that one look for garbage passes over.
+pub const CATALOG_SCAN_ROWS_MAX: usize = 65_536;
+pub const DOCUMENT_KEY_BYTES_MAX: usize = 256;
+pub const DOCUMENT_VALUE_BYTES_MAX: usize = 256 * KIB;
 
 // Node
 
@@ -200,3 +237,6 @@ const _: () = assert!(SEND_COALESCED_BYTES_MAX >= FRAME_HEADER_BYTES + SEALED_BO
 const _: () = assert!(BUFFER_WAIT_MAX.as_millis() < STALL_MAX.as_millis() && HANDSHAKE_MESSAGE_BYTES_MAX < 65_535);
 const _: () =
     assert!((PAYLOAD_CREDIT as usize) < REQUESTS_IN_FLIGHT_MAX && HANDSHAKES_PENDING_MAX <= HANDSHAKES_BURST as usize);
+const _: () = assert!(CATALOG_TABLE_BYTES_MAX * CATALOG_TABLES_MAX <= 16 * MIB);
+const _: () = assert!(2 * CLOCK_RESERVE.as_secs() < CLOCK_AHEAD_MAX.as_secs());
+const _: () = assert!(DOCUMENT_VALUE_BYTES_MAX + DOCUMENT_KEY_BYTES_MAX + BLOCK_BYTES < BATCH_BYTES_MAX);
