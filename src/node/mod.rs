@@ -1,1 +1,3 @@
+//! The node: what turns the decisions of the layers below into I/O.
 
+pub mod control;
