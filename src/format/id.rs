@@ -216,6 +216,29 @@ pub fn from_text(prefix: &'static str, text: &str) -> Result<Vec<u8>, TextError>
     BASE32_NOPAD.decode(body.to_ascii_uppercase().as_bytes()).map_err(|_| TextError::Alphabet)
 }
 
+/// The `derive_key` context of [`checksum`]; listed with all the others in `crypto::keys`.
+pub const TEXT_CHECKSUM_CONTEXT: &str = "gabion v1 text checksum";
+
+pub const CHECKSUM_BYTES: usize = 8;
+
+/// What closes every text form (and key file) that a person may damage while copying it: 8 bytes over the prefix and
+/// all fields. It guards against accidents only; whoever edits on purpose computes it anew.
+pub fn checksum(prefix: &str, bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut hasher = blake3::Hasher::new_derive_key(TEXT_CHECKSUM_CONTEXT);
+    hasher.update(prefix.as_bytes()).update(&[0]).update(bytes);
+    let mut sum = [0; CHECKSUM_BYTES];
+    hasher.finalize_xof().fill(&mut sum);
+    sum
+}
+
+/// Splits the checksum off and checks it.
+pub fn without_checksum<'a>(prefix: &str, bytes: &'a [u8]) -> Result<&'a [u8], TextError> {
+    let (body, sum) = bytes
+        .split_last_chunk::<CHECKSUM_BYTES>()
+        .ok_or(TextError::Length { expected: CHECKSUM_BYTES, found: bytes.len() })?;
+    if checksum(prefix, body) == *sum { Ok(body) } else { Err(TextError::Checksum) }
+}
+
 pub const CONTENT_ID_PREFIX: &str = "gc1";
 
 impl fmt::Display for ContentId {
