@@ -30,6 +30,7 @@
 pub mod client;
 mod field;
 
+use crate::format::name::Metadata;
 use crate::format::{Address, Malformed, NetworkId, NodeId, Reader, Writer};
 use crate::limits;
 use field::{Field, structure, tagged};
@@ -49,20 +50,6 @@ pub const LENGTH_BYTES: usize = 4;
 
 /// Entries in one page of a listing, at most.
 pub const LIST_PAGE_MAX: u32 = 1000;
-
-structure! {
-    /// What a name keeps of a file besides its bytes.
-    #[derive(Debug, Clone, PartialEq, Eq, Default)]
-    pub struct Metadata {
-        /// Nanoseconds since 1970; negative before.
-        pub mtime_ns: i64,
-        /// The permission bits of `st_mode`, 0o7777.
-        pub mode: u32,
-        /// Where a symbolic link points; such a name has no content.
-        pub symlink_target: Option<Bytes>,
-        pub content_type: Option<String>,
-    }
-}
 
 tagged! {
     /// What to read.
@@ -152,8 +139,8 @@ tagged! {
     pub enum ControlEvent {
         /// `new`: bytes so far that the network did not hold before (put) or that were not in the output yet (get).
         0 => Progress { done: u64, total: Option<u64>, new: u64, },
-        /// Before the first byte of a get. No metadata for a link: it carries none.
-        1 => Info { metadata: Option<Metadata>, length: u64, content: Address, },
+        /// Before the first byte of a get. A link carries no metadata: its mode is 0.
+        1 => Info { metadata: Metadata, length: u64, content: Address, },
         2 => Stored { bucket: String, key: String, content: Address, bytes: u64, bytes_new: u64, },
         3 => Fetched { bytes: u64, bytes_resumed: u64, },
         4 => Entry { entry: Entry, },
@@ -183,7 +170,7 @@ structure! {
         pub key: String,
         pub content: Address,
         pub length: u64,
-        pub metadata: Option<Metadata>,
+        pub metadata: Metadata,
         /// When it was put, Unix milliseconds; 0 when unknown.
         pub stamp_ms: u64,
     }

@@ -17,6 +17,7 @@
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use crate::format::name::Metadata;
 use crate::format::{Address, Malformed, NetworkId, NodeId, Reader, Writer};
 
 pub(super) trait Field: Sized {
@@ -122,6 +123,29 @@ impl Field for SecretText {
 
     fn read(reader: &mut Reader<'_>, what: &'static str) -> Result<Self, Malformed> {
         String::read(reader, what).map(Self)
+    }
+}
+
+/// As five values in the order of their declaration. Its own bounds are checked here, so that a node may seal what it got.
+impl Field for Metadata {
+    fn write(&self, writer: &mut Writer) {
+        self.mtime_s.write(writer);
+        self.mtime_ns.write(writer);
+        self.mode.write(writer);
+        self.symlink_target.clone().map(Bytes).write(writer);
+        self.content_type.write(writer);
+    }
+
+    fn read(reader: &mut Reader<'_>, what: &'static str) -> Result<Self, Malformed> {
+        let metadata = Self {
+            mtime_s: Field::read(reader, what)?,
+            mtime_ns: Field::read(reader, what)?,
+            mode: Field::read(reader, what)?,
+            symlink_target: Option::<Bytes>::read(reader, what)?.map(|bytes| bytes.0),
+            content_type: Field::read(reader, what)?,
+        };
+        metadata.check()?;
+        Ok(metadata)
     }
 }
 
