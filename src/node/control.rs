@@ -48,6 +48,9 @@ pub const MESSAGE_BYTES_MAX: usize = limits::CONTROL_MESSAGE_BYTES_MAX + 64;
 /// Bytes of the length in front of each message.
 pub const LENGTH_BYTES: usize = 4;
 
+/// Code of an `Error` that says that nobody reads the output of a `Get` any more (EPIPE): no reason to print anything.
+pub const OUTPUT_CLOSED: u8 = 141;
+
 /// Entries in one page of a listing, at most.
 pub const LIST_PAGE_MAX: u32 = 1000;
 

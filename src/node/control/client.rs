@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{ControlEvent, ControlRequest, LENGTH_BYTES, ProtocolError, SOCKET_NAME, message_len};
-use crate::io::unix::send_with_fds;
+use crate::io::{connect_blocking, send_with_fds};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -51,7 +51,7 @@ impl HangUp {
 impl Client {
     /// Connects to the node whose data directory is `dir`.
     pub fn connect(dir: &Path) -> Result<Self, ClientError> {
-        let stream = connect(dir).map_err(|source| match source.kind() {
+        let stream = connect_blocking(&dir.join(SOCKET_NAME)).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory => {
                 ClientError::NoNode { dir: dir.to_owned() }
             }
@@ -122,17 +122,5 @@ impl Client {
 
     fn malformed(&self, source: ProtocolError) -> ClientError {
         ClientError::Protocol { dir: self.dir.clone(), source }
-    }
-}
-
-/// A socket's address has room for 107 bytes; a longer path is reached through a descriptor of its directory.
-fn connect(dir: &Path) -> io::Result<UnixStream> {
-    match UnixStream::connect(dir.join(SOCKET_NAME)) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            use std::os::fd::AsRawFd;
-            let directory = std::fs::File::open(dir)?;
-            UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET_NAME}", directory.as_raw_fd()))
-        }
-        other => other,
     }
 }
