@@ -1,1 +1,7 @@
-fn main() {}
+//! The `gabion` command: a node, and everything that talks to one.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gabion::cli::main(std::env::args_os())
+}

@@ -1,0 +1,88 @@
+//! What every command has: its node, how to print, how to show progress.
+
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::exit::Failure;
+use super::interrupt;
+use super::progress::Display;
+use crate::node::control::client::{Client, ClientError, HangUp};
+use crate::node::control::{ControlEvent, ControlRequest, StatusReport};
+
+pub struct Context {
+    pub data_dir: PathBuf,
+    pub json: bool,
+    pub display: Display,
+}
+
+/// A connection that Ctrl-C cuts.
+pub struct Connection {
+    pub client: Client,
+    _hang_up: Arc<HangUp>,
+}
+
+impl Context {
+    pub fn connect(&self) -> Result<Connection, Failure> {
+        let client = Client::connect(&self.data_dir)?;
+        let hang_up = client
+            .hang_up_handle()
+            .map_err(|error| Failure::other(format!("the connection to the node cannot be shared: {error}")))?;
+        Ok(Connection { client, _hang_up: interrupt::guard(hang_up) })
+    }
+
+    /// One command: the request with its descriptor, then every event until the node is done. An error of `on_event`
+    /// hangs up, which cancels the command.
+    pub fn run(
+        &self,
+        request: &ControlRequest,
+        descriptor: Option<BorrowedFd<'_>>,
+        mut on_event: impl FnMut(ControlEvent) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut connection = self.connect()?;
+        connection.client.send(request, descriptor).map_err(failure_of)?;
+        loop {
+            match connection.client.next_event().map_err(failure_of)? {
+                ControlEvent::Done => return Ok(()),
+                ControlEvent::Warning { message } => self.display.suspend(|| super::output::warn(&message)),
+                event => on_event(event)?,
+            }
+        }
+    }
+
+    /// One command that is answered by one event of interest.
+    pub fn ask<T>(
+        &self,
+        request: &ControlRequest,
+        mut choose: impl FnMut(ControlEvent) -> Option<T>,
+    ) -> Result<T, Failure> {
+        let mut answer = None;
+        self.run(request, None, |event| {
+            if let Some(value) = choose(event) {
+                answer = Some(value);
+            }
+            Ok(())
+        })?;
+        answer.ok_or_else(unanswered)
+    }
+
+    pub fn status(&self) -> Result<StatusReport, Failure> {
+        self.ask(&ControlRequest::Status, |event| match event {
+            ControlEvent::Status { report } => Some(report),
+            _ => None,
+        })
+    }
+}
+
+/// The node was done without having said what was asked for.
+pub fn unanswered() -> Failure {
+    Failure::other("the node's answer is incomplete; restart it if it is older than this command")
+}
+
+/// A connection that broke because the user asked for it is no failure of the node.
+pub fn failure_of(error: ClientError) -> Failure {
+    match error {
+        ClientError::Lost { .. } if interrupt::requested() => Failure::interrupted("interrupted"),
+        error => error.into(),
+    }
+}

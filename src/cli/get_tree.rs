@@ -1,0 +1,195 @@
+//! `gabion get -r`: everything below a name into a directory, several files at once.
+//!
+//! Names come from other people. A key that would leave the directory (an empty, `.` or `..` part, a NUL) is refused,
+//! and so is one that leads through a symbolic link: directories are made and checked part by part, and the links of
+//! the tree itself are made after all its files, so that no file can be written through one.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::json;
+
+use super::context::Context;
+use super::exit::{Exit, Failure};
+use super::get::{GetChoices, interrupted, print, to_file};
+use super::list::each_entry;
+use super::target::{Prefix, Wanted};
+use super::{output, parallel};
+use crate::format::name::Name;
+use crate::node::control::Entry;
+
+#[derive(Default)]
+struct Tally {
+    files: AtomicU64,
+    bytes: AtomicU64,
+    bytes_resumed: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// The tree on its way out.
+struct Tree<'a> {
+    context: &'a Context,
+    prefix: Prefix,
+    root: PathBuf,
+    choices: GetChoices,
+    tally: Tally,
+    /// Outputs handed out so far, as hashes would not do: two keys must not share one file (`a//b` is refused anyway).
+    directories: Mutex<HashSet<PathBuf>>,
+}
+
+pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetChoices) -> Result<(), Failure> {
+    if output == Some(Path::new("-")) {
+        return Err(Failure::usage("a tree cannot go to standard output; give a directory as -o PATH"));
+    }
+    let prefix = Prefix::parse(target)?;
+    let root = match output {
+        Some(output) => output.to_owned(),
+        None => PathBuf::from(default_root(&prefix)?),
+    };
+    fs::create_dir_all(&root)
+        .map_err(|error| Failure::other(format!("the directory {} cannot be made: {error}", root.display())))?;
+    let tree = Tree { context, prefix, root, choices, tally: Tally::default(), directories: Mutex::default() };
+    parallel::each(|found| tree.list(false, found), |entry| tree.get(&entry))?;
+    let mut links = Ok(0);
+    if interrupted().is_none() {
+        links = tree.list(true, &mut |entry| {
+            tree.get(&entry);
+            true
+        });
+    }
+    links?;
+    tree.finish()
+}
+
+fn default_root(prefix: &Prefix) -> Result<String, Failure> {
+    let last = prefix.key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    match last {
+        "" => Ok(prefix.bucket.clone()),
+        "." | ".." => Err(Failure::usage(format!("{prefix} does not end in a directory's name; give -o PATH"))),
+        last => Ok(last.to_owned()),
+    }
+}
+
+impl Tree<'_> {
+    /// The files of the tree, or its symbolic links.
+    fn list(&self, symlinks: bool, found: &mut dyn FnMut(Entry) -> bool) -> Result<u64, Failure> {
+        each_entry(self.context, Some(&self.prefix.bucket), &self.prefix.key, None, &mut |entry| {
+            let wanted =
+                entry.metadata.symlink_target.is_some() == symlinks && self.prefix.relative(&entry.key).is_some();
+            Ok(interrupted().is_none() && (!wanted || found(entry)))
+        })
+    }
+
+    fn get(&self, entry: &Entry) {
+        match self.try_get(entry) {
+            Ok(()) => {}
+            Err(failure) if failure.code == Exit::Interrupted.code() => {}
+            Err(failure) => {
+                self.tally.failed.fetch_add(1, Ordering::Relaxed);
+                let message = failure.at(format_args!("{}/{}", entry.bucket, entry.key)).message;
+                self.context.display.suspend(|| output::warn(&output::one_line(&message)));
+            }
+        }
+    }
+
+    fn try_get(&self, entry: &Entry) -> Result<(), Failure> {
+        if let Some(failure) = interrupted() {
+            return Err(failure);
+        }
+        let relative = self.prefix.relative(&entry.key).unwrap_or_default();
+        let path = self.make_way(relative)?;
+        let name = Name::new(&entry.bucket, &entry.key).map_err(|error| Failure::other(error.to_string()))?;
+        let wanted = Wanted::Name(name);
+        let mut progress = self.context.display.start(&wanted.to_string());
+        let fetched = to_file(self.context, &wanted, &path, self.choices, &mut progress)?;
+        drop(progress);
+        self.tally.files.fetch_add(1, Ordering::Relaxed);
+        self.tally.bytes.fetch_add(fetched.bytes, Ordering::Relaxed);
+        self.tally.bytes_resumed.fetch_add(fetched.bytes_resumed, Ordering::Relaxed);
+        print(self.context, &wanted.to_string(), &path, fetched)
+    }
+
+    /// The output's path; the directories to it exist when this returns, and none of them is a symbolic link.
+    fn make_way(&self, relative: &str) -> Result<PathBuf, Failure> {
+        let parts = safe_parts(relative)?;
+        let mut path = self.root.clone();
+        let (file, directories) = parts.split_last().ok_or_else(|| Failure::other("the key is empty"))?;
+        for part in directories {
+            path.push(part);
+            self.make_directory(&path)
+                .map_err(|error| Failure::other(format!("the directory {} cannot be made: {error}", path.display())))?;
+        }
+        path.push(file);
+        if fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
+            return Err(Failure::other(format!("{} is a directory; move it away", path.display())));
+        }
+        Ok(path)
+    }
+
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        let known = || self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(path) {
+            return Ok(());
+        }
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        if !fs::symlink_metadata(path)?.is_dir() {
+            return Err(io::Error::other("something that is no directory is in the way"));
+        }
+        known().insert(path.to_owned());
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), Failure> {
+        let tally = &self.tally;
+        let [files, bytes, bytes_resumed, failed] = [&tally.files, &tally.bytes, &tally.bytes_resumed, &tally.failed]
+            .map(|count| count.load(Ordering::Relaxed));
+        if let Some(failure) = interrupted() {
+            return Err(failure);
+        }
+        if files + failed == 0 {
+            return Err(Failure::new(
+                Exit::NotFound,
+                format!("there is nothing below {}; see gabion ls {}/", self.prefix, self.prefix.bucket),
+            ));
+        }
+        let root = output::one_line(&self.root.display().to_string());
+        if self.context.json {
+            output::json(&json!({
+                "prefix": self.prefix.to_string(), "output": root, "files": files, "bytes": bytes,
+                "bytes_resumed": bytes_resumed, "failed": failed,
+            }))?;
+        } else {
+            output::line(&format!("{root}: {files} files  {bytes} bytes  {failed} failed"))?;
+        }
+        if failed > 0 { Err(Failure::silent(Exit::Partial)) } else { Ok(()) }
+    }
+}
+
+/// The parts of a relative path that stays where it is put.
+fn safe_parts(relative: &str) -> Result<Vec<&str>, Failure> {
+    let parts: Vec<&str> = relative.split('/').collect();
+    if parts.iter().any(|part| matches!(*part, "" | "." | "..") || part.contains('\0')) {
+        return Err(Failure::other("the key would leave the directory it is read into; get it alone, with -o PATH"));
+    }
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_would_leave_the_directory_are_refused() {
+        for escape in ["", ".", "..", "../a", "a/../b", "a/..", "/a", "a//b", "a/", "./a", "a/\0b"] {
+            assert!(safe_parts(escape).is_err(), "{escape:?}");
+        }
+        assert_eq!(safe_parts("a/..b/c.").unwrap(), ["a", "..b", "c."]);
+    }
+}

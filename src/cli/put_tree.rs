@@ -1,0 +1,159 @@
+//! `gabion put -r`: a directory and everything in it, several files at once.
+//!
+//! Symbolic links are stored as links. Sockets, pipes and devices are skipped with a warning; directories exist by the
+//! files in them, so an empty one leaves no trace. What fails does not stop the rest: exit code 3 at the end.
+
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::json;
+
+use super::context::Context;
+use super::exit::{Exit, Failure};
+use super::put::{PutChoices, Source, metadata_of, open_file, print, store};
+use super::target::Prefix;
+use super::{interrupt, output, parallel};
+use crate::format::name::{BUCKET_DEFAULT, Metadata, Name};
+
+/// A file or a symbolic link on its way into the store.
+struct Found {
+    path: PathBuf,
+    key: String,
+    is_symlink: bool,
+}
+
+#[derive(Default)]
+struct Tally {
+    files: AtomicU64,
+    bytes: AtomicU64,
+    bytes_new: AtomicU64,
+    failed: AtomicU64,
+}
+
+pub fn run(context: &Context, path: &Path, name: Option<&str>, choices: PutChoices) -> Result<(), Failure> {
+    let found = fs::metadata(path)
+        .map_err(|error| Failure::new(Exit::NotFound, format!("{} cannot be read: {error}", path.display())))?;
+    if !found.is_dir() {
+        return Err(Failure::usage(format!("{} is no directory; leave -r out", path.display())));
+    }
+    // One question before a thousand failures: is there a node at all?
+    context.connect()?;
+    let prefix = prefix_for(path, name)?;
+    let tally = Tally::default();
+    parallel::each(
+        |found| walk(context, path, &prefix.key, &tally, found),
+        |found| put_found(context, &prefix.bucket, &found, choices, &tally),
+    );
+    finish(context, &prefix, &tally, choices)
+}
+
+/// Depth first. What cannot be listed or named counts as failed.
+fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut dyn FnMut(Found) -> bool) {
+    let mut directories = vec![(root.to_owned(), prefix.to_owned())];
+    while let Some((directory, prefix)) = directories.pop() {
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) => {
+                failed(context, tally, &format!("{} cannot be listed: {error}", directory.display()));
+                continue;
+            }
+        };
+        for entry in entries {
+            if interrupt::requested() {
+                return;
+            }
+            let (entry, kind) = match entry.and_then(|entry| entry.file_type().map(|kind| (entry, kind))) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    failed(context, tally, &format!("{} cannot be listed: {error}", directory.display()));
+                    continue;
+                }
+            };
+            let path = entry.path();
+            let Ok(name) = entry.file_name().into_string() else {
+                failed(context, tally, &format!("{} has a name that is not UTF-8; rename it", path.display()));
+                continue;
+            };
+            let key = if prefix.is_empty() { name } else { format!("{}/{name}", prefix.trim_end_matches('/')) };
+            if kind.is_dir() {
+                directories.push((path, key));
+            } else if !kind.is_file() && !kind.is_symlink() {
+                let message = format!("{} is a socket, pipe or device: skipped", path.display());
+                context.display.suspend(|| output::warn(&message));
+            } else if !found(Found { path, key, is_symlink: kind.is_symlink() }) {
+                return;
+            }
+        }
+    }
+}
+
+fn put_found(context: &Context, bucket: &str, found: &Found, choices: PutChoices, tally: &Tally) {
+    if interrupt::requested() {
+        return;
+    }
+    match try_put(context, bucket, found, choices) {
+        Ok((bytes, bytes_new)) => {
+            tally.files.fetch_add(1, Ordering::Relaxed);
+            tally.bytes.fetch_add(bytes, Ordering::Relaxed);
+            tally.bytes_new.fetch_add(bytes_new, Ordering::Relaxed);
+        }
+        Err(failure) if failure.code == Exit::Interrupted.code() => {}
+        Err(failure) => failed(context, tally, &failure.at(found.path.display()).message),
+    }
+}
+
+fn try_put(context: &Context, bucket: &str, found: &Found, choices: PutChoices) -> Result<(u64, u64), Failure> {
+    let name = Name::new(bucket, &found.key).map_err(|error| Failure::usage(error.to_string()))?;
+    let source = if found.is_symlink { open_symlink(&found.path)? } else { open_file(&found.path)? };
+    let mut progress = context.display.start(&name.to_string());
+    let stored = store(context, &name, &source, choices, &mut progress)?;
+    drop(progress);
+    print(context, &stored, choices.quiet)?;
+    Ok((stored.bytes, stored.bytes_new))
+}
+
+fn open_symlink(path: &Path) -> Result<Source, Failure> {
+    let read = || Ok((fs::symlink_metadata(path)?, fs::read_link(path)?));
+    let (found, target) = read().map_err(|error: std::io::Error| Failure::other(error.to_string()))?;
+    let metadata = Metadata { symlink_target: Some(target.into_os_string().into_vec()), ..metadata_of(&found) };
+    Ok(Source { descriptor: None, metadata, length: Some(0) })
+}
+
+fn failed(context: &Context, tally: &Tally, message: &str) {
+    tally.failed.fetch_add(1, Ordering::Relaxed);
+    context.display.suspend(|| output::warn(&output::one_line(message)));
+}
+
+fn finish(context: &Context, prefix: &Prefix, tally: &Tally, choices: PutChoices) -> Result<(), Failure> {
+    let [files, bytes, bytes_new, failed] =
+        [&tally.files, &tally.bytes, &tally.bytes_new, &tally.failed].map(|count| count.load(Ordering::Relaxed));
+    if interrupt::requested() {
+        return Err(Failure::interrupted(format!(
+            "interrupted after {files} files; the same put started again sends only what is missing"
+        )));
+    }
+    if context.json {
+        output::json(&json!({
+            "prefix": prefix.to_string(), "files": files, "bytes": bytes, "bytes_new": bytes_new, "failed": failed,
+        }))?;
+    } else if !choices.quiet {
+        output::line(&format!("{prefix}: {files} files  {bytes} bytes  {bytes_new} new  {failed} failed"))?;
+    }
+    if failed > 0 { Err(Failure::silent(Exit::Partial)) } else { Ok(()) }
+}
+
+/// As told, else the directory's own name in `main`.
+fn prefix_for(path: &Path, name: Option<&str>) -> Result<Prefix, Failure> {
+    if let Some(name) = name {
+        return Prefix::parse(name);
+    }
+    // `.` and `a/..` have a name too, behind the links.
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let name = path.file_name().or_else(|| real.file_name()).and_then(|name| name.to_str());
+    match name {
+        Some(name) => Ok(Prefix { bucket: BUCKET_DEFAULT.to_owned(), key: name.to_owned() }),
+        None => Err(Failure::usage(format!("{} has no name of its own; give --name BUCKET/PREFIX", path.display()))),
+    }
+}

@@ -1,0 +1,113 @@
+//! A shard's connections: found when there, dialled when needed, shared by all that need the same peer.
+//!
+//! Rules:
+//! - Connections are symmetric: one that the peer dialled serves our requests just as well.
+//! - One dial per peer at a time; who comes meanwhile waits for its outcome.
+//! - A peer whose dial failed is not dialled again for [`REDIAL_PAUSE`]: a dead replica costs its callers nothing.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::serve::Serve;
+use super::shard::Shard;
+use crate::format::NodeId;
+use crate::wire::Connection;
+
+/// After a failed dial, callers on the data path get the same answer for this long.
+const REDIAL_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PeerError {
+    #[error("node {0:?} is not known here")]
+    Unknown(NodeId),
+    #[error("node {node:?} cannot be reached: {reason}")]
+    Unreachable { node: NodeId, reason: String },
+    #[error("node {node:?} did not answer: {reason}")]
+    NoAnswer { node: NodeId, reason: String },
+}
+
+#[derive(Default)]
+pub struct Connections {
+    peers: RefCell<HashMap<NodeId, Rc<Slot>>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    open: RefCell<Vec<Connection>>,
+    dialling: tokio::sync::Mutex<Option<(Instant, String)>>,
+}
+
+impl Connections {
+    fn slot(&self, node: &NodeId) -> Rc<Slot> {
+        self.peers.borrow_mut().entry(*node).or_default().clone()
+    }
+
+    /// An open connection to `node`, if this shard has one.
+    pub fn find(&self, node: &NodeId) -> Option<Connection> {
+        let peers = self.peers.borrow();
+        let open = peers.get(node)?.open.borrow();
+        open.iter().find(|connection| connection.is_open()).cloned()
+    }
+
+    pub fn add(&self, connection: Connection) {
+        let slot = self.slot(&connection.peer().certificate.node_id);
+        let mut open = slot.open.borrow_mut();
+        open.retain(Connection::is_open);
+        open.push(connection);
+    }
+
+    pub fn all(&self) -> Vec<Connection> {
+        let peers = self.peers.borrow();
+        peers.values().flat_map(|slot| slot.open.borrow().clone()).filter(Connection::is_open).collect()
+    }
+
+    /// Closes everything; nothing new is added after the listeners have stopped.
+    pub async fn close_all(&self, reason: &str) {
+        for connection in self.all() {
+            connection.close(reason).await;
+        }
+    }
+}
+
+/// The connection of this shard to `node`, dialled if there is none.
+pub async fn connect(shard: &Rc<Shard>, node: &NodeId) -> Result<Connection, PeerError> {
+    if let Some(connection) = shard.connections.find(node) {
+        return Ok(connection);
+    }
+    let slot = shard.connections.slot(node);
+    let mut last_failure = slot.dialling.lock().await;
+    if let Some(connection) = shard.connections.find(node) {
+        return Ok(connection);
+    }
+    if let Some((at, reason)) = last_failure.as_ref().filter(|(at, _)| at.elapsed() < REDIAL_PAUSE) {
+        tracing::trace!(?node, ?at, "dial skipped");
+        return Err(PeerError::Unreachable { node: *node, reason: reason.clone() });
+    }
+    let outcome = dial(shard, node).await;
+    *last_failure = match &outcome {
+        Ok(_) => None,
+        Err(error) => Some((Instant::now(), error.to_string())),
+    };
+    outcome
+}
+
+async fn dial(shard: &Rc<Shard>, node: &NodeId) -> Result<Connection, PeerError> {
+    let addresses = shard.node.peers.addresses(node);
+    if addresses.is_empty() {
+        return Err(PeerError::Unknown(*node));
+    }
+    let mut reason = String::new();
+    for address in addresses {
+        let handler = Rc::new(Serve::new(shard.clone()));
+        match Connection::dial(address, &shard.node.identity, Some(*node), shard.pool.clone(), handler).await {
+            Ok(connection) => {
+                shard.connections.add(connection.clone());
+                return Ok(connection);
+            }
+            Err(error) => reason = error.to_string(),
+        }
+    }
+    Err(PeerError::Unreachable { node: *node, reason })
+}
