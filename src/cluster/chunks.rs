@@ -163,6 +163,13 @@ impl Latencies {
         (self.usual(node) * 2).clamp(HEDGE_MIN, HEDGE_MAX)
     }
 
+    /// The same, with each node as much slower as it has requests of ours to answer: chunks of one file come from all its
+    /// holders at once, from the faster ones more.
+    pub fn under_load(&self, in_flight: impl Fn(&NodeId) -> usize) -> Self {
+        let loaded = |(node, usual): (&NodeId, &Duration)| (*node, *usual * (1 + in_flight(node)) as u32);
+        Self { usual: self.usual.iter().map(loaded).collect() }
+    }
+
     pub fn forget(&mut self, node: &NodeId) {
         self.usual.remove(node);
     }

@@ -14,14 +14,15 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use super::connections::connect;
 use super::shard::Shard;
-use crate::cluster::{ActiveLayout, WriteProgress, WriteQuorum};
+use crate::cluster::chunks::ReadStep;
+use crate::cluster::{Quorum, ReadPlan, WriteProgress, WriteQuorum};
+use super::shared::Holders;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::message;
 use crate::format::record::FLAG_CACHED;
@@ -75,7 +76,7 @@ impl ChunkSink for ClusterSink {
         if owners.as_slice().iter().all(|owner| *owner == me) {
             return store_locally(&self.shard, address, buffer, len, version).await;
         }
-        store_at_owners(&self.shard, &layout, address, buffer, len, version).await
+        store_at_owners(&self.shard, address, buffer, len, version).await
     }
 }
 
@@ -97,78 +98,147 @@ async fn store_locally(
     }
 }
 
+/// The chunk's bytes: still ours to stage, or already shared with whoever sends them.
+enum Bytes {
+    Own(Buffer),
+    Shared(SharedBuffer),
+}
+
+/// Writes under the newest layout, and again from the start when that changes meanwhile: acks of before are void.
 async fn store_at_owners(
     shard: &Rc<Shard>,
-    layout: &Arc<ActiveLayout>,
     address: Address,
     buffer: Buffer,
     len: usize,
     version: VersionId,
 ) -> Result<Stored, ChunkError> {
-    let owners = layout.chunk_owners(&address);
-    let me = shard.node.id();
-    let mut quorum = WriteQuorum::new(&owners);
-    let (outcomes, mut arrived) = mpsc::unbounded_channel::<OwnerOutcome>();
-    let shared = if owners.as_slice().contains(&me) {
-        match shard.store.hold(&address, &version).await {
-            Ok(Hold::Held) => {
-                let _ = outcomes.send((me, Ok(false)));
-                buffer.freeze()
-            }
-            Ok(Hold::Absent(claim)) => {
-                let staged = shard.store.stage(claim, buffer, len, &version, 0).await.map_err(store_error)?;
-                let shared = staged.buffer().clone();
-                let outcomes = outcomes.clone();
-                spawn(async move {
-                    let outcome = staged.commit().await.map(|()| true).map_err(|error| OwnerError::Failed(error.to_string()));
-                    let _ = outcomes.send((me, outcome));
-                });
-                shared
-            }
-            Err(error) => {
-                let _ = outcomes.send((me, Err(own_error(&error))));
-                buffer.freeze()
-            }
+    let mut bytes = Bytes::Own(buffer);
+    for _ in 0..LAYOUT_RESTARTS_MAX {
+        let quorums = shard.node.layouts().chunk_quorums(&address);
+        let (outcome, shared) = store_once(shard, quorums, address, bytes, len, version).await?;
+        if let Some(stored) = outcome {
+            return Ok(stored);
         }
+        bytes = Bytes::Shared(shared);
+        super::membership::refresh_layout(shard).await;
+    }
+    Err(ChunkError::Network { reason: "the layout kept changing: try again".into() })
+}
+
+const LAYOUT_RESTARTS_MAX: u32 = 16;
+
+/// One attempt; no outcome means that an owner runs under another layout.
+async fn store_once(
+    shard: &Rc<Shard>,
+    quorums: Vec<Quorum>,
+    address: Address,
+    bytes: Bytes,
+    len: usize,
+    version: VersionId,
+) -> Result<(Option<Stored>, SharedBuffer), ChunkError> {
+    let number = quorums.last().map_or(0, |quorum| quorum.layout);
+    let mut quorum = WriteQuorum::new(quorums);
+    let owners: Vec<NodeId> = quorum.owners().collect();
+    let me = shard.node.id();
+    let (outcomes, mut arrived) = mpsc::unbounded_channel::<OwnerOutcome>();
+    let shared = if owners.contains(&me) {
+        write_own_copy(shard, address, bytes, len, version, &outcomes).await?
     } else {
-        buffer.freeze()
+        bytes.shared()
     };
-    for owner in owners.as_slice().iter().copied().filter(|owner| *owner != me) {
+    for owner in owners.into_iter().filter(|owner| *owner != me) {
         let (shard, shared, outcomes) = (shard.clone(), shared.clone(), outcomes.clone());
-        let number = layout.number();
         spawn(async move {
             let outcome = send_to_owner(&shard, owner, number, address, shared, len, version).await;
             let _ = outcomes.send((owner, outcome));
         });
     }
-    drop((outcomes, shared));
+    drop(outcomes);
     let mut new = false;
-    let mut last_error = None;
+    let mut no_space = false;
     while let Some((owner, outcome)) = arrived.recv().await {
         let progress = match outcome {
             Ok(was_new) => {
                 new |= was_new;
-                quorum.on_ack(&owner)
+                quorum.on_ack(owner)
+            }
+            Err(OwnerError::WrongLayout) => return Ok((None, shared)),
+            Err(OwnerError::Dead) => {
+                return Err(ChunkError::Other { reason: "the version was declared dead meanwhile: put it again".into() });
             }
             Err(error) => {
                 tracing::debug!(?owner, ?address, %error, "an owner did not take a chunk");
-                last_error = Some(error);
-                quorum.on_fail(&owner)
+                no_space |= matches!(error, OwnerError::NoSpace);
+                quorum.on_fail(owner)
             }
         };
         match progress {
             WriteProgress::Pending => {}
-            WriteProgress::Acknowledged => return Ok(Stored { new }),
-            WriteProgress::Failed { have, need } => {
-                return Err(match last_error {
-                    Some(OwnerError::NoSpace) => ChunkError::NoSpace,
-                    Some(OwnerError::Dead) => ChunkError::Other { reason: "the version was declared dead".into() },
-                    _ => ChunkError::TooFewNodes { have, need },
-                });
-            }
+            WriteProgress::Acknowledged => return Ok((Some(Stored { new }), shared)),
+            WriteProgress::Failed { .. } if no_space => return Err(ChunkError::NoSpace),
+            WriteProgress::Failed { have, need } => return Err(ChunkError::TooFewNodes { have, need }),
         }
     }
     Err(ChunkError::Cancelled)
+}
+
+impl Bytes {
+    fn shared(self) -> SharedBuffer {
+        match self {
+            Self::Own(buffer) => buffer.freeze(),
+            Self::Shared(shared) => shared,
+        }
+    }
+
+    /// A buffer to stage from: this one, or a copy of what others still send from.
+    async fn own(self, shard: &Rc<Shard>, len: usize) -> Buffer {
+        let shared = match self {
+            Self::Own(buffer) => return buffer,
+            Self::Shared(shared) => shared,
+        };
+        let mut copy = shard.pool.take().await;
+        let range = payload_range(len);
+        if let (Some(to), Some(from)) = (copy.as_mut_slice().get_mut(range.clone()), shared.as_slice().get(range)) {
+            to.copy_from_slice(from);
+        }
+        copy
+    }
+}
+
+/// Begins this node's own copy; its outcome comes over the channel like everybody's.
+async fn write_own_copy(
+    shard: &Rc<Shard>,
+    address: Address,
+    bytes: Bytes,
+    len: usize,
+    version: VersionId,
+    outcomes: &mpsc::UnboundedSender<OwnerOutcome>,
+) -> Result<SharedBuffer, ChunkError> {
+    let me = shard.node.id();
+    let claim = match shard.store.hold(&address, &version).await {
+        Ok(Hold::Absent(claim)) => claim,
+        Ok(Hold::Held) => {
+            let _ = outcomes.send((me, Ok(false)));
+            return Ok(bytes.shared());
+        }
+        Err(error) => {
+            let _ = outcomes.send((me, Err(own_error(&error))));
+            return Ok(bytes.shared());
+        }
+    };
+    if !shard.store.has_room() {
+        let _ = outcomes.send((me, Err(OwnerError::NoSpace)));
+        return Ok(bytes.shared());
+    }
+    let buffer = bytes.own(shard, len).await;
+    let staged = shard.store.stage(claim, buffer, len, &version, 0).await.map_err(store_error)?;
+    let shared = staged.buffer().clone();
+    let outcomes = outcomes.clone();
+    spawn(async move {
+        let outcome = staged.commit().await.map(|()| true).map_err(|error| own_error(&error));
+        let _ = outcomes.send((me, outcome));
+    });
+    Ok(shared)
 }
 
 fn own_error(error: &StoreError) -> OwnerError {
@@ -274,7 +344,7 @@ impl ChunkSource for ClusterSource {
         }
         let mut holders = self.shard.node.chunk_holders(&address);
         holders.retain(|holder| !self.is_liar(&address, holder));
-        let (holder, payload) = fetch_hedged(&self.shard, &holders, address, is_damaged_here).await?;
+        let (holder, payload) = fetch_planned(&self.shard, &holders, address, is_damaged_here).await?;
         if payload.len != len {
             self.liars.borrow_mut().entry(address).or_default().push(holder);
             return Err(ChunkError::Damaged { address });
@@ -296,9 +366,6 @@ impl ChunkSource for ClusterSource {
         }
     }
 }
-
-/// After this long without an answer the next holder is asked too.
-const HEDGE_DELAY: Duration = Duration::from_millis(300);
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -326,64 +393,65 @@ pub async fn fetch_from(shard: &Rc<Shard>, holder: &NodeId, address: &Address) -
     }
 }
 
-/// Asks the holders in order: the next one as soon as one fails, and in addition when none has answered for
-/// [`HEDGE_DELAY`]. The first right payload wins; the requests that lost are cancelled by being dropped.
-async fn fetch_hedged(
+/// Asks holders as [`ReadPlan`] says: the best one first, the next as soon as one fails, and in addition when one is
+/// slower than it usually is. The first right payload wins; the requests that lost are cancelled by being dropped.
+async fn fetch_planned(
     shard: &Rc<Shard>,
-    holders: &[NodeId],
+    holders: &Holders,
     address: Address,
-    mut is_damaged: bool,
+    is_damaged_here: bool,
 ) -> Result<(NodeId, Payload), ChunkError> {
+    let node = &shard.node;
+    let mut plan = {
+        let usual = shard.latencies.borrow();
+        let loaded = usual.under_load(|holder| shard.connections.in_flight(holder));
+        ReadPlan::new(node.id(), &holders.owners, &holders.earlier, &loaded, |holder| node.peers.is_alive(holder))
+    };
     let (answers, mut arrived) = mpsc::unbounded_channel();
-    let mut rest = rotated(holders, &address, shard);
-    let (mut running, mut reasons) = (Vec::new(), Vec::new());
-    let (mut absent, mut waiting) = (0, 0);
+    let mut running = Vec::new();
     loop {
-        if let Some(holder) = rest.next() {
-            let (shard, answers) = (shard.clone(), answers.clone());
-            running.push(Asked(spawn(async move {
-                let outcome = fetch_from(&shard, &holder, &address).await;
-                let _ = answers.send((holder, outcome));
-            })));
-            waiting += 1;
-        } else if waiting == 0 {
-            break;
-        }
+        let until = match plan.step(node.uptime()) {
+            ReadStep::Ask(holder) => {
+                let (own, answers) = (shard.clone(), answers.clone());
+                running.push(Asked(spawn(async move {
+                    let began = Instant::now();
+                    let outcome = fetch_from(&own, &holder, &address).await;
+                    let _ = answers.send((holder, began.elapsed(), outcome));
+                })));
+                continue;
+            }
+            ReadStep::Wait(until) => until,
+            ReadStep::NotFound if is_damaged_here => return Err(ChunkError::Damaged { address }),
+            ReadStep::NotFound => return Err(ChunkError::NotFound { address }),
+            ReadStep::Damaged => return Err(ChunkError::Damaged { address }),
+            ReadStep::Unreachable { silent } if silent.is_empty() && is_damaged_here => {
+                return Err(ChunkError::Damaged { address });
+            }
+            ReadStep::Unreachable { silent } if silent.is_empty() => return Err(ChunkError::NotFound { address }),
+            ReadStep::Unreachable { silent } => {
+                return Err(ChunkError::Network {
+                    reason: format!("chunk {address:?} is not here, and {silent:?} cannot be asked: start those nodes"),
+                });
+            }
+        };
         // Only channels and timers are raced here, never a ring operation.
-        let answer = tokio::time::timeout(HEDGE_DELAY, arrived.recv()).await;
-        match answer {
-            Err(_slow) => continue,
-            Ok(None) => break,
-            Ok(Some((holder, Ok(payload)))) => return Ok((holder, payload)),
-            Ok(Some((holder, Err(error)))) => {
-                waiting -= 1;
-                match error {
-                    FetchError::Absent => absent += 1,
-                    FetchError::Damaged => is_damaged = true,
-                    FetchError::Failed(reason) => reasons.push(format!("{holder:?}: {reason}")),
-                }
+        let pause = until.saturating_sub(node.uptime());
+        let Ok(Some((holder, took, outcome))) = tokio::time::timeout(pause, arrived.recv()).await else { continue };
+        let mut latencies = shard.latencies.borrow_mut();
+        match outcome {
+            Ok(payload) => {
+                latencies.record(holder, took);
+                return Ok((holder, payload));
+            }
+            Err(FetchError::Absent) => plan.on_absent(holder),
+            Err(FetchError::Damaged) => plan.on_damage(holder),
+            Err(FetchError::Failed(reason)) => {
+                tracing::debug!(?address, ?holder, %reason, "a holder failed");
+                latencies.record_failure(holder);
+                plan.on_fail(holder);
             }
         }
     }
-    tracing::debug!(?address, absent, ?reasons, "no holder gave a chunk");
-    if is_damaged && reasons.is_empty() {
-        return Err(ChunkError::Damaged { address });
-    }
-    if reasons.is_empty() {
-        return Err(ChunkError::NotFound { address });
-    }
-    Err(ChunkError::Network { reason: reasons.join("; ") })
-}
-
-/// Living holders in an order of the chunk's own, so that the chunks of one file come from all of them at once; the
-/// dead after them.
-fn rotated(holders: &[NodeId], address: &Address, shard: &Rc<Shard>) -> std::vec::IntoIter<NodeId> {
-    let mut order = holders.to_vec();
-    let alive = order.iter().take_while(|holder| shard.node.peers.is_alive(holder)).count();
-    if let Some(living) = order.get_mut(..alive).filter(|living| !living.is_empty()) {
-        living.rotate_left(usize::from(address.partition()) % alive);
-    }
-    order.into_iter()
 }
 
 /// A request that is given up when nobody waits for it any more.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::serve::Serve;
 use super::shard::Shard;
+use crate::cluster::membership::ConnectionId;
 use crate::format::NodeId;
 use crate::wire::Connection;
 
@@ -31,6 +32,8 @@ pub enum PeerError {
 #[derive(Default)]
 pub struct Connections {
     peers: RefCell<HashMap<NodeId, Rc<Slot>>>,
+    /// Those that count for membership, by its number for them.
+    settled: RefCell<HashMap<ConnectionId, Connection>>,
 }
 
 #[derive(Default)]
@@ -51,6 +54,11 @@ impl Connections {
         open.iter().find(|connection| connection.is_open()).cloned()
     }
 
+    /// Requests of this shard that `node` has not answered yet.
+    pub fn in_flight(&self, node: &NodeId) -> usize {
+        self.find(node).map_or(0, |connection| connection.in_flight())
+    }
+
     pub fn add(&self, connection: Connection) {
         let slot = self.slot(&connection.peer().certificate.node_id);
         let mut open = slot.open.borrow_mut();
@@ -61,6 +69,29 @@ impl Connections {
     pub fn all(&self) -> Vec<Connection> {
         let peers = self.peers.borrow();
         peers.values().flat_map(|slot| slot.open.borrow().clone()).filter(Connection::is_open).collect()
+    }
+
+    pub fn settle(&self, number: ConnectionId, connection: Connection) {
+        self.settled.borrow_mut().insert(number, connection);
+    }
+
+    pub fn unsettle(&self, number: ConnectionId) {
+        self.settled.borrow_mut().remove(&number);
+    }
+
+    pub fn settled(&self, number: ConnectionId) -> Option<Connection> {
+        self.settled.borrow().get(&number).cloned()
+    }
+
+    pub fn all_settled(&self) -> Vec<Connection> {
+        self.settled.borrow().values().filter(|connection| connection.is_open()).cloned().collect()
+    }
+
+    /// A connection has ended.
+    pub fn forget(&self, connection: &Connection) {
+        if let Some(slot) = self.peers.borrow().get(&connection.peer().certificate.node_id) {
+            slot.open.borrow_mut().retain(|open| !open.is_same(connection));
+        }
     }
 
     /// Closes everything; nothing new is added after the listeners have stopped.
@@ -100,14 +131,28 @@ async fn dial(shard: &Rc<Shard>, node: &NodeId) -> Result<Connection, PeerError>
     }
     let mut reason = String::new();
     for address in addresses {
-        let handler = Rc::new(Serve::new(shard.clone()));
-        match Connection::dial(address, &shard.node.identity, Some(*node), shard.pool.clone(), handler).await {
-            Ok(connection) => {
-                shard.connections.add(connection.clone());
-                return Ok(connection);
-            }
-            Err(error) => reason = error.to_string(),
+        match dial_at(shard, &address, Some(*node)).await {
+            Ok((connection, _)) => return Ok(connection),
+            Err(error) => reason = error,
         }
     }
     Err(PeerError::Unreachable { node: *node, reason })
+}
+
+/// Dials `host:port`, every address that it resolves to.
+pub async fn dial_at(
+    shard: &Rc<Shard>,
+    address: &str,
+    expect: Option<NodeId>,
+) -> Result<(Connection, Rc<Serve>), String> {
+    let resolved = tokio::net::lookup_host(address).await.map_err(|error| format!("{address}: {error}"))?;
+    let mut reason = format!("{address} resolves to nothing");
+    for address in resolved {
+        let serve = Rc::new(Serve::new(shard.clone()));
+        match Connection::dial(address, &shard.node.identity, expect, shard.pool.clone(), serve.clone()).await {
+            Ok(connection) => return Ok((connection, serve)),
+            Err(error) => reason = format!("{address}: {error}"),
+        }
+    }
+    Err(reason)
 }

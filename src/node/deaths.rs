@@ -130,6 +130,21 @@ pub async fn restore(node: &Arc<Shared>) -> Result<(), CatalogError> {
     Ok(())
 }
 
+/// A peer can be reached again: whatever it owes is due now.
+pub fn on_reachable(node: &Arc<Shared>, peer: NodeId) {
+    lock(&node.deaths).on_reachable(peer, node.uptime());
+    node.deaths_changed.notify_one();
+}
+
+/// Whoever is new in the layout owes a confirmation of every death that is still pending.
+pub fn on_layout(node: &Arc<Shared>) {
+    let now = node.uptime();
+    for peer in others(node) {
+        lock(&node.deaths).on_joined(peer, now);
+    }
+    node.deaths_changed.notify_one();
+}
+
 /// Sends what is due, for ever.
 pub fn start(shard: &Rc<Shard>) {
     let shard = shard.clone();

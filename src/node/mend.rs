@@ -15,7 +15,7 @@ pub async fn mend(shard: &Rc<Shard>, address: &Address) -> Result<NodeId, String
     let Some(version) = versions.first() else {
         return Err("no living version refers to it: nothing is lost; gabion reclaim removes it".into());
     };
-    let holders = node.chunk_holders(address);
+    let holders = node.chunk_holders(address).all();
     let mut reason = "no other node holds a copy".to_owned();
     for holder in holders {
         match fetch_from(shard, &holder, address).await {

@@ -78,7 +78,7 @@ pub async fn capsules(shard: &Rc<Shard>, root: &Address) -> Result<Vec<(VersionI
         return Ok(local);
     }
     let mut unreachable = None;
-    for owner in shard.node.chunk_holders(root) {
+    for owner in shard.node.chunk_holders(root).all() {
         let asked = async {
             let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
             let number = shard.node.layout_number();

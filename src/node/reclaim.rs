@@ -7,6 +7,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::shard::{Shard, send_job};
+use crate::format::Address;
+use crate::io::spawn;
 use crate::limits::RECLAIM_GRACE;
 use crate::node::commands::Failure;
 use crate::store::Removal;
@@ -45,4 +47,47 @@ pub async fn run(shard: &Rc<Shard>, unreferenced_for: Duration) -> Result<Reclai
     reclaimed.bytes = before.bytes_disk.saturating_sub(after.bytes_disk);
     reclaimed.segments = before.segments.saturating_sub(after.segments);
     Ok(reclaimed)
+}
+
+/// Removes one chunk unless a living version refers to it after all.
+async fn remove(shard: &Rc<Shard>, address: &Address) -> Result<bool, Failure> {
+    let catalog = shard.node.catalog.clone();
+    let removal = shard.store.remove(address, &|address| catalog.is_referenced_now(address)).await?;
+    shard.node.cache.forget(address);
+    Ok(removal == Removal::Removed)
+}
+
+/// Every shard seals its open segment where that gives space back.
+async fn seal_everywhere(shard: &Rc<Shard>) {
+    let (done, mut sealed) = tokio::sync::mpsc::unbounded_channel();
+    for index in 0..shard.node.shards.len() {
+        let done = done.clone();
+        send_job(&shard.node, index, move |shard| async move {
+            if let Err(error) = shard.store.seal_open().await {
+                tracing::warn!(%error, "an open segment was not sealed");
+            }
+            let _ = done.send(());
+        });
+    }
+    drop(done);
+    while sealed.recv().await.is_some() {}
+}
+
+/// Reclaims by itself, after the grace for running reads.
+pub fn start(shard: &Rc<Shard>) {
+    let shard = shard.clone();
+    spawn(async move {
+        let stopping = shard.node.stopping();
+        loop {
+            tokio::select! {
+                () = stopping.clone().wait() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            match run(&shard, RECLAIM_GRACE).await {
+                Ok(reclaimed) if reclaimed.chunks > 0 => tracing::info!(?reclaimed, "reclaimed"),
+                Ok(_) => {}
+                Err(failure) => tracing::warn!(reason = %failure.message, "reclaim"),
+            }
+        }
+    });
 }

@@ -11,23 +11,35 @@
 //! | fetch, prove | answered | answered |
 //! | names, capsules, deaths | answered by members (deaths by all) | refused, but for deaths |
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 
+use super::membership::{self, Standing};
+use super::names::NAME_PAGE_RECORDS;
 use super::shard::Shard;
-use crate::crypto::identity::Class;
+use crate::catalog::CatalogError;
+use crate::crypto::hash::{address_of, proof_of_holding};
+use crate::crypto::keys::VaultKey;
+use crate::format::certificate::Class;
 use crate::format::frame::{FrameKind, Status};
-use crate::format::{Address, Malformed, message};
-use crate::limits::RECORD_HEAD_BYTES;
+use crate::format::name::NameRecord;
+use crate::format::record::FLAG_STAND_IN;
+use crate::format::{Address, Malformed, Reader, VersionId, message};
+use crate::io::Buffer;
+use crate::limits::{CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
 use crate::store::{Hold, ReadOutcome, SmallRecord, StoreError};
 use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Reply, Request};
 
+/// Answers one connection's requests.
 pub struct Serve {
     shard: Rc<Shard>,
+    connection: OnceCell<Connection>,
+    pub standing: Standing,
 }
 
 impl Serve {
     pub fn new(shard: Rc<Shard>) -> Self {
-        Self { shard }
+        Self { shard, connection: OnceCell::new(), standing: Standing::default() }
     }
 }
 
@@ -35,8 +47,8 @@ impl Handler for Serve {
     async fn handle(self: Rc<Self>, peer: Rc<PeerInfo>, request: Request) -> Reply {
         let is_member = peer.certificate.class == Class::Member;
         let outcome = match request.kind {
-            FrameKind::Hello => self.hello(&peer, &request).await,
-            FrameKind::Roles => self.roles(&request),
+            FrameKind::Hello => self.hello(&request).await,
+            FrameKind::Roles => self.roles(&peer, &request).await,
             FrameKind::Layout => self.layout(&request),
             FrameKind::Fetch => self.fetch(&request).await,
             FrameKind::Deaths => self.deaths(&request).await,
@@ -60,12 +72,14 @@ impl Handler for Serve {
 
     fn connected(&self, connection: &Connection) {
         self.shard.connections.add(connection.clone());
-        super::membership::on_connected(&self.shard, connection);
+        // It is set once: a handler serves one connection.
+        let _ = self.connection.set(connection.clone());
     }
 
-    fn closed(&self, peer: &PeerInfo, reason: &CloseReason) {
-        tracing::debug!(node = ?peer.certificate.node_id, %reason, "connection closed");
-        super::membership::on_closed(&self.shard, peer);
+    fn closed(&self, connection: &Connection, reason: &CloseReason) {
+        tracing::debug!(peer = ?connection.peer().certificate.node_id, %reason, "connection closed");
+        self.shard.connections.forget(connection);
+        membership::on_closed(&self.shard, &self.standing);
     }
 }
 
@@ -81,7 +95,7 @@ impl Refusal {
     }
 
     fn into_reply(self) -> Reply {
-        Reply { status: self.status, address: Address::ZERO, layout: 0, body: self.body, payload: None }
+        Reply { body: self.body, ..Reply::status(self.status) }
     }
 }
 
@@ -109,7 +123,15 @@ impl From<CatalogError> for Refusal {
 }
 
 fn answer(body: Vec<u8>) -> Result<Reply, Refusal> {
-    Ok(Reply { status: Status::Ok, address: Address::ZERO, layout: 0, body, payload: None })
+    Ok(Reply::ok(body))
+}
+
+/// Puts a payload at its place in a buffer.
+fn copy_payload(buffer: &mut Buffer, payload: &[u8]) {
+    let place = buffer.as_mut_slice().get_mut(RECORD_HEAD_BYTES..).and_then(|place| place.get_mut(..payload.len()));
+    if let Some(place) = place {
+        place.copy_from_slice(payload);
+    }
 }
 
 /// Chunks and names.
@@ -120,7 +142,11 @@ impl Serve {
         if newest == 0 {
             return Err(Refusal::plain(Status::Unavailable));
         }
-        if request.header.layout.get() != newest {
+        let asked = request.header.layout.get();
+        if asked > newest && let Some(connection) = self.connection.get() {
+            membership::catch_up(&self.shard, connection);
+        }
+        if asked != newest {
             return Err(Refusal { status: Status::WrongLayout, body: newest.to_le_bytes().to_vec() });
         }
         Ok(())
@@ -202,7 +228,7 @@ impl Serve {
         };
         let end = offset.checked_add(length).filter(|end| *end <= len).ok_or(Malformed::new("prove range"))?;
         let bytes = buffer.as_slice().get(RECORD_HEAD_BYTES + offset..RECORD_HEAD_BYTES + end).unwrap_or_default();
-        answer(blake3::keyed_hash(&nonce, bytes).as_bytes().to_vec())
+        answer(proof_of_holding(&nonce, bytes).to_vec())
     }
 
     async fn refer(&self, request: &Request) -> Result<Reply, Refusal> {
@@ -250,15 +276,16 @@ impl Serve {
 
 /// Membership and deaths.
 impl Serve {
-    async fn hello(&self, peer: &Rc<PeerInfo>, request: &Request) -> Result<Reply, Refusal> {
-        let hello = message::Hello::decode(&request.body)?;
-        super::membership::on_hello(&self.shard, peer, &hello).await;
-        answer(super::membership::own_hello(&self.shard))
+    async fn hello(&self, request: &Request) -> Result<Reply, Refusal> {
+        let connection = self.connection.get().ok_or(Refusal::plain(Status::Unavailable))?;
+        membership::on_hello(&self.shard, connection, self, &request.body).await;
+        answer(membership::own_hello(&self.shard))
     }
 
-    fn roles(&self, request: &Request) -> Result<Reply, Refusal> {
-        let after = message::decode_roles_request(&request.body)?;
-        answer(self.shard.node.peers.roles_page(&after))
+    async fn roles(&self, peer: &PeerInfo, request: &Request) -> Result<Reply, Refusal> {
+        let items = message::decode_page(&request.body, "role")?;
+        membership::on_roles(&self.shard, peer.certificate.node_id, items).await?;
+        answer(Vec::new())
     }
 
     fn layout(&self, request: &Request) -> Result<Reply, Refusal> {
@@ -271,7 +298,7 @@ impl Serve {
 
     fn vault_key(&self) -> Result<Reply, Refusal> {
         let key = self.shard.node.vault_key().ok_or(Refusal::plain(Status::Unavailable))?;
-        answer(message::encode_vault_key(key.generation(), key.as_bytes()))
+        answer(message::encode_vault_key(VaultKey::GENERATION, key.as_bytes()))
     }
 
     async fn deaths(&self, request: &Request) -> Result<Reply, Refusal> {

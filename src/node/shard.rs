@@ -3,6 +3,7 @@
 //! Nothing in here crosses threads. What does is a [`Job`]: a function sent to a shard, which builds its future there,
 //! next to the buffers and sockets that it will use.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::connections::Connections;
 use super::shared::Shared;
+use crate::cluster::Latencies;
 use crate::io::BufferPool;
 use crate::store::{RingDisk, Store};
 
@@ -26,6 +28,8 @@ pub struct Shard {
     pub store: Store<RingDisk>,
     pub pool: BufferPool,
     pub connections: Connections,
+    /// How fast each peer usually answers this shard.
+    pub latencies: RefCell<Latencies>,
 }
 
 impl Shard {

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::cache::Cache;
 use super::peers::Peers;
@@ -42,6 +43,28 @@ pub struct Shared {
     pub replay: Arc<ReplayFilter>,
     pub shards: Vec<mpsc::UnboundedSender<Job>>,
     pub stop: Stop,
+    /// A death waits to be sent.
+    pub deaths_changed: Notify,
+    /// The address book waits to be written.
+    pub book_changed: Notify,
+    document_serial: AtomicU64,
+}
+
+/// Nodes that may hold a chunk: those that own it, and those that did under an earlier layout.
+pub struct Holders {
+    pub owners: Vec<NodeId>,
+    pub earlier: Vec<NodeId>,
+}
+
+impl Holders {
+    pub fn retain(&mut self, keep: impl Fn(&NodeId) -> bool) {
+        self.owners.retain(&keep);
+        self.earlier.retain(&keep);
+    }
+
+    pub fn all(self) -> impl Iterator<Item = NodeId> {
+        self.owners.into_iter().chain(self.earlier)
+    }
 }
 
 /// What a mutex guards here is valid after every statement: a panic elsewhere does not spoil it.
@@ -101,14 +124,14 @@ impl Shared {
         found.map(|layout| layout.layout().encode())
     }
 
-    /// Who may hold a chunk: owners of the newest layout first, then those of earlier ones; of each the living first.
-    pub fn chunk_holders(&self, address: &Address) -> Vec<NodeId> {
+    /// Which other nodes may hold a chunk.
+    pub fn chunk_holders(&self, address: &Address) -> Holders {
         let layouts = self.layouts();
-        let mut holders = layouts.chunk_owners(address).as_slice().to_vec();
-        holders.extend(layouts.chunk_owners_before(address));
-        drop(layouts);
+        let mut holders = Holders {
+            owners: layouts.chunk_owners(address).as_slice().to_vec(),
+            earlier: layouts.chunk_owners_before(address),
+        };
         holders.retain(|holder| *holder != self.id());
-        holders.sort_by_key(|holder| !self.peers.is_alive(holder)); // stable
         holders
     }
 
@@ -125,6 +148,23 @@ impl Shared {
 
     pub fn mint(&self, slot: u32) -> VersionId {
         versions::mint(slot, super::wall_ms(), &mut rand::rng())
+    }
+
+    /// How long this node has run: the clock of everything that waits.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Later documents have higher serials, over restarts too.
+    pub fn document_serial(&self) -> u64 {
+        let now = super::wall_ms() << 16;
+        self.document_serial.fetch_max(now, Ordering::Relaxed);
+        self.document_serial.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A layout from before the newest, that this node was away for.
+    pub fn missed_layout(&self, layout: ActiveLayout) {
+        self.layouts.write().unwrap_or_else(PoisonError::into_inner).remember(layout);
     }
 
     pub fn is_stopping(&self) -> bool {

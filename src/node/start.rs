@@ -13,10 +13,10 @@ use super::connections::Connections;
 use super::peers::Peers;
 use super::serve::Serve;
 use super::shard::{Job, Shard};
-use super::shared::{LayoutTable, Shared, Stop};
+use super::shared::{Shared, Stop};
 use super::{NodeError, Ready, commands, deaths, membership, reclaim, wall_ms};
 use crate::catalog::{Catalog, Clock};
-use crate::cluster::PendingDeaths;
+use crate::cluster::{Layouts, PendingDeaths};
 use crate::config::NodeConfig;
 use crate::crypto::keyfile::KeyRing;
 use crate::crypto::replay::ReplayFilter;
@@ -102,7 +102,7 @@ fn check_format(dir: &Path) -> Result<(), NodeError> {
 }
 
 /// A file that is whole after a crash, or not there.
-fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+pub fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
     let temporary = dir.join(format!("{name}.new"));
     let mut file = std::fs::File::create(&temporary)?;
@@ -199,7 +199,7 @@ async fn open(
         cache.insert(address, len);
     }
     let node = Arc::new(Shared {
-        peers: Peers::new(&config, &certificate, listen),
+        peers: Peers::new(&config, &certificate, keys.node(), incarnation, listen),
         config,
         listen,
         started: Instant::now(),
@@ -209,7 +209,7 @@ async fn open(
         incarnation,
         store,
         catalog,
-        layouts: RwLock::new(LayoutTable::default()),
+        layouts: RwLock::new(Layouts::new()),
         clock: Mutex::new(Clock::new()),
         deaths: Mutex::new(PendingDeaths::default()),
         cache,
@@ -217,6 +217,9 @@ async fn open(
         replay: Arc::new(replay_filter),
         shards,
         stop: Stop::default(),
+        deaths_changed: Notify::new(),
+        book_changed: Notify::new(),
+        document_serial: AtomicU64::new(0),
     });
     membership::restore(&node).await?;
     deaths::restore(&node).await?;
@@ -272,7 +275,7 @@ fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> {
     let store = Store::attach(node.store.clone(), disk, index, observer, |task| {
         spawn(task);
     });
-    Ok(Rc::new(Shard { index, node: node.clone(), store, pool, connections: Connections::default() }))
+    Ok(Rc::new(Shard { index, node: node.clone(), store, pool, connections: Connections::default(), latencies: Default::default() }))
 }
 
 /// Jobs and accepted connections run from now on.
@@ -348,7 +351,7 @@ async fn serve_first(
 
 /// Closes the store behind the others and ends the catalog.
 async fn finish_first(shard: &Rc<Shard>) -> Result<(), NodeError> {
-    membership::save(&shard.node).await;
+    membership::save(&shard.node);
     shard.store.close().await?;
     shard.node.catalog.close().await?;
     Ok(())

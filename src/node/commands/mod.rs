@@ -17,7 +17,10 @@ mod network;
 mod put;
 mod upkeep;
 
+pub use network::class;
+
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -173,9 +176,9 @@ pub async fn serve(shard: Rc<Shard>, listener: UnixListener) {
     let next = AtomicUsize::new(0);
     loop {
         match listener.accept().await {
-            Ok(descriptor) => {
+            Ok(stream) => {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                send_job(&shard.node, index, move |shard| run_session(shard, descriptor));
+                send_job(&shard.node, index, move |shard| run_session(shard, stream));
             }
             Err(error) if shard.node.is_stopping() => {
                 tracing::debug!(%error, "control socket closed");
@@ -189,8 +192,12 @@ pub async fn serve(shard: Rc<Shard>, listener: UnixListener) {
     }
 }
 
-async fn run_session(shard: Rc<Shard>, descriptor: OwnedFd) {
-    let client = Rc::new(Client { stream: UnixStream::from_fd(descriptor) });
+async fn run_session(shard: Rc<Shard>, stream: StdUnixStream) {
+    let stream = match UnixStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "control connection"),
+    };
+    let client = Rc::new(Client { stream });
     let (message, descriptor) = match receive(&client.stream).await {
         Ok(received) => received,
         Err(error) => {
