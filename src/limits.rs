@@ -149,6 +149,15 @@ pub const NETWORK_KEYS_MAX: usize = 2;
 /// Openings remembered against replay; beyond it new ones are refused, so that memory stays bounded.
 pub const REPLAY_ENTRIES_MAX: usize = 1 << 17;
 
+// Puts and gets
+
+/// Leaves of one put that may be under way past the first one that is not yet stored, all shards together.
+pub const PUT_WINDOW_LEAVES: u64 = 4096;
+/// Expanded nodes of level 1 whose leaves wait for a worker: the one being read and the next.
+pub const GET_RUNS_AHEAD_MAX: usize = 2;
+/// Times that one chunk is asked for again after it arrived damaged.
+pub const FETCH_ATTEMPTS_MAX: u32 = 64;
+
 // Node
 
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
@@ -165,5 +174,6 @@ const _: () = assert!(TREE_FANOUT * TREE_ENTRY_BYTES <= CHUNK_BYTES_MAX);
 const _: () = assert!(OPENING_BYTES == PREFACE_BYTES + 64);
 const _: () = assert!(SEALED_BODY_BYTES_MAX + 16 == 65_535);
 const _: () = assert!(SEGMENT_BYTES_MAX.is_multiple_of(BLOCK_BYTES as u64));
+const _: () = assert!(PUT_WINDOW_LEAVES >= 64 * CHUNKS_IN_FLIGHT_PER_SHARD as u64);
 const _: () = assert!(2 * CHUNKS_IN_FLIGHT_PER_SHARD < BUFFERS_PER_SHARD);
 const _: () = assert!(KEEPALIVE_MISSED_MAX.as_secs() < 5 && STALL_MAX.as_millis() > SOCKET_WAIT.as_millis());

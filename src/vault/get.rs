@@ -1,0 +1,378 @@
+//! A get: from a root to the bytes of a file, or of a range of it.
+//!
+//! The coordinator walks the tree and queues runs of leaves, one node of level 1 ahead of the one being read. Each
+//! shard runs `width` lanes:
+//!
+//! ```text
+//! wait for a leaf --> take buffer --> claim it --> (resume: in the file already? done)
+//!                                        --> fetch, verify, decrypt --> (stream: wait for the turn) --> write
+//! ```
+//! The buffer comes before the claim: a claimed leaf always has one, so whoever waits for its turn waits for leaves
+//! that can go on.
+//!
+//! Resuming needs no record of what was done: a leaf that is in the file encrypts, with its key, to its address.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::job::{Latch, Progress, lock, wait_for};
+use super::output::{OpenOutput, Output};
+use super::tree::{TreeError, check_padding};
+use super::walk::{Inner, Leaf, LeafRun, Root, Step, Walk};
+use super::window::Turnstile;
+use super::{ChunkError, ChunkSource, fetch_open, payload_mut};
+use crate::crypto::cipher::{ChunkKey, apply_keystream};
+use crate::crypto::hash::address_of;
+use crate::format::Address;
+use crate::io::{Buffer, BufferPool, File, spawn};
+use crate::limits::{CHUNK_BYTES_MAX, GET_RUNS_AHEAD_MAX, RECORD_HEAD_BYTES};
+
+#[derive(Debug, thiserror::Error)]
+pub enum GetError {
+    #[error("this is not a readable file: {0}")]
+    Tree(#[from] TreeError),
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    #[error("cannot write the output: {0}")]
+    Output(io::Error),
+    #[error("the reader of the output has gone")]
+    OutputClosed,
+    #[error("cancelled")]
+    Cancelled,
+    #[error("a worker of this get ended before its time: a defect in gabion, see the node's log")]
+    Worker,
+}
+
+impl GetError {
+    pub(super) fn output(error: io::Error) -> GetError {
+        if error.kind() == io::ErrorKind::BrokenPipe { GetError::OutputClosed } else { GetError::Output(error) }
+    }
+}
+
+pub struct GetOptions {
+    pub root: Address,
+    pub root_key: ChunkKey,
+    pub depth: u8,
+    pub length: u64,
+    /// The bytes of the file that are wanted; all, if none are named.
+    pub range: Option<Range<u64>>,
+    pub output: Output,
+    /// Keep what is in the output already, where it is right. Only for [`Output::File`].
+    pub resume: bool,
+    /// Chunks under way on each shard.
+    pub width: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GetResult {
+    pub bytes_written: u64,
+    /// Bytes that were in the output already.
+    pub bytes_resumed: u64,
+}
+
+/// Leaves for the lanes.
+#[derive(Default)]
+struct Leaves {
+    runs: VecDeque<LeafRun>,
+    claimed: u64,
+}
+
+/// A leaf, and how many of the wanted ones come before it.
+struct Claimed {
+    leaf: Leaf,
+    number: u64,
+}
+
+/// Shared by all shard threads.
+pub struct GetJob {
+    root: Root,
+    range: Range<u64>,
+    output: OpenOutput,
+    resume: bool,
+    width: usize,
+    leaf_count: u64,
+    leaves: Mutex<Leaves>,
+    /// There are leaves to claim, or none will come any more.
+    available: Notify,
+    /// A run was used up.
+    room: Notify,
+    turnstile: Turnstile,
+    delivered: AtomicU64,
+    /// The last leaf is delivered, or the job has stopped.
+    finished: Notify,
+    latch: Latch<GetError>,
+    bytes_written: AtomicU64,
+    bytes_resumed: AtomicU64,
+}
+
+impl GetJob {
+    pub fn new(options: GetOptions) -> Arc<GetJob> {
+        let GetOptions { root, root_key, depth, length, range, output, resume, width } = options;
+        let root = Root { address: root, key: root_key, depth, length };
+        let checked = Walk::new(&root, range).map(|walk| (walk.range(), walk.leaf_count()));
+        let (range, leaf_count) = checked.clone().unwrap_or_default();
+        let job = GetJob {
+            root,
+            range,
+            leaf_count,
+            output: OpenOutput::new(output),
+            resume,
+            width: width.max(1),
+            leaves: Mutex::default(),
+            available: Notify::new(),
+            room: Notify::new(),
+            turnstile: Turnstile::default(),
+            delivered: AtomicU64::new(0),
+            finished: Notify::new(),
+            latch: Latch::new(),
+            bytes_written: AtomicU64::new(0),
+            bytes_resumed: AtomicU64::new(0),
+        };
+        if let Err(error) = checked {
+            job.stop(error.into());
+        }
+        Arc::new(job)
+    }
+
+    /// Leaves that are wanted. With few of them, few shards have something to do.
+    pub fn leaf_count(&self) -> u64 {
+        self.leaf_count
+    }
+
+    pub fn progress(&self) -> Progress {
+        let (written, resumed) =
+            (self.bytes_written.load(Ordering::Relaxed), self.bytes_resumed.load(Ordering::Relaxed));
+        Progress {
+            bytes_done: written + resumed,
+            bytes_total: Some(self.range.end - self.range.start),
+            bytes_new: written,
+        }
+    }
+
+    /// Stops the job; `walk` then says so at once.
+    pub fn cancel(&self) {
+        self.stop(GetError::Cancelled);
+    }
+
+    fn stop(&self, error: GetError) {
+        self.latch.stop(error);
+        self.turnstile.close();
+        self.available.notify_waiters();
+        self.room.notify_waiters();
+        self.finished.notify_waiters();
+    }
+
+    /// Fetches and writes leaves, until there are no more. Runs on every shard; errors show up in `walk`.
+    pub async fn work<S: ChunkSource>(self: &Arc<Self>, pool: &BufferPool, source: &Rc<S>) {
+        let file = match self.output.for_this_thread() {
+            Ok(file) => file,
+            Err(error) => return self.stop(GetError::Output(error)),
+        };
+        let lane = || {
+            let (job, file, pool, source) = (Arc::clone(self), file.clone(), pool.clone(), Rc::clone(source));
+            spawn(async move {
+                if let Err(error) = job.lane(&file, &pool, &*source).await {
+                    job.stop(error);
+                }
+            })
+        };
+        let lanes: Vec<_> = (0..self.leaf_count.min(self.width as u64)).map(|_| lane()).collect();
+        for lane in lanes {
+            if lane.await.is_err() {
+                self.stop(GetError::Worker);
+            }
+        }
+    }
+
+    async fn lane<S: ChunkSource>(&self, file: &File, pool: &BufferPool, source: &S) -> Result<(), GetError> {
+        while self.leaf_is_available().await {
+            let buffer = pool.take().await;
+            // Another lane may have been faster.
+            let Some(Claimed { leaf, number }) = self.claim() else { continue };
+            let wanted = leaf.cut(&self.range);
+            let (here, buffer) = self.is_there(&leaf, &wanted, file, buffer).await;
+            if here {
+                self.bytes_resumed.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+            } else {
+                let buffer = self.fetch_leaf(&leaf, buffer, source).await?;
+                if !self.write(&leaf, number, wanted, file, buffer).await? {
+                    return Ok(());
+                }
+            }
+            if self.delivered.fetch_add(1, Ordering::AcqRel) + 1 == self.leaf_count {
+                self.finished.notify_waiters();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a leaf to claim; `false` when there will be none.
+    async fn leaf_is_available(&self) -> bool {
+        let look = || {
+            let leaves = lock(&self.leaves);
+            if self.latch.is_stopped() || leaves.claimed == self.leaf_count {
+                return Some(false);
+            }
+            leaves.runs.iter().any(|run| !run.is_empty()).then_some(true)
+        };
+        wait_for(&self.available, look).await
+    }
+
+    fn claim(&self) -> Option<Claimed> {
+        if self.latch.is_stopped() {
+            return None;
+        }
+        let mut leaves = lock(&self.leaves);
+        let run = leaves.runs.front_mut()?;
+        let leaf = run.next()?;
+        let used_up = run.is_empty();
+        if used_up {
+            leaves.runs.pop_front();
+            self.room.notify_waiters();
+        }
+        leaves.claimed += 1;
+        if leaves.claimed == self.leaf_count {
+            self.available.notify_waiters();
+        }
+        let number = leaf.start / CHUNK_BYTES_MAX as u64 - self.range.start / CHUNK_BYTES_MAX as u64;
+        Some(Claimed { leaf, number })
+    }
+
+    async fn fetch_leaf<S: ChunkSource>(&self, leaf: &Leaf, buffer: Buffer, source: &S) -> Result<Buffer, GetError> {
+        let mut buffer = fetch_open(source, leaf.address, &leaf.key, leaf.len(), buffer).await?;
+        check_padding(payload_mut(&mut buffer, leaf.len()), leaf.span)?;
+        Ok(buffer)
+    }
+
+    /// Where a leaf's wanted part belongs in the output.
+    fn position(&self, leaf: &Leaf, wanted: &Range<usize>) -> u64 {
+        leaf.start + wanted.start as u64 - self.range.start
+    }
+
+    /// Whether the output has this leaf already. A leaf of which only a part is wanted cannot be recognised.
+    async fn is_there(&self, leaf: &Leaf, wanted: &Range<usize>, file: &File, buffer: Buffer) -> (bool, Buffer) {
+        if !self.resume || self.output.in_order() || wanted.len() < leaf.span {
+            return (false, buffer);
+        }
+        let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + leaf.span;
+        let (result, mut buffer) = file.read_at(buffer, range, self.position(leaf, wanted)).await;
+        // What cannot be read is written anew, and that says what is wrong.
+        if !result.is_ok_and(|count| count == leaf.span) {
+            return (false, buffer);
+        }
+        let chunk = payload_mut(&mut buffer, leaf.len());
+        chunk.iter_mut().skip(leaf.span).for_each(|byte| *byte = 0);
+        apply_keystream(chunk, &leaf.key);
+        (address_of(chunk) == leaf.address, buffer)
+    }
+
+    /// Writes the wanted part of a leaf; `false` when the job has stopped before its turn came.
+    async fn write(
+        &self,
+        leaf: &Leaf,
+        number: u64,
+        wanted: Range<usize>,
+        file: &File,
+        buffer: Buffer,
+    ) -> Result<bool, GetError> {
+        let len = wanted.len() as u64;
+        let bytes = RECORD_HEAD_BYTES + wanted.start..RECORD_HEAD_BYTES + wanted.end;
+        if self.output.in_order() {
+            if !self.turnstile.wait(number).await {
+                return Ok(false);
+            }
+            file.write(buffer.freeze(), bytes).await.map_err(GetError::output)?;
+            self.turnstile.pass();
+        } else {
+            let position = self.position(leaf, &wanted);
+            file.write_at(buffer.freeze(), bytes, position).await.map_err(GetError::output)?;
+        }
+        self.bytes_written.fetch_add(len, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Walks the tree for the lanes, and waits until they are through. Runs on the coordinating shard, beside its
+    /// `work`.
+    pub async fn walk<S: ChunkSource>(
+        self: &Arc<Self>,
+        pool: &BufferPool,
+        source: &Rc<S>,
+    ) -> Result<GetResult, GetError> {
+        let outcome = match self.queue_all(pool, &**source).await {
+            Ok(()) => self.delivered().await,
+            Err(error) => Err(error),
+        };
+        if outcome.is_err() {
+            // An error of the coordinator's own: the lanes must hear of it.
+            self.stop(GetError::Cancelled);
+        }
+        outcome
+    }
+
+    async fn queue_all<S: ChunkSource>(&self, pool: &BufferPool, source: &S) -> Result<(), GetError> {
+        self.check_running()?;
+        let mut walk = Walk::new(&self.root, Some(self.range.clone()))?;
+        loop {
+            match walk.step()? {
+                Step::Node(node) => {
+                    let plaintext = self.fetch_node(&node, pool, source).await?;
+                    walk.expand(&node, plaintext)?;
+                }
+                Step::Leaves(run) => self.queue(run).await?,
+                Step::End => return Ok(()),
+            }
+        }
+    }
+
+    fn check_running(&self) -> Result<(), GetError> {
+        if self.latch.is_stopped() { Err(self.latch.take().unwrap_or(GetError::Cancelled)) } else { Ok(()) }
+    }
+
+    /// A node's plaintext, in memory of its own: the pool's buffers are for chunks that move.
+    async fn fetch_node<S: ChunkSource>(
+        &self,
+        node: &Inner,
+        pool: &BufferPool,
+        source: &S,
+    ) -> Result<Zeroizing<Vec<u8>>, GetError> {
+        let buffer = pool.take().await;
+        let mut buffer = fetch_open(source, node.address, &node.key, node.len, buffer).await?;
+        let plaintext = payload_mut(&mut buffer, node.len);
+        let copy = Zeroizing::new(plaintext.to_vec());
+        plaintext.zeroize();
+        Ok(copy)
+    }
+
+    async fn queue(&self, run: LeafRun) -> Result<(), GetError> {
+        let look = || {
+            let has_room = lock(&self.leaves).runs.len() < GET_RUNS_AHEAD_MAX;
+            (has_room || self.latch.is_stopped()).then_some(())
+        };
+        wait_for(&self.room, look).await;
+        self.check_running()?;
+        lock(&self.leaves).runs.push_back(run);
+        self.available.notify_waiters();
+        Ok(())
+    }
+
+    async fn delivered(&self) -> Result<GetResult, GetError> {
+        let look = || {
+            let all = self.delivered.load(Ordering::Acquire) == self.leaf_count;
+            (all || self.latch.is_stopped()).then_some(())
+        };
+        wait_for(&self.finished, look).await;
+        self.check_running()?;
+        self.output.cut_to(self.range.end - self.range.start).map_err(GetError::Output)?;
+        Ok(GetResult {
+            bytes_written: self.bytes_written.load(Ordering::Relaxed),
+            bytes_resumed: self.bytes_resumed.load(Ordering::Relaxed),
+        })
+    }
+}

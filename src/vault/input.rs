@@ -1,0 +1,100 @@
+//! Where a put's bytes come from.
+//!
+//! A regular file is read at positions, by all shards at once, and must not change meanwhile: its length and times are
+//! compared before and after. Anything else is a stream, read in order by one shard at a time.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use crate::format::tree::leaf_count;
+use crate::io::{self as ring_io, FdKind, fd_kind};
+
+/// An open descriptor and how to read it.
+#[derive(Debug)]
+pub struct Input {
+    pub fd: OwnedFd,
+    pub kind: InputKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputKind {
+    Regular { len: u64 },
+    Stream,
+}
+
+impl Input {
+    /// A regular file is read at positions, from its beginning; anything else as a stream.
+    pub fn of(fd: OwnedFd) -> Input {
+        let kind = match fd_kind(fd.as_fd()) {
+            FdKind::Regular { len_bytes } => InputKind::Regular { len: len_bytes },
+            _ => InputKind::Stream,
+        };
+        Input { fd, kind }
+    }
+}
+
+/// What a file's content cannot change without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    len: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &File) -> io::Result<Stamp> {
+        let metadata = file.metadata()?;
+        Ok(Stamp {
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+/// An input while it is read.
+pub(super) struct OpenInput {
+    file: File,
+    kind: InputKind,
+    /// Of a regular file, before the first byte was read.
+    before: Option<Stamp>,
+}
+
+impl OpenInput {
+    pub(super) fn new(input: Input) -> (OpenInput, io::Result<()>) {
+        let file = File::from(input.fd);
+        let (before, outcome) = match input.kind {
+            InputKind::Stream => (None, Ok(())),
+            InputKind::Regular { .. } => match Stamp::of(&file) {
+                Ok(stamp) => (Some(stamp), Ok(())),
+                Err(error) => (None, Err(error)),
+            },
+        };
+        (OpenInput { file, kind: input.kind, before }, outcome)
+    }
+
+    pub(super) fn len(&self) -> Option<u64> {
+        match self.kind {
+            InputKind::Regular { len } => Some(len),
+            InputKind::Stream => None,
+        }
+    }
+
+    pub(super) fn leaf_count(&self) -> Option<u64> {
+        self.len().map(leaf_count)
+    }
+
+    /// A descriptor for the calling thread.
+    pub(super) fn for_this_thread(&self) -> io::Result<ring_io::File> {
+        Ok(ring_io::File::from_fd(self.file.as_fd().try_clone_to_owned()?))
+    }
+
+    /// Whether a regular file is still what it was, and as long as was said. The kernel steps these times a few
+    /// milliseconds at a time; a change within one step that leaves the length alone is not seen.
+    pub(super) fn is_unchanged(&self) -> io::Result<bool> {
+        let (Some(before), Some(len)) = (self.before, self.len()) else { return Ok(true) };
+        Ok(before.len == len && Stamp::of(&self.file)? == before)
+    }
+}
