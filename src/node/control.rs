@@ -306,3 +306,6 @@ fn finish<T: Field>(mut reader: Reader<'_>) -> Result<T, ProtocolError> {
     reader.end("bytes after the message")?;
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests;
