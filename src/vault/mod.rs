@@ -128,3 +128,6 @@ async fn fetch_open<S: ChunkSource>(
     }
     Err(ChunkError::Damaged { address })
 }
+
+#[cfg(test)]
+mod tests;
