@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::cache::Cache;
 use super::connections::Connections;
@@ -14,7 +15,7 @@ use super::peers::Peers;
 use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
-use super::{NodeError, Ready, commands, deaths, membership, reclaim, wall_ms};
+use super::{NodeError, Ready, commands, deaths, log, membership, reclaim, wall_ms};
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
 use crate::config::NodeConfig;
@@ -171,16 +172,15 @@ async fn open(
     let listen = listener.local_addr().map_err(|source| NodeError::Io { what: "reading the listening address", source })?;
     let incarnation = incarnation(&dir)?;
     let (catalog, positions) = Catalog::open(&dir)?;
-    let disk = RingDisk::new(dir.clone());
+    let disk = RingDisk::new(&dir).map_err(|source| NodeError::Io { what: "opening the data directory", source })?;
     let options = StoreOptions::new(shards.len(), incarnation, 0);
     let mut cached = Vec::new();
-    let mut replay = deaths::Replay::new(&catalog);
+    let mut replay = log::Replay::new(&catalog);
     let (store, report) = store::open(&disk, options, &positions, &mut |replayed| replay.apply(replayed)).await?;
     replay.finish().await?;
     tracing::info!(
         segments = report.segments,
         chunks = report.chunks,
-        torn_batches = report.torn_batches,
         quarantined = report.quarantined.len(),
         clean = report.clean,
         "store opened"
@@ -256,7 +256,7 @@ fn start_threads(
 fn run_thread(index: usize, node: &Arc<Shared>, jobs: mpsc::UnboundedReceiver<Job>) -> Result<(), NodeError> {
     let mut ring = Ring::new(&RingOptions::default())?;
     ring.block_on(async {
-        let listener = listen(node.listen)?;
+        let listener = Rc::new(listen(node.listen)?);
         let shard = attach(index, node)?;
         start_shard(&shard, &listener, jobs);
         node.stopping().wait().await;
@@ -269,9 +269,10 @@ fn run_thread(index: usize, node: &Arc<Shared>, jobs: mpsc::UnboundedReceiver<Jo
 fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> {
     let pool = BufferPool::new(BUFFERS_PER_SHARD)
         .map_err(|source| NodeError::Io { what: "allocating the buffers", source })?;
-    let disk = RingDisk::new(node.config.data_dir.clone());
+    let disk = RingDisk::new(&node.config.data_dir)
+        .map_err(|source| NodeError::Io { what: "opening the data directory", source })?;
     let catalog = node.catalog.clone();
-    let observer = Rc::new(move |applied| deaths::observe(&catalog, applied));
+    let observer = Rc::new(move |applied| log::observe(&catalog, applied));
     let store = Store::attach(node.store.clone(), disk, index, observer, |task| {
         spawn(task);
     });

@@ -38,7 +38,8 @@ pub struct Found {
     pub root_key: ChunkKey,
     pub depth: u8,
     pub length: u64,
-    pub metadata: Option<Metadata>,
+    /// Nothing for a link: it carries none.
+    pub metadata: Metadata,
     pub stamp_ms: u64,
 }
 
@@ -49,7 +50,7 @@ impl Found {
             root_key: ChunkKey::from_bytes(body.root_key),
             depth: body.depth,
             length: body.length,
-            metadata: Some(body.metadata.clone()),
+            metadata: body.metadata.clone(),
             bucket: body.bucket.clone(),
             key: body.key.clone(),
             stamp_ms,
@@ -74,7 +75,7 @@ pub async fn find(shard: &Rc<Shard>, target: &Target) -> Result<Found, Failure> 
                 root_key: ChunkKey::from_bytes(link.root_key),
                 depth: link.depth,
                 length: link.length,
-                metadata: None,
+                metadata: Metadata::default(),
                 stamp_ms: 0,
             })
         }
@@ -109,7 +110,7 @@ async fn find_content(shard: &Rc<Shard>, root: &Address) -> Result<Found, Failur
             root_key: ChunkKey::from_bytes([0; 32]),
             depth: 0,
             length: 0,
-            metadata: None,
+            metadata: Metadata::default(),
             stamp_ms: 0,
         });
     }
@@ -122,7 +123,7 @@ async fn find_content(shard: &Rc<Shard>, root: &Address) -> Result<Found, Failur
                 root_key: ChunkKey::from_bytes(capsule.root_key),
                 depth: capsule.depth,
                 length: capsule.length,
-                metadata: Some(capsule.metadata.clone()),
+                metadata: capsule.metadata.clone(),
                 stamp_ms: u64::from(version.minted_s()) * 1000,
             });
         }
@@ -140,7 +141,7 @@ pub async fn run(
     client
         .send(ControlEvent::Info { metadata: found.metadata.clone(), length: found.length, content: found.root })
         .await?;
-    let is_symlink = found.metadata.as_ref().is_some_and(|metadata| metadata.symlink_target.is_some());
+    let is_symlink = found.metadata.symlink_target.is_some();
     if is_symlink || found.length == 0 {
         return client.send(ControlEvent::Fetched { bytes: 0, bytes_resumed: 0 }).await;
     }
@@ -150,7 +151,6 @@ pub async fn run(
         OutputKind::File => Output::File(descriptor),
         OutputKind::Stream => Output::Stream(descriptor),
     };
-    let bytes = range.as_ref().map_or(found.length, |range| range.end - range.start);
     let job = GetJob::new(GetOptions {
         root: found.root,
         root_key: found.root_key,
@@ -162,7 +162,7 @@ pub async fn run(
         width: CHUNKS_IN_FLIGHT_PER_SHARD,
     });
     let remote = get.remote;
-    if bytes > SINGLE_SHARD_BYTES_MAX {
+    if job.leaf_count() > SINGLE_SHARD_LEAVES_MAX {
         for index in (0..shard.node.shards.len()).filter(|index| *index != shard.index) {
             let job = job.clone();
             send_job(&shard.node, index, move |shard| async move { work(&job, &shard, remote).await });
@@ -180,7 +180,7 @@ pub async fn run(
 }
 
 /// A get this short is not worth waking the other shards for.
-const SINGLE_SHARD_BYTES_MAX: u64 = 4 << 20;
+const SINGLE_SHARD_LEAVES_MAX: u64 = 4;
 
 async fn work(job: &Arc<GetJob>, shard: &Rc<Shard>, remote: bool) {
     job.work(&shard.pool, &Rc::new(ClusterSource::new(shard.clone(), remote))).await;

@@ -172,7 +172,7 @@ impl Watch {
 }
 
 /// Accepts commands until the listener is cancelled; they go round over the shards.
-pub async fn serve(shard: Rc<Shard>, listener: UnixListener) {
+pub async fn serve(shard: Rc<Shard>, listener: Rc<UnixListener>) {
     let next = AtomicUsize::new(0);
     loop {
         match listener.accept().await {

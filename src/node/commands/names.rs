@@ -87,7 +87,7 @@ fn entry(body: NameBody, record: &NameRecord) -> Entry {
         key: body.key.clone(),
         content: body.root,
         length: body.length,
-        metadata: Some(body.metadata.clone()),
+        metadata: body.metadata.clone(),
         stamp_ms: record.clock.millis(),
     }
 }
@@ -100,5 +100,5 @@ pub async fn share(shard: &Rc<Shard>, client: &Rc<Client>, bucket: &str, key: &s
         depth: found.depth,
         length: found.length,
     };
-    client.send(ControlEvent::Text { text: SecretText::from(link.to_string()) }).await
+    client.send(ControlEvent::Text { text: SecretText::new(link.to_string()) }).await
 }

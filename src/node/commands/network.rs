@@ -26,13 +26,13 @@ async fn report(shard: &Rc<Shard>) -> Result<StatusReport, Failure> {
     let mut reasons = Vec::new();
     match &layout {
         None => reasons.push("has not joined its network yet: no node of the ticket has answered".to_owned()),
-        Some(layout) if !layout.contains(&node.id()) => {
+        Some(layout) if layout.node(&node.id()).is_none() => {
             reasons.push("waits for the founder to add it to the layout: start the founder".to_owned());
         }
         Some(layout) => {
-            let missing = layout.node_ids().filter(|id| *id != node.id() && !node.peers.is_alive(id)).count();
+            let missing = layout.nodes().iter().filter(|known| !node.peers.is_alive(&known.node)).count();
             if missing > 0 {
-                reasons.push(format!("{missing} of {} nodes do not answer", layout.node_ids().count()));
+                reasons.push(format!("{missing} of {} nodes do not answer", layout.nodes().len()));
             }
         }
     }
@@ -53,7 +53,7 @@ async fn report(shard: &Rc<Shard>) -> Result<StatusReport, Failure> {
         network_id: node.network_id(),
         listen: node.listen.to_string(),
         layout: node.layout_number(),
-        replicas: layout.as_ref().map_or(0, |layout| layout.replicas),
+        replicas: layout.as_ref().map_or(0, |layout| layout.replicas()),
         nodes_known: known,
         nodes_alive: alive,
         chunks: stats.chunks,
@@ -102,14 +102,14 @@ pub async fn ticket(
     };
     let expiry_s = wall_ms() / 1000 + expires_s;
     let terms = InviteTerms { class, zone, capacity_limit: 0, expiry_s };
-    let mut addresses = node.peers.own_addresses();
+    let mut addresses = node.peers.own_role().addresses.clone();
     for address in node.peers.known_addresses() {
         if addresses.len() < ADDRESSES_PER_NODE_MAX && !addresses.contains(&address) {
             addresses.push(address);
         }
     }
     let ticket = node.key_ring().mint_ticket(&terms, addresses).map_err(key_failure)?;
-    client.send(ControlEvent::Text { text: SecretText::from(ticket.to_string()) }).await
+    client.send(ControlEvent::Text { text: SecretText::new(ticket.to_string()) }).await
 }
 
 fn key_failure(error: KeyFileError) -> Failure {
@@ -124,5 +124,5 @@ pub async fn key_export(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Fa
         return Err(Failure::new(code::KEY, "this is a storage node: it holds no keys worth exporting; ask a member"));
     }
     let text = shard.node.key_ring().export().to_string();
-    client.send(ControlEvent::Text { text: SecretText::from(text) }).await
+    client.send(ControlEvent::Text { text: SecretText::new(text) }).await
 }

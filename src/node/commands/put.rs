@@ -21,7 +21,6 @@ use crate::crypto::cipher::ScopeKey;
 use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::name::{Capsule, Metadata, Name, NameBody};
 use crate::format::VersionId;
-use crate::io::{FdKind, fd_kind};
 use crate::limits::CHUNKS_IN_FLIGHT_PER_SHARD;
 use crate::node::chunks::ClusterSink;
 use crate::node::control::ControlEvent;
@@ -81,11 +80,10 @@ async fn store_content(
     version: VersionId,
     descriptor: OwnedFd,
 ) -> Result<PutResult, Failure> {
-    let input = input_of(descriptor)?;
-    let length = input.length();
+    let input = Input::of(descriptor);
     let scope = if put.no_dedup { ScopeKey::random() } else { vault.scope() };
     let job = PutJob::new(input, PutOptions { scope, version, width: CHUNKS_IN_FLIGHT_PER_SHARD });
-    if length.is_none_or(|length| length > SINGLE_SHARD_BYTES_MAX) {
+    if job.leaf_count().is_none_or(|leaves| leaves > SINGLE_SHARD_LEAVES_MAX) {
         for index in (0..shard.node.shards.len()).filter(|index| *index != shard.index) {
             let job = job.clone();
             send_job(&shard.node, index, move |shard| async move { work(&job, &shard).await });
@@ -102,19 +100,10 @@ async fn store_content(
 }
 
 /// A file this short is not worth waking the other shards for.
-const SINGLE_SHARD_BYTES_MAX: u64 = 4 << 20;
+const SINGLE_SHARD_LEAVES_MAX: u64 = 4;
 
 async fn work(job: &Arc<PutJob>, shard: &Rc<Shard>) {
     job.work(&shard.pool, &Rc::new(ClusterSink::new(shard.clone()))).await;
-}
-
-fn input_of(descriptor: OwnedFd) -> Result<Input, Failure> {
-    let unusable = |what: String| Failure::new(code::OTHER, what);
-    match fd_kind(&descriptor).map_err(|error| unusable(format!("cannot look at the input: {error}")))? {
-        FdKind::Regular { len } => Ok(Input::file(descriptor, len)),
-        FdKind::Pipe | FdKind::Char | FdKind::Other => Ok(Input::stream(descriptor)),
-        FdKind::Directory => Err(unusable("the input is a directory: put it with -r".into())),
-    }
 }
 
 fn put_failure(error: PutError, put: &Put) -> Failure {
