@@ -69,6 +69,12 @@ pub const SEGMENT_STEP_BYTES: u64 = 64 * MIB as u64;
 pub const BULK_PAYLOAD_BYTES_MIN: usize = 64 * KIB;
 /// Longest batch of small records.
 pub const BATCH_BYTES_MAX: usize = MIB;
+/// Messages that wait for the committer of small records; whoever comes later waits to be heard.
+pub const COMMITTER_QUEUE_MESSAGES: usize = 256;
+/// Read-only descriptors of segments that each shard thread keeps open.
+pub const SEGMENT_READERS_PER_SHARD: usize = 128;
+/// More sealed segments of small records shorter than 1/16 of the longest are compacted into one.
+pub const SMALL_SEGMENTS_SHORT_MAX: usize = 8;
 /// Free space below which new writes are refused, so that removals and the catalog still have room.
 pub const FREE_BYTES_RESERVE: u64 = 32 * MIB as u64;
 
