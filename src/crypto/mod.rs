@@ -25,7 +25,10 @@
 pub mod cipher;
 pub mod hash;
 pub mod identity;
+pub mod keyfile;
 pub mod keys;
+pub mod replay;
+pub mod session;
 
 /// Bytes from the thread's generator, which the operating system seeds.
 pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
+use zeroize::Zeroizing;
 
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident, $bytes:literal) => {
@@ -144,7 +145,9 @@ pub struct Stamp(pub little_endian::U64);
 impl Stamp {
     pub const ZERO: Self = Self(little_endian::U64::ZERO);
 
+    /// Milliseconds beyond 48 bits (the year 10,889) stand still there rather than wrap round to 1970.
     pub fn new(millis: u64, counter: u16) -> Self {
+        let millis = millis.min((1 << 48) - 1);
         Self(((millis << 16) | u64::from(counter)).into())
     }
 
@@ -180,7 +183,7 @@ impl fmt::Debug for Stamp {
 }
 
 /// A file's id as a user sees it: its root's address.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ContentId(pub Address);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -201,9 +204,11 @@ pub enum TextError {
 
 /// Prefix and base32 of `bytes`.
 pub fn to_text(prefix: &'static str, bytes: &[u8]) -> String {
-    let mut text = BASE32_NOPAD.encode(bytes);
+    // In one allocation: some texts are secrets, and one that grows leaves copies behind.
+    let mut text = String::with_capacity(prefix.len() + BASE32_NOPAD.encode_len(bytes.len()));
+    text.push_str(prefix);
+    BASE32_NOPAD.encode_append(bytes, &mut text);
     text.make_ascii_lowercase();
-    text.insert_str(0, prefix);
     text
 }
 
@@ -213,7 +218,8 @@ pub fn from_text(prefix: &'static str, text: &str) -> Result<Vec<u8>, TextError>
     if body.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Err(TextError::Alphabet);
     }
-    BASE32_NOPAD.decode(body.to_ascii_uppercase().as_bytes()).map_err(|_| TextError::Alphabet)
+    let upper = Zeroizing::new(body.to_ascii_uppercase());
+    BASE32_NOPAD.decode(upper.as_bytes()).map_err(|_| TextError::Alphabet)
 }
 
 /// The `derive_key` context of [`checksum`]; listed with all the others in `crypto::keys`.
