@@ -22,7 +22,7 @@
 //! [`Link::end`] runs once, with the first reason: every asker is told, every task of a handler aborted, the queue
 //! dropped, the socket shut down; that wakes the reader, whose last act is [`Handler::closed`].
 
-use std::cell::{Cell, Ref, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
@@ -42,7 +42,7 @@ use super::liveness::{Liveness, Movement, Patience, Verdict};
 use super::queue::{Outgoing, Queue};
 use super::{Admission, Answer, CloseReason, Handler, Payload, PayloadSource, PeerInfo, Reply, Request, RequestError};
 use super::{Violation, reader, writer};
-use crate::crypto::session::ReplayFilter;
+use crate::crypto::replay::ReplayFilter;
 use crate::format::frame::{FrameHeader, FrameKind, Status};
 use crate::format::{Address, Malformed, NodeId};
 use crate::io::{BufferPool, JoinHandle, TcpStream, spawn};
@@ -109,6 +109,8 @@ pub(super) struct Link {
     closed: RefCell<Option<CloseReason>>,
     /// The first frame of the peer is here: it accepted us.
     proven: Cell<bool>,
+    /// The handler knows of this connection.
+    announced: Cell<bool>,
     /// Told of `proven` and of `closed`.
     changed: Notify,
 }
@@ -139,9 +141,11 @@ impl Connection {
         handler: Rc<H>,
     ) -> Result<Connection, DialError> {
         let established = handshake::dial(address, identity, expect).await?;
-        let connection = Self::start(established, address, true, pool, handler.clone(), false);
+        let connection = Self::start(established, address, true, pool, handler);
+        // The reader announces the connection with the first frame.
+        let unclaimed = EndOnDrop(&connection.0);
         connection.0.accepted(address).await?;
-        handler.connected(&connection);
+        drop(unclaimed);
         Ok(connection)
     }
 
@@ -156,8 +160,10 @@ impl Connection {
         handler: Rc<H>,
     ) -> Result<Connection, AcceptRefused> {
         let established = handshake::accept(stream, address, identity, admission, replay).await?;
-        // The first keepalive tells the dialler that it was accepted.
-        let connection = Self::start(established, address, false, pool, handler.clone(), true);
+        let connection = Self::start(established, address, false, pool, handler.clone());
+        // This keepalive tells the dialler that it was accepted.
+        connection.0.queue.borrow_mut().want_keepalive();
+        connection.0.announce();
         handler.connected(&connection);
         Ok(connection)
     }
@@ -168,7 +174,6 @@ impl Connection {
         dialled: bool,
         pool: BufferPool,
         handler: Rc<H>,
-        greet: bool,
     ) -> Connection {
         let Established { stream, certificate, sealer, unsealer } = established;
         let now = Instant::now();
@@ -187,12 +192,10 @@ impl Connection {
             movement: RefCell::new(Movement::new(now)),
             closing: RefCell::new(None),
             closed: RefCell::new(None),
-            proven: Cell::new(!dialled),
+            proven: Cell::new(false),
+            announced: Cell::new(false),
             changed: Notify::new(),
         });
-        if greet {
-            link.queue.borrow_mut().want_keepalive();
-        }
         spawn(writer::write(link.clone(), sealer));
         spawn(reader::read(link.clone(), Decoder::new(unsealer, dialled), handler));
         spawn(watch(link.clone()));
@@ -299,6 +302,17 @@ impl Drop for CancelOnDrop<'_> {
     }
 }
 
+/// A connection that nobody knows of yet ends with the future that makes it.
+struct EndOnDrop<'a>(&'a Rc<Link>);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        if !self.0.is_announced() {
+            self.0.end(CloseReason::Here("no longer wanted".to_owned()));
+        }
+    }
+}
+
 /// Keepalives, silence, age.
 async fn watch(link: Rc<Link>) {
     while !link.is_closed() {
@@ -374,15 +388,19 @@ impl Link {
 
     /// The asker has gone: what has not left is withdrawn, what has left is cancelled.
     fn forget(&self, request: u64) {
-        let mut asked = self.asked.borrow_mut();
-        let Entry::Occupied(mut entry) = asked.entry(request) else { return };
-        let withdrawn = self.queue.borrow_mut().withdraw(false, request);
-        if withdrawn.is_some() {
-            entry.remove();
-        } else {
-            entry.get_mut().tell = None;
-            self.push(Outgoing::bare(FrameKind::Cancel, request));
-        }
+        // Bound outside of the block: what it holds may look at the connection when it is dropped.
+        let _withdrawn = {
+            let mut asked = self.asked.borrow_mut();
+            let Entry::Occupied(mut entry) = asked.entry(request) else { return };
+            let withdrawn = self.queue.borrow_mut().withdraw(false, request);
+            if withdrawn.is_some() {
+                entry.remove();
+            } else {
+                entry.get_mut().tell = None;
+                self.push(Outgoing::bare(FrameKind::Cancel, request));
+            }
+            withdrawn
+        };
     }
 
     /// The request's entry ends with the peer's last frame about it.
@@ -412,7 +430,16 @@ impl Link {
         Ok(())
     }
 
-    /// A payload follows: takes its credit. `None` when nobody waits for it any more.
+    /// Marks the connection as known to the handler; `true` when it was before.
+    pub(super) fn announce(&self) -> bool {
+        self.announced.replace(true)
+    }
+
+    pub(super) fn is_announced(&self) -> bool {
+        self.announced.get()
+    }
+
+    /// A payload follows: takes its credit. `false` when nobody waits for it any more.
     pub(super) fn payload_begins(
         self: &Rc<Self>,
         header: &FrameHeader,
@@ -429,7 +456,7 @@ impl Link {
         let mut asked = self.asked.borrow_mut();
         let entry = asked.get_mut(&header.request.get());
         let entry = entry.ok_or(Malformed::new("answer to a request that is not open"))?;
-        entry.patience.begins();
+        entry.patience.arrives();
         Ok((grant, entry.tell.is_some()))
     }
 
@@ -460,7 +487,7 @@ impl Link {
         if let Some(task) = serving.task.take() {
             task.abort();
         }
-        drop(self.queue.borrow_mut().withdraw(true, request));
+        let _withdrawn = self.queue.borrow_mut().withdraw(true, request);
         self.push(Outgoing::bare(FrameKind::Cancel, request));
         Ok(())
     }
@@ -553,7 +580,7 @@ impl Link {
 
     pub(super) fn request_leaves(&self, request: u64) {
         if let Some(asked) = self.asked.borrow_mut().get_mut(&request) {
-            asked.patience.begins();
+            asked.patience.leaves();
         }
     }
 
@@ -572,9 +599,8 @@ impl Link {
         self.liveness.borrow_mut().sent(now);
         let mut asked = self.asked.borrow_mut();
         for request in requests {
-            // An answer whose payload arrives already keeps moving.
             if let Some(asked) = asked.get_mut(request) {
-                asked.patience.rests(now, &movement);
+                asked.patience.left(now, &movement);
             }
         }
     }
@@ -591,7 +617,7 @@ impl Link {
     }
 
     pub(super) fn reason(&self) -> Option<CloseReason> {
-        Ref::map(self.closed.borrow(), |reason| reason).clone()
+        self.closed.borrow().clone()
     }
 
     /// Waits for the first frame of the peer.

@@ -36,6 +36,9 @@
 //!   then it reads the payload away and refuses it ([`Status::Unavailable`], [`RequestError::NoBuffer`]). It never
 //!   waits for a handler, for credit or for the queue, whose length is bounded by the requests in flight. So answers and
 //!   credit always get through, even while every buffer is held by somebody who waits for exactly those.
+//! - Buffers in answers that wait to leave are the handlers' affair, and must stay fewer than the pool has: else two nodes
+//!   whose every buffer holds an answer for the other refuse each other's payloads, one a second. A permit for each, kept
+//!   by [`PayloadSource::guarded`] until it has left, does it.
 //! - The writer waits for the socket alone, which the other side's reader empties, by the same argument.
 //! - Payloads wait for credit in the queue, where small frames go past them. Credit comes back when a handler is done.
 //!   A handler that sends a payload to the very peer whose payload it holds may wait for itself; its patience ends it.
@@ -103,11 +106,18 @@ pub enum PayloadSource {
     /// With a guard that keeps the range from being punched.
     Mapped(MappedRange, Range<usize>, Box<dyn Any>),
     Bytes(Vec<u8>),
+    /// Any of the above, and something that is dropped with it, such as a permit for the buffer that it occupies.
+    Guarded(Box<PayloadSource>, Box<dyn Any>),
 }
 
 impl PayloadSource {
+    pub fn guarded(self, guard: impl Any) -> Self {
+        Self::Guarded(Box::new(self), Box::new(guard))
+    }
+
     pub fn len(&self) -> usize {
         match self {
+            Self::Guarded(source, _) => source.len(),
             Self::Shared(_, range) | Self::Mapped(_, range, _) => range.len(),
             Self::Bytes(bytes) => bytes.len(),
         }
@@ -211,6 +221,8 @@ pub enum RequestError {
     Cancelled,
     #[error("the answer's payload was thrown away: every buffer was in use for a second")]
     NoBuffer,
-    #[error("not sent: a body has at most {SEALED_BODY_BYTES_MAX} bytes, not {body_bytes}, and a payload 1 to {CHUNK_BYTES_MAX}, not {payload_bytes:?}")]
+    #[error(
+        "not sent: a body has at most {SEALED_BODY_BYTES_MAX} bytes, not {body_bytes}, and a payload 1 to {CHUNK_BYTES_MAX}, not {payload_bytes:?}"
+    )]
     TooLong { body_bytes: usize, payload_bytes: Option<usize> },
 }

@@ -1,7 +1,9 @@
 //! Which frame leaves next.
 //!
 //! - Frames without a payload go first, in their order: an answer of 80 bytes does not wait behind 16 MiB.
-//! - Then one frame with a payload, if there is credit for it, in their order; then small frames again.
+//! - Then one frame with a payload, if there is credit for it; then small frames again. Answers and requests with
+//!   payloads take turns, each kind in its order: an answer holds a buffer until it has left, and must not hold it for
+//!   as long as our own requests keep coming.
 //! - A keepalive leaves only when nothing else does; a goodbye comes last of all small frames, and nothing after it.
 //!
 //! Bounded by the requests in flight: at most one frame for each request of ours and each of theirs, and a cancel.
@@ -31,7 +33,10 @@ impl Outgoing {
 #[derive(Default)]
 pub(super) struct Queue {
     small: VecDeque<Outgoing>,
-    bulk: VecDeque<Outgoing>,
+    answers: VecDeque<Outgoing>,
+    requests: VecDeque<Outgoing>,
+    /// The last payload that left was an answer's.
+    answered_last: bool,
     keepalive: bool,
     goodbye: Option<String>,
     pub(super) credit: SendCredit,
@@ -39,7 +44,12 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn push(&mut self, frame: Outgoing) {
-        if frame.payload.is_some() { self.bulk.push_back(frame) } else { self.small.push_back(frame) }
+        let lane = match (&frame.payload, frame.header.kind == FrameKind::Answer as u8) {
+            (None, _) => &mut self.small,
+            (Some(_), true) => &mut self.answers,
+            (Some(_), false) => &mut self.requests,
+        };
+        lane.push_back(frame);
     }
 
     pub(super) fn want_keepalive(&mut self) {
@@ -59,11 +69,13 @@ impl Queue {
 
     /// The next frame with a payload, if there is credit, which it spends.
     pub(super) fn pop_bulk(&mut self) -> Option<Outgoing> {
-        if self.goodbye.is_some() || self.bulk.is_empty() || !self.credit.spend() {
+        let is_empty = self.answers.is_empty() && self.requests.is_empty();
+        if self.goodbye.is_some() || is_empty || !self.credit.spend() {
             return None;
         }
         self.keepalive = false;
-        self.bulk.pop_front()
+        self.answered_last = self.requests.is_empty() || !(self.answered_last || self.answers.is_empty());
+        if self.answered_last { self.answers.pop_front() } else { self.requests.pop_front() }
     }
 
     /// What leaves when there is nothing else to say; `true` with a goodbye, after which nothing may follow.
@@ -76,10 +88,10 @@ impl Queue {
 
     /// Takes back a frame that has not begun to leave: our request, or our answer to one.
     pub(super) fn withdraw(&mut self, is_answer: bool, request: u64) -> Option<Outgoing> {
-        [&mut self.small, &mut self.bulk].into_iter().find_map(|lane| {
-            let at = lane.iter().position(|frame| {
-                frame.header.kind != FrameKind::Cancel as u8 && frame.is(is_answer, request)
-            })?;
+        [&mut self.small, &mut self.answers, &mut self.requests].into_iter().find_map(|lane| {
+            let at = lane
+                .iter()
+                .position(|frame| frame.header.kind != FrameKind::Cancel as u8 && frame.is(is_answer, request))?;
             lane.remove(at)
         })
     }
@@ -107,6 +119,18 @@ mod tests {
         }
         assert_eq!(ids(|| queue.pop_small()), [11, 13, 15]);
         assert_eq!(ids(|| queue.pop_bulk()), [1, 3, 5]);
+    }
+
+    #[test]
+    fn answers_and_requests_with_payloads_take_turns() {
+        let mut queue = Queue::default();
+        for request in [1, 3, 5, 7] {
+            queue.push(bulk(request));
+        }
+        for request in [2, 4] {
+            queue.push(Outgoing { header: FrameHeader::new(FrameKind::Answer, request), ..bulk(request) });
+        }
+        assert_eq!(ids(|| queue.pop_bulk()), [2, 1, 4, 3, 5, 7]);
     }
 
     #[test]

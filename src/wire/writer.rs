@@ -4,6 +4,7 @@
 //! withdrawn. All small frames that wait leave in one send; the head of a frame with a payload leaves in one call
 //! together with the payload, which goes from where it lies.
 
+use std::any::Any;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -98,21 +99,34 @@ fn seal(link: &Rc<Link>, sealer: &mut Sealer, frame: Outgoing, batch: &mut Batch
 async fn send(link: &Rc<Link>, batch: Batch) -> Result<(), CloseReason> {
     let has_payload = batch.payload.is_some();
     let head = batch.bytes;
-    // Kept until the kernel has read the last byte.
-    let mut _guard = None;
+    // Guards are kept until the kernel has read the last byte.
+    let mut guards = Vec::new();
     let source = match batch.payload {
         None => SendSource::Bytes(head),
-        Some(PayloadSource::Bytes(payload)) => SendSource::Bytes([head, payload].concat()),
-        Some(PayloadSource::Shared(buffer, range)) => SendSource::HeadAndShared(head, buffer, range),
-        Some(PayloadSource::Mapped(map, range, guard)) => {
-            _guard = Some(guard);
-            SendSource::HeadAndMapped(head, map, range)
-        }
+        Some(payload) => with_head(head, payload, &mut guards),
     };
     link.departs(has_payload);
     let sent = link.stream.send_all(source, STALL_MAX).await;
     link.departed(Instant::now(), has_payload, &batch.requests);
+    drop(guards);
     sent.map_err(|error| CloseReason::of_io(&error, STALL_MAX))
+}
+
+fn with_head(head: Vec<u8>, mut payload: PayloadSource, guards: &mut Vec<Box<dyn Any>>) -> SendSource {
+    loop {
+        payload = match payload {
+            PayloadSource::Bytes(payload) => return SendSource::Bytes([head, payload].concat()),
+            PayloadSource::Shared(buffer, range) => return SendSource::HeadAndShared(head, buffer, range),
+            PayloadSource::Mapped(map, range, guard) => {
+                guards.push(guard);
+                return SendSource::HeadAndMapped(head, map, range);
+            }
+            PayloadSource::Guarded(inner, guard) => {
+                guards.push(guard);
+                *inner
+            }
+        }
+    }
 }
 
 impl Sealer {
