@@ -20,9 +20,9 @@ use tokio::sync::mpsc;
 
 use super::connections::connect;
 use super::shard::Shard;
+use super::shared::Holders;
 use crate::cluster::chunks::ReadStep;
 use crate::cluster::{Quorum, ReadPlan, WriteProgress, WriteQuorum};
-use super::shared::Holders;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::message;
 use crate::format::record::FLAG_CACHED;
@@ -164,7 +164,9 @@ async fn store_once(
             }
             Err(OwnerError::WrongLayout) => return Ok((None, shared)),
             Err(OwnerError::Dead) => {
-                return Err(ChunkError::Other { reason: "the version was declared dead meanwhile: put it again".into() });
+                return Err(ChunkError::Other {
+                    reason: "the version was declared dead meanwhile: put it again".into(),
+                });
             }
             Err(error) => {
                 tracing::debug!(?owner, ?address, %error, "an owner did not take a chunk");
@@ -472,7 +474,8 @@ fn keep(shard: &Rc<Shard>, address: Address, payload: &Payload) {
     }
     let Some(mut buffer) = shard.pool.try_take() else { return };
     let range = payload_range(len);
-    if let (Some(to), Some(from)) = (buffer.as_mut_slice().get_mut(range.clone()), payload.buffer.as_slice().get(range)) {
+    if let (Some(to), Some(from)) = (buffer.as_mut_slice().get_mut(range.clone()), payload.buffer.as_slice().get(range))
+    {
         to.copy_from_slice(from);
     }
     let shard = shard.clone();

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::commands::{Failure, code};
 use super::connections::connect;
+use super::log;
 use super::names::Written;
 use super::shard::Shard;
 use super::shared::{Shared, lock};
@@ -33,18 +34,10 @@ use crate::store::{SmallRecord, StoreError};
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 /// Signs the death of what a write has replaced, if the rule allows it; durable here when it returns, and under way to
 /// everybody else.
-pub async fn sign_replaced(
-    shard: &Rc<Shard>,
-    earlier: Option<&NameRecord>,
-    written: &Written,
-) -> Result<(), Failure> {
+pub async fn sign_replaced(shard: &Rc<Shard>, earlier: Option<&NameRecord>, written: &Written) -> Result<(), Failure> {
     let Some(earlier) = earlier.filter(|earlier| !earlier.tombstone) else { return Ok(()) };
-    let known = Superseded {
-        clock: earlier.clock,
-        version: earlier.version,
-        later: written.order,
-        holders: &written.holders,
-    };
+    let known =
+        Superseded { clock: earlier.clock, version: earlier.version, later: written.order, holders: &written.holders };
     match may_sign(&known, &written.quorums) {
         Some(version) => sign(shard, version).await,
         None => Ok(()), // somebody else's later write has won: whoever sees that signs
@@ -71,7 +64,7 @@ async fn sign(shard: &Rc<Shard>, version: VersionId) -> Result<(), Failure> {
     };
     let mut records = vec![SmallRecord::Death(bytes.clone())];
     if let Some((id, document)) = pending.filter(|_| !others.is_empty()) {
-        records.push(SmallRecord::document(node.document_serial(), &id.document_key(), &document));
+        records.push(log::document(node.document_serial(), &id.document_key(), &document));
     }
     shard.store.append_all(records).await?;
     if !others.is_empty() {
@@ -194,7 +187,7 @@ async fn send(shard: &Rc<Shard>, peer: NodeId, mut deaths: Vec<(DeathId, Vec<u8>
         let mut done = Vec::new();
         for (id, _) in std::mem::replace(&mut deaths, rest) {
             if lock(&shard.node.deaths).on_confirm(peer, id) {
-                done.push(SmallRecord::document(shard.node.document_serial(), &id.document_key(), &[]));
+                done.push(log::document(shard.node.document_serial(), &id.document_key(), &[]));
             }
         }
         shard.store.append_all(done).await.map_err(|error| error.to_string())?;

@@ -17,7 +17,7 @@ use super::serve::Serve;
 use super::shard::{Shard, send_job};
 use super::shared::Shared;
 use super::start::write_durably;
-use super::{NodeError, wall_ms};
+use super::{NodeError, log, wall_ms};
 use crate::cluster::membership::{ConnectionId, Known};
 use crate::cluster::{ActiveLayout, MembershipAction, MembershipEvent};
 use crate::crypto::identity::{sign_layout, verify_certificate, verify_layout, verify_role};
@@ -174,7 +174,8 @@ pub fn on_closed(shard: &Rc<Shard>, standing: &Standing) {
 
 pub fn own_hello(shard: &Rc<Shard>) -> Vec<u8> {
     let node = &shard.node;
-    Hello { incarnation: node.incarnation, layout: node.layout_number(), role: &node.peers.own_role().encode() }.encode()
+    Hello { incarnation: node.incarnation, layout: node.layout_number(), role: &node.peers.own_role().encode() }
+        .encode()
 }
 
 /// A peer says hello: its connection counts from now on.
@@ -213,7 +214,8 @@ async fn learn(shard: &Rc<Shard>, from: NodeId, heard: Vec<(NodeCertificate, Rol
     let network = shard.node.network_id();
     let mut known = Vec::with_capacity(heard.len());
     for (certificate, role) in heard {
-        let checked = verify_certificate(&certificate, &network).map(|_| ()).and_then(|()| verify_role(&role, &network));
+        let checked =
+            verify_certificate(&certificate, &network).map(|_| ()).and_then(|()| verify_role(&role, &network));
         match checked {
             Ok(()) if role.node == certificate.node => known.push(Known { certificate, role }),
             Ok(()) => tracing::warn!(?from, "a role of another node than its certificate's was dropped"),
@@ -310,7 +312,7 @@ async fn keep_layout(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), String> {
         return Ok(());
     }
     let key = format!("{LAYOUT_PREFIX}{:010}", layout.number);
-    let document = SmallRecord::document(node.document_serial(), key.as_bytes(), bytes);
+    let document = log::document(node.document_serial(), key.as_bytes(), bytes);
     shard.store.append(document).await.map_err(|error| error.to_string())?;
     adopt(node, bytes)?;
     tracing::info!(number = layout.number, nodes = layout.entries.len(), "layout");
@@ -379,7 +381,7 @@ async fn remember_layout(shard: &Rc<Shard>, number: u32, bytes: &[u8]) {
         return;
     }
     let key = format!("{LAYOUT_PREFIX}{number:010}");
-    let document = SmallRecord::document(shard.node.document_serial(), key.as_bytes(), bytes);
+    let document = log::document(shard.node.document_serial(), key.as_bytes(), bytes);
     if let Err(error) = shard.store.append(document).await {
         return tracing::warn!(%error, "a layout was not kept");
     }

@@ -18,6 +18,10 @@ use tokio::sync::mpsc;
 
 use super::connections::connect;
 use super::shard::Shard;
+use super::shared::lock;
+use super::{log, wall_ms};
+use crate::catalog::hlc::check_ahead;
+use crate::catalog::{CatalogError, ClockAhead, check_age};
 use crate::cluster::names::{NameReadStep, NameWriteStep};
 use crate::cluster::{ActiveLayout, NameRead, NameWrite, Quorum};
 use crate::format::certificate::Class;
@@ -25,7 +29,7 @@ use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
 use crate::format::{Address, BucketId, NameId, NodeId, Stamp, VersionId, message};
 use crate::io::spawn;
-use crate::limits::{CLOCK_AHEAD_MAX, STALL_MAX, VERSION_AGE_MAX};
+use crate::limits::STALL_MAX;
 use crate::store::SmallRecord;
 
 /// A durable write may wait behind a disk.
@@ -35,12 +39,18 @@ const RESTARTS_MAX: u32 = 8;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
-    #[error("only {have} of the name's owners answered, and {need} are needed: start the missing members or wait for them ({reason})")]
+    #[error(
+        "only {have} of the name's owners answered, and {need} are needed: start the missing members or wait for them ({reason})"
+    )]
     TooFewOwners { have: usize, need: usize, reason: String },
     #[error("this node does not hold the network's layout yet: wait until it has joined")]
     NotJoined,
     #[error("the layout kept changing: try again")]
     LayoutChanged,
+    #[error(transparent)]
+    ClockAhead(#[from] ClockAhead),
+    #[error("the clock's floor cannot be made durable: {0}")]
+    Clock(String),
 }
 
 /// What one owner answered to a read or a write.
@@ -54,13 +64,11 @@ enum Answer {
 
 /// Keeps a record here, durably, or says why not. Called for a peer's write and for our own.
 pub async fn accept(shard: &Rc<Shard>, record: &NameRecord) -> Result<(), Status> {
-    let now_ms = super::wall_ms();
-    if record.clock.millis() > now_ms + CLOCK_AHEAD_MAX.as_millis() as u64 {
-        return Err(Status::ClockAhead);
-    }
+    let now_ms = wall_ms();
+    check_ahead(record.clock, now_ms).map_err(|_| Status::ClockAhead)?;
     let catalog = &shard.node.catalog;
-    let unavailable = |error: crate::catalog::CatalogError| {
-        tracing::warn!(%error, "catalog");
+    let unavailable = |error: CatalogError| {
+        tracing::warn!(%error, "a name record was not accepted");
         Status::Unavailable
     };
     if catalog.is_dead(&record.version).await.map_err(unavailable)? {
@@ -70,8 +78,9 @@ pub async fn accept(shard: &Rc<Shard>, record: &NameRecord) -> Result<(), Status
     if held.as_ref().is_some_and(|held| held.order() >= record.order()) {
         return Ok(()); // something as late or later is durable here already
     }
-    let first_of_its_version = held.as_ref().is_none_or(|held| held.version != record.version);
-    if first_of_its_version && !record.tombstone && is_too_old(record, now_ms) {
+    let is_first = held.as_ref().is_none_or(|held| held.version != record.version);
+    // Who is slower than a version's time to be named mints a new one and refers again.
+    if is_first && !record.tombstone && check_age(&record.version, now_ms / 1000).is_err() {
         return Err(Status::Dead);
     }
     shard.store.append(SmallRecord::Name(record.encode())).await.map_err(|error| {
@@ -80,11 +89,6 @@ pub async fn accept(shard: &Rc<Shard>, record: &NameRecord) -> Result<(), Status
     })?;
     shard.node.observe(record.clock);
     Ok(())
-}
-
-/// A version's first name record is accepted only while the version is young: who is slower mints a new one.
-fn is_too_old(record: &NameRecord, now_ms: u64) -> bool {
-    now_ms / 1000 > u64::from(record.version.minted_s()) + VERSION_AGE_MAX.as_secs()
 }
 
 /// The latest record of a name that a quorum knows, held by a majority when this returns. Tombstones are returned too.
@@ -207,7 +211,7 @@ async fn write_once(
             Answer::Failed => machine.on_fail(owner),
         };
         if let (NameWriteStep::PickClock { later_than }, None) = (&step, &order) {
-            let record = make(later_clock(shard, Some(*later_than)));
+            let record = make(later_clock(shard, *later_than).await?);
             order = Some(record.order());
             step = machine.picked();
             asked.forget_running();
@@ -216,7 +220,9 @@ async fn write_once(
             }
         }
         match (step, order) {
-            (NameWriteStep::Done, Some(order)) => return Ok(Some(Written { order, holders: machine.holders(), quorums })),
+            (NameWriteStep::Done, Some(order)) => {
+                return Ok(Some(Written { order, holders: machine.holders(), quorums }));
+            }
             (NameWriteStep::Failed { have, need }, _) => return Err(asked.too_few(have, need)),
             (NameWriteStep::Restart, _) => return Ok(None),
             _ => {}
@@ -326,13 +332,25 @@ async fn ask_self(shard: &Rc<Shard>, kind: FrameKind, body: &[u8]) -> Result<Ans
     Ok(Answer::Record(record))
 }
 
-/// A clock later than everything this node has seen, `after` included.
-pub fn later_clock(shard: &Rc<Shard>, after: Option<Stamp>) -> Stamp {
-    if let Some(stamp) = after {
-        shard.node.observe(stamp);
+/// A stamp later than `after` and than everything this node has seen. It does not leave the node before a floor above it
+/// is durable, so that no restart goes back behind it.
+async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp, NameError> {
+    let node = &shard.node;
+    let (stamp, floor) = {
+        let mut clock = lock(&node.clock);
+        let stamp = clock.later_than(after, wall_ms())?;
+        (stamp, clock.floor_to_persist())
+    };
+    if let Some(floor) = floor {
+        let document = log::document(node.document_serial(), CLOCK_DOCUMENT, &floor.get().to_le_bytes());
+        shard.store.append(document).await.map_err(|error| NameError::Clock(error.to_string()))?;
+        lock(&node.clock).persisted(floor);
     }
-    shard.node.now()
+    Ok(stamp)
 }
+
+/// The clock's floor, over restarts.
+pub const CLOCK_DOCUMENT: &[u8] = b"clock/floor";
 
 /// Shows `keep` every record (tombstones too) of a bucket, or of all: the latest that a quorum holds of each, merged
 /// page by page, so that memory is one page per owner. No snapshot: what changes meanwhile may be seen or not.

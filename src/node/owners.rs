@@ -17,12 +17,7 @@ use crate::vault::ChunkError;
 const REFER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes {root, version, capsule} durable on W of the root's owners.
-pub async fn refer(
-    shard: &Rc<Shard>,
-    root: &Address,
-    version: &VersionId,
-    capsule: &[u8],
-) -> Result<(), ChunkError> {
+pub async fn refer(shard: &Rc<Shard>, root: &Address, version: &VersionId, capsule: &[u8]) -> Result<(), ChunkError> {
     let layout = shard.node.layout()?;
     let owners = layout.chunk_owners(root);
     let need = owners.write_quorum();
@@ -73,7 +68,8 @@ async fn refer_at(
 /// The sealed capsules of a root's living versions: from here, else from the first owner (of any known layout) that has
 /// some.
 pub async fn capsules(shard: &Rc<Shard>, root: &Address) -> Result<Vec<(VersionId, Vec<u8>)>, ChunkError> {
-    let local = shard.node.catalog.capsules(root).await.map_err(|error| ChunkError::Other { reason: error.to_string() })?;
+    let local =
+        shard.node.catalog.capsules(root).await.map_err(|error| ChunkError::Other { reason: error.to_string() })?;
     if !local.is_empty() {
         return Ok(local);
     }

@@ -52,7 +52,8 @@ pub async fn run(shard: &Rc<Shard>, unreferenced_for: Duration) -> Result<Reclai
 /// Removes one chunk unless a living version refers to it after all.
 async fn remove(shard: &Rc<Shard>, address: &Address) -> Result<bool, Failure> {
     let catalog = shard.node.catalog.clone();
-    let removal = shard.store.remove(address, &|address| catalog.is_referenced_now(address)).await?;
+    let removal =
+        shard.store.remove(address, &|address| catalog.is_referenced_blocking(address).unwrap_or(true)).await?;
     shard.node.cache.forget(address);
     Ok(removal == Removal::Removed)
 }

@@ -143,7 +143,9 @@ impl Serve {
             return Err(Refusal::plain(Status::Unavailable));
         }
         let asked = request.header.layout.get();
-        if asked > newest && let Some(connection) = self.connection.get() {
+        if asked > newest
+            && let Some(connection) = self.connection.get()
+        {
             membership::catch_up(&self.shard, connection);
         }
         if asked != newest {
@@ -223,7 +225,8 @@ impl Serve {
         let nonce: [u8; 32] = *reader.take("prove nonce")?;
         let (offset, length) = (reader.u32("prove offset")? as usize, reader.u32("prove length")? as usize);
         let buffer = self.shard.pool.take().await;
-        let ReadOutcome::Found { buffer, len, .. } = self.shard.store.read(&request.header.address, buffer).await? else {
+        let ReadOutcome::Found { buffer, len, .. } = self.shard.store.read(&request.header.address, buffer).await?
+        else {
             return Err(Refusal::plain(Status::NotFound));
         };
         let end = offset.checked_add(length).filter(|end| *end <= len).ok_or(Malformed::new("prove range"))?;

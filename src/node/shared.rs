@@ -1,8 +1,8 @@
 //! What all threads of the node share: who it is, what it knows, what it holds.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -47,7 +47,7 @@ pub struct Shared {
     pub deaths_changed: Notify,
     /// The address book waits to be written.
     pub book_changed: Notify,
-    document_serial: AtomicU64,
+    pub document_serial: AtomicU64,
 }
 
 /// Nodes that may hold a chunk: those that own it, and those that did under an earlier layout.
@@ -135,10 +135,6 @@ impl Shared {
         holders
     }
 
-    pub fn now(&self) -> Stamp {
-        lock(&self.clock).now(super::wall_ms())
-    }
-
     /// Merges a stamp seen elsewhere; one too far ahead is not merged.
     pub fn observe(&self, stamp: Stamp) {
         if let Err(error) = lock(&self.clock).observe(stamp, super::wall_ms()) {
@@ -147,7 +143,7 @@ impl Shared {
     }
 
     pub fn mint(&self, slot: u32) -> VersionId {
-        versions::mint(slot, super::wall_ms(), &mut rand::rng())
+        versions::mint(slot, super::wall_ms() / 1000, &mut rand::rng())
     }
 
     /// How long this node has run: the clock of everything that waits.

@@ -15,13 +15,13 @@ use super::peers::Peers;
 use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
-use super::{NodeError, Ready, commands, deaths, log, membership, reclaim, wall_ms};
+use super::{NodeError, Ready, commands, deaths, log, membership, names, reclaim, wall_ms};
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
 use crate::config::NodeConfig;
 use crate::crypto::keyfile::KeyRing;
 use crate::crypto::replay::ReplayFilter;
-use crate::format::Incarnation;
+use crate::format::{Incarnation, Stamp};
 use crate::io::{
     BufferPool, Ring, RingOptions, StopSignals, TcpListener, UnixListener, lock_directory, raise_fd_limit,
     restrict_new_files, spawn, thread_count_default,
@@ -141,6 +141,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, NodeError> {
     })
 }
 
+const CATALOG_DIRECTORY: &str = "catalog";
 const INCARNATION_FILE: &str = "incarnation";
 
 /// One life of the store: random, written once; an emptied directory gets another.
@@ -169,12 +170,12 @@ async fn open(
     shards: Vec<mpsc::UnboundedSender<Job>>,
 ) -> Result<Arc<Shared>, NodeError> {
     let dir = config.data_dir.clone();
-    let listen = listener.local_addr().map_err(|source| NodeError::Io { what: "reading the listening address", source })?;
+    let listen =
+        listener.local_addr().map_err(|source| NodeError::Io { what: "reading the listening address", source })?;
     let incarnation = incarnation(&dir)?;
-    let (catalog, positions) = Catalog::open(&dir)?;
+    let (catalog, positions) = Catalog::open(&dir.join(CATALOG_DIRECTORY))?;
     let disk = RingDisk::new(&dir).map_err(|source| NodeError::Io { what: "opening the data directory", source })?;
     let options = StoreOptions::new(shards.len(), incarnation, 0);
-    let mut cached = Vec::new();
     let mut replay = log::Replay::new(&catalog);
     let (store, report) = store::open(&disk, options, &positions, &mut |replayed| replay.apply(replayed)).await?;
     replay.finish().await?;
@@ -185,6 +186,8 @@ async fn open(
         clean = report.clean,
         "store opened"
     );
+    let floor = catalog.document(names::CLOCK_DOCUMENT).await?.and_then(|bytes| bytes.as_slice().try_into().ok());
+    let floor = Stamp(u64::from_le_bytes(floor.unwrap_or_default()).into());
     let identity = Arc::new(Identity {
         keys: keys.node().clone(),
         certificate: keys.certificate().certificate().encode(),
@@ -195,9 +198,6 @@ async fn open(
         .map_err(|error| NodeError::DataDir { path: dir.clone(), reason: error.to_string() })?;
     let certificate = keys.certificate().clone();
     let cache = Cache::new(config.cache);
-    for (address, len) in cached.drain(..) {
-        cache.insert(address, len);
-    }
     let node = Arc::new(Shared {
         peers: Peers::new(&config, &certificate, keys.node(), incarnation, listen),
         config,
@@ -210,7 +210,7 @@ async fn open(
         store,
         catalog,
         layouts: RwLock::new(Layouts::new()),
-        clock: Mutex::new(Clock::new()),
+        clock: Mutex::new(Clock::new(floor)),
         deaths: Mutex::new(PendingDeaths::default()),
         cache,
         admission: Admission::new(Instant::now()),
@@ -276,7 +276,14 @@ fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> {
     let store = Store::attach(node.store.clone(), disk, index, observer, |task| {
         spawn(task);
     });
-    Ok(Rc::new(Shard { index, node: node.clone(), store, pool, connections: Connections::default(), latencies: Default::default() }))
+    Ok(Rc::new(Shard {
+        index,
+        node: node.clone(),
+        store,
+        pool,
+        connections: Connections::default(),
+        latencies: Default::default(),
+    }))
 }
 
 /// Jobs and accepted connections run from now on.
@@ -295,8 +302,15 @@ async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
                     let handler = Rc::new(Serve::new(shard.clone()));
                     let node = &shard.node;
                     let pool = shard.pool.clone();
-                    let accepted =
-                        Connection::accept(stream, address, &node.identity, &node.admission, &node.replay, pool, handler);
+                    let accepted = Connection::accept(
+                        stream,
+                        address,
+                        &node.identity,
+                        &node.admission,
+                        &node.replay,
+                        pool,
+                        handler,
+                    );
                     if let Err(refused) = accepted.await {
                         tracing::info!(%address, %refused, "connection refused");
                     }
@@ -329,7 +343,9 @@ async fn serve_first(
     let listener = Rc::new(listener);
     let mut signals = StopSignals::new().map_err(|source| NodeError::Io { what: "catching signals", source })?;
     let socket = shard.node.config.data_dir.join(SOCKET_NAME);
-    let control = Rc::new(UnixListener::bind(&socket).map_err(|source| NodeError::Io { what: "binding the control socket", source })?);
+    let control = Rc::new(
+        UnixListener::bind(&socket).map_err(|source| NodeError::Io { what: "binding the control socket", source })?,
+    );
     start_shard(shard, &listener, jobs);
     let (served, accepting) = (shard.clone(), control.clone());
     spawn(async move { commands::serve(served, accepting).await });

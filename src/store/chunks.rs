@@ -132,6 +132,22 @@ impl<D: Disk> Store<D> {
         Ok(Hold::Absent(Claim { address: *address, lock, superseded }))
     }
 
+    /// A claim to write a chunk of which there is no sound copy at all, cached ones included; none when there is one.
+    pub async fn claim(&self, address: &Address) -> Result<Option<Claim>, StoreError> {
+        let shared = self.shared();
+        let lock = shared.locks.lock(address).await;
+        let mut superseded = Vec::new();
+        for place in shared.index.candidates(address) {
+            let (confirmed, version) = self.context().confirm(address, &place).await?;
+            match confirmed {
+                Confirmed::Other => {}
+                Confirmed::Yes if !place.is_quarantined() => return Ok(None),
+                Confirmed::Yes | Confirmed::Damaged => superseded.push(Superseded { place, version }),
+            }
+        }
+        Ok(Some(Claim { address: *address, lock, superseded }))
+    }
+
     /// Starts writing a chunk whose payload lies at `buffer[RECORD_HEAD_BYTES..][..payload_len]`.
     pub async fn stage(
         &self,
@@ -348,6 +364,20 @@ impl<D: Disk> Store<D> {
         address: &Address,
         still_referenced: &dyn Fn(&Address) -> bool,
     ) -> Result<Removal, StoreError> {
+        self.remove_if(address, still_referenced, |_| true).await
+    }
+
+    /// Removes a copy that is only cached; one that is held stays.
+    pub async fn evict(&self, address: &Address) -> Result<Removal, StoreError> {
+        self.remove_if(address, &|_| false, |place| place.flags & FLAG_CACHED != 0).await
+    }
+
+    async fn remove_if(
+        &self,
+        address: &Address,
+        still_referenced: &dyn Fn(&Address) -> bool,
+        may_go: impl Fn(&Place) -> bool,
+    ) -> Result<Removal, StoreError> {
         let context = self.context();
         let lock = context.shared.locks.lock(address).await;
         if context.shared.locks.is_pinned(address) {
@@ -362,6 +392,9 @@ impl<D: Disk> Store<D> {
         }
         if places.is_empty() {
             return Ok(Removal::Absent);
+        }
+        if !places.iter().all(may_go) {
+            return Ok(Removal::Kept);
         }
         if context.shared.locks.is_pinned(address) || still_referenced(address) {
             return Ok(Removal::Kept);

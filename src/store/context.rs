@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -25,6 +26,9 @@ use crate::format::{Address, VersionId};
 use crate::io::buffers::Buffer;
 use crate::limits::SEGMENT_READERS_PER_SHARD;
 
+/// Hears what has become durable, on the thread that made it so and before anybody is told of success.
+pub type Observer = Rc<dyn Fn(Applied)>;
+
 /// Starts a task on the calling thread.
 pub type Spawn = fn(Pin<Box<dyn Future<Output = ()>>>);
 
@@ -35,7 +39,7 @@ pub(super) struct Context<D: Disk> {
     pub shared: Arc<Shared>,
     pub disk: D,
     pub shard: usize,
-    pub observer: mpsc::UnboundedSender<Applied>,
+    pub observer: Observer,
     pub spawn: Spawn,
     readers: RefCell<Readers<D>>,
 }
@@ -57,13 +61,7 @@ pub(super) enum Confirmed {
 }
 
 impl<D: Disk> Context<D> {
-    pub fn new(
-        shared: Arc<Shared>,
-        disk: D,
-        shard: usize,
-        observer: mpsc::UnboundedSender<Applied>,
-        spawn: Spawn,
-    ) -> Self {
+    pub fn new(shared: Arc<Shared>, disk: D, shard: usize, observer: Observer, spawn: Spawn) -> Self {
         let gone_seen = shared.gone.load(Ordering::Acquire);
         let readers = RefCell::new(Readers { files: HashMap::new(), clock: 0, gone_seen });
         Self { shared, disk, shard, observer, spawn, readers }

@@ -38,7 +38,7 @@ pub(super) enum Effect {
 /// A record on its way to the disk.
 pub(super) struct Durable {
     pub entry: FooterEntry,
-    /// Of names, deaths and documents, for the catalog.
+    /// Of references, names, deaths and documents, for the catalog.
     pub payload: Vec<u8>,
     pub effect: Effect,
 }
@@ -66,8 +66,7 @@ pub(super) fn finish<D: Disk>(
             events.extend(event(record));
         }
     }
-    // The receiver is gone only when the node is on its way down.
-    let _ = context.observer.send(Applied { segment, end_offset, events });
+    (context.observer)(Applied { segment, end_offset, events });
     locks
 }
 
@@ -110,7 +109,7 @@ fn event(record: Durable) -> Option<AppliedEvent> {
     let FooterEntry { address, version, flags, .. } = entry;
     Some(match RecordKind::parse(entry.kind)? {
         RecordKind::Chunk => AppliedEvent::Chunk { address, version, flags },
-        RecordKind::Reference => AppliedEvent::Reference { address, version },
+        RecordKind::Reference => AppliedEvent::Reference { address, version, capsule: payload },
         RecordKind::Name => AppliedEvent::Name { payload },
         RecordKind::Death => AppliedEvent::Death { payload },
         RecordKind::Document => AppliedEvent::Document { payload },

@@ -28,8 +28,6 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
-
 use crate::format::{Address, Incarnation, VersionId};
 use crate::limits;
 
@@ -55,7 +53,7 @@ mod tests;
 mod verify;
 
 pub use chunks::{Claim, Hold, Located, ReadOutcome, Removal, Staged};
-pub use context::Spawn;
+pub use context::{Observer, Spawn};
 pub use disk::{Disk, DiskFile};
 pub use index::Place;
 pub use locks::PlaceGuard;
@@ -155,9 +153,11 @@ pub enum AppliedEvent {
         version: VersionId,
         flags: u8,
     },
+    /// `capsule`: of a root, sealed; else empty.
     Reference {
         address: Address,
         version: VersionId,
+        capsule: Vec<u8>,
     },
     Name {
         payload: Vec<u8>,
@@ -177,7 +177,12 @@ pub enum AppliedEvent {
 /// A record without a chunk's payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SmallRecord {
-    Reference { address: Address, version: VersionId },
+    /// `capsule`: of a root, sealed; else empty.
+    Reference {
+        address: Address,
+        version: VersionId,
+        capsule: Vec<u8>,
+    },
     Name(Vec<u8>),
     Death(Vec<u8>),
     Document(Vec<u8>),
@@ -213,13 +218,7 @@ impl<D: Disk> Clone for Store<D> {
 
 impl<D: Disk> Store<D> {
     /// Shard 0 also runs the committer of small records: until it is attached, nothing small becomes durable.
-    pub fn attach(
-        shared: Arc<Shared>,
-        disk: D,
-        shard: usize,
-        observer: mpsc::UnboundedSender<Applied>,
-        spawn: Spawn,
-    ) -> Self {
+    pub fn attach(shared: Arc<Shared>, disk: D, shard: usize, observer: Observer, spawn: Spawn) -> Self {
         shared.attach();
         let context = Rc::new(Context::new(shared, disk, shard, observer, spawn));
         if shard == 0 {
@@ -255,6 +254,11 @@ impl<D: Disk> Store<D> {
         let result = self.context().commit(ops).await;
         drop(pins);
         result
+    }
+
+    /// Whether new chunks are taken.
+    pub fn has_room(&self) -> bool {
+        self.context().disk.free_bytes().is_ok_and(|free| free >= limits::FREE_BYTES_RESERVE)
     }
 
     pub fn stats(&self) -> StoreStats {
@@ -303,7 +307,7 @@ impl<D: Disk> Store<D> {
 fn small_op(record: SmallRecord) -> Result<Op, StoreError> {
     use crate::format::record::{RECORD_HEADER_BYTES, RecordKind};
     let (kind, address, version, payload) = match record {
-        SmallRecord::Reference { address, version } => (RecordKind::Reference, address, version, Vec::new()),
+        SmallRecord::Reference { address, version, capsule } => (RecordKind::Reference, address, version, capsule),
         SmallRecord::Name(payload) => (RecordKind::Name, Address::ZERO, VersionId::ZERO, payload),
         SmallRecord::Death(payload) => (RecordKind::Death, Address::ZERO, VersionId::ZERO, payload),
         SmallRecord::Document(payload) => (RecordKind::Document, Address::ZERO, VersionId::ZERO, payload),

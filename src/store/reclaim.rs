@@ -136,7 +136,7 @@ impl<D: Disk> Store<D> {
                     Some(from) => take(Effect::Move { from, lock }),
                 }
             }
-            RecordKind::Reference => kept(&Replayed::Reference { address, version }),
+            RecordKind::Reference => kept(&Replayed::Reference { address, version, capsule: payload }),
             RecordKind::Name => kept(&Replayed::Name { payload }),
             RecordKind::Death => kept(&Replayed::Death { payload }),
             RecordKind::Document => kept(&Replayed::Document { payload }),

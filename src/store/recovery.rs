@@ -50,6 +50,7 @@ pub enum Replayed<'a> {
     Reference {
         address: Address,
         version: VersionId,
+        capsule: &'a [u8],
     },
     Name {
         payload: &'a [u8],
@@ -320,16 +321,21 @@ impl<D: Disk> Opening<'_, D> {
                 Some(RecordKind::Chunk) if new => {
                     (self.apply)(Replayed::Chunk { address, version, flags: entry.flags });
                 }
-                Some(RecordKind::Reference) if new => (self.apply)(Replayed::Reference { address, version }),
                 Some(RecordKind::Removed) if new || !covered => {
                     let len = RECORD_HEADER_BYTES + entry.payload_bytes.get() as usize;
                     let bytes = window.get(entry.offset.get(), len).await.map_err(failed)?;
                     self.note_removal(checked_payload(bytes, &found.header.nonce, entry), entry);
                 }
-                Some(RecordKind::Name | RecordKind::Death | RecordKind::Document) if new => {
+                Some(RecordKind::Reference) if new && entry.payload_bytes.get() == 0 => {
+                    (self.apply)(Replayed::Reference { address, version, capsule: &[] });
+                }
+                Some(RecordKind::Reference | RecordKind::Name | RecordKind::Death | RecordKind::Document) if new => {
                     let len = RECORD_HEADER_BYTES + entry.payload_bytes.get() as usize;
                     let bytes = window.get(entry.offset.get(), len).await.map_err(failed)?;
                     match checked_payload(bytes, &found.header.nonce, entry) {
+                        Some(capsule) if kind == Some(RecordKind::Reference) => {
+                            (self.apply)(Replayed::Reference { address, version, capsule });
+                        }
                         Some(payload) => (self.apply)(replay_payload(kind, payload)),
                         None => self.report.damaged_records += 1,
                     }

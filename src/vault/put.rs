@@ -62,6 +62,20 @@ pub struct PutResult {
     pub chunks: u64,
 }
 
+impl PutResult {
+    /// Of no bytes at all: no chunk.
+    pub fn empty() -> Self {
+        Self {
+            root: Address::ZERO,
+            root_key: ChunkKey::from_bytes([0; 32]),
+            depth: 0,
+            length: 0,
+            bytes_new: 0,
+            chunks: 0,
+        }
+    }
+}
+
 /// Shared by all shard threads.
 pub struct PutJob {
     options: PutOptions,

@@ -63,10 +63,13 @@ pub async fn find(shard: &Rc<Shard>, target: &Target) -> Result<Found, Failure> 
         Target::Name { bucket, key } => find_name(shard, bucket, key).await,
         Target::Content { address } => find_content(shard, address).await,
         Target::Link { text } => {
-            let link = Link::from_str(text.as_str())
-                .map_err(|error| Failure::new(code::KEY, format!("the link {error}")))?;
+            let link =
+                Link::from_str(text.as_str()).map_err(|error| Failure::new(code::KEY, format!("the link {error}")))?;
             if !shard.node.is_member() {
-                return Err(Failure::new(code::KEY, "a storage node decrypts no link: the command does that by itself"));
+                return Err(Failure::new(
+                    code::KEY,
+                    "a storage node decrypts no link: the command does that by itself",
+                ));
             }
             Ok(Found {
                 bucket: String::new(),
@@ -86,10 +89,10 @@ pub async fn find_name(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<Fou
     let vault = vault_key(shard)?;
     let name = Name::new(bucket, key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
     let (bucket_id, name_id) = (vault.bucket_id(bucket), vault.name_id(bucket, key));
-    let record = names::read(shard, &bucket_id, &name_id)
-        .await?
-        .filter(|record| !record.tombstone)
-        .ok_or_else(|| Failure::new(code::NOT_FOUND, format!("no file is named {name}: gabion ls shows what there is")))?;
+    let record =
+        names::read(shard, &bucket_id, &name_id).await?.filter(|record| !record.tombstone).ok_or_else(|| {
+            Failure::new(code::NOT_FOUND, format!("no file is named {name}: gabion ls shows what there is"))
+        })?;
     let body = vault
         .open_name(&shard.node.network_id(), &record)
         .map_err(|error| Failure::new(code::INTEGRITY, format!("the record of {name} does not open: {error}")))?;
@@ -131,12 +134,7 @@ async fn find_content(shard: &Rc<Shard>, root: &Address) -> Result<Found, Failur
     Err(not_found())
 }
 
-pub async fn run(
-    shard: &Rc<Shard>,
-    client: &Rc<Client>,
-    get: Get,
-    descriptor: Option<OwnedFd>,
-) -> Result<(), Failure> {
+pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: Option<OwnedFd>) -> Result<(), Failure> {
     let found = find(shard, &get.target).await?;
     client
         .send(ControlEvent::Info { metadata: found.metadata.clone(), length: found.length, content: found.root })
@@ -190,7 +188,10 @@ async fn work(job: &Arc<GetJob>, shard: &Rc<Shard>, remote: bool) {
 fn byte_range(range: Option<(u64, u64)>, length: u64) -> Result<Option<std::ops::Range<u64>>, Failure> {
     let Some((first, last)) = range else { return Ok(None) };
     if first > last || first >= length {
-        return Err(Failure::new(code::USAGE, format!("the range {first}-{last} is outside of a file of {length} bytes")));
+        return Err(Failure::new(
+            code::USAGE,
+            format!("the range {first}-{last} is outside of a file of {length} bytes"),
+        ));
     }
     Ok(Some(first..last.saturating_add(1).min(length)))
 }
@@ -214,12 +215,7 @@ fn watch(shard: &Rc<Shard>, client: &Rc<Client>, job: &Arc<GetJob>) -> Watch {
 }
 
 /// Chunks for a client that checks and decrypts them itself, one after the other on one connection.
-pub async fn fetch_chunks(
-    shard: &Rc<Shard>,
-    client: &Rc<Client>,
-    address: Address,
-    len: u32,
-) -> Result<(), Failure> {
+pub async fn fetch_chunks(shard: &Rc<Shard>, client: &Rc<Client>, address: Address, len: u32) -> Result<(), Failure> {
     let mut wanted = Some((address, len));
     while let Some((address, len)) = wanted {
         let event = match fetch_chunk(shard, address, len as usize).await {

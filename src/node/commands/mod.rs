@@ -66,6 +66,7 @@ impl From<NameError> for Failure {
         let code = match &error {
             NameError::TooFewOwners { .. } => code::SPACE,
             NameError::NotJoined | NameError::LayoutChanged => code::NETWORK,
+            NameError::ClockAhead(_) | NameError::Clock(_) => code::OTHER,
         };
         Self::new(code, error.to_string())
     }

@@ -94,11 +94,7 @@ fn entry(body: NameBody, record: &NameRecord) -> Entry {
 
 pub async fn share(shard: &Rc<Shard>, client: &Rc<Client>, bucket: &str, key: &str) -> Result<(), Failure> {
     let found = find_name(shard, bucket, key).await?;
-    let link = Link {
-        root: found.root,
-        root_key: *found.root_key.as_bytes(),
-        depth: found.depth,
-        length: found.length,
-    };
+    let link =
+        Link { root: found.root, root_key: *found.root_key.as_bytes(), depth: found.depth, length: found.length };
     client.send(ControlEvent::Text { text: SecretText::new(link.to_string()) }).await
 }

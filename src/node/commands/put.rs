@@ -19,8 +19,8 @@ use std::sync::Arc;
 use super::{Client, Failure, Watch, code, vault_key};
 use crate::crypto::cipher::ScopeKey;
 use crate::crypto::keys::{NameStamp, VaultKey};
-use crate::format::name::{Capsule, Metadata, Name, NameBody};
 use crate::format::VersionId;
+use crate::format::name::{Capsule, Metadata, Name, NameBody};
 use crate::limits::CHUNKS_IN_FLIGHT_PER_SHARD;
 use crate::node::chunks::ClusterSink;
 use crate::node::control::ControlEvent;
@@ -36,18 +36,16 @@ pub struct Put {
     pub metadata: Metadata,
 }
 
-pub async fn run(
-    shard: &Rc<Shard>,
-    client: &Rc<Client>,
-    put: Put,
-    descriptor: Option<OwnedFd>,
-) -> Result<(), Failure> {
+pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: Option<OwnedFd>) -> Result<(), Failure> {
     let vault = vault_key(shard)?;
     let name = Name::new(&put.bucket, &put.key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
     let (bucket_id, name_id) = (vault.bucket_id(name.bucket()), vault.name_id(name.bucket(), name.key()));
     let earlier = names::read(shard, &bucket_id, &name_id).await?;
     if put.no_clobber && earlier.as_ref().is_some_and(|record| !record.tombstone) {
-        return Err(Failure::new(code::OTHER, format!("{name} exists already: remove it, or put without --no-clobber")));
+        return Err(Failure::new(
+            code::OTHER,
+            format!("{name} exists already: remove it, or put without --no-clobber"),
+        ));
     }
     let version = shard.node.mint(bucket_id.slot());
     let result = match descriptor {

@@ -35,7 +35,11 @@ pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failur
                 Ok(from) => (true, format!("fetched again from {from:?}")),
                 Err(reason) => (false, reason.clone()),
             };
-            if is_mended { mended += 1 } else { left += 1 }
+            if is_mended {
+                mended += 1
+            } else {
+                left += 1
+            }
             client.send(ControlEvent::Damaged { address: verified.address, mended: is_mended, message }).await?;
         }
         if last_report.elapsed() > REPORT_INTERVAL {
@@ -44,9 +48,7 @@ pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failur
         }
     }
     let report = outcome.await.map_err(|_| Failure::new(super::code::OTHER, "the node is stopping"))??;
-    client
-        .send(ControlEvent::VerifyDone { chunks: report.chunks, bytes: report.bytes, damaged, mended, left })
-        .await
+    client.send(ControlEvent::VerifyDone { chunks: report.chunks, bytes: report.bytes, damaged, mended, left }).await
 }
 
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);

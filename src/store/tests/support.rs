@@ -42,7 +42,9 @@ impl Told {
     pub fn take(&mut self, replayed: Replayed<'_>) {
         self.events.push(match replayed {
             Replayed::Chunk { address, version, flags } => AppliedEvent::Chunk { address, version, flags },
-            Replayed::Reference { address, version } => AppliedEvent::Reference { address, version },
+            Replayed::Reference { address, version, capsule } => {
+                AppliedEvent::Reference { address, version, capsule: capsule.to_vec() }
+            }
             Replayed::Name { payload } => AppliedEvent::Name { payload: payload.to_vec() },
             Replayed::Death { payload } => AppliedEvent::Death { payload: payload.to_vec() },
             Replayed::Document { payload } => AppliedEvent::Document { payload: payload.to_vec() },
@@ -56,9 +58,8 @@ impl Told {
 
     pub fn refers(&self, address: &Address, version: &VersionId) -> bool {
         self.events.iter().any(|event| match event {
-            AppliedEvent::Chunk { address: a, version: v, .. } | AppliedEvent::Reference { address: a, version: v } => {
-                a == address && v == version
-            }
+            AppliedEvent::Chunk { address: a, version: v, .. }
+            | AppliedEvent::Reference { address: a, version: v, .. } => a == address && v == version,
             _ => false,
         })
     }
@@ -79,7 +80,10 @@ pub async fn open_with(
     let mut told = Told::default();
     let (shared, report) = open(disk, options, positions, &mut |replayed| told.take(replayed)).await?;
     let (sender, observed) = mpsc::unbounded_channel();
-    let store = Store::attach(shared, disk.clone(), 0, sender, |task| {
+    let observer = std::rc::Rc::new(move |applied| {
+        let _ = sender.send(applied);
+    });
+    let store = Store::attach(shared, disk.clone(), 0, observer, |task| {
         tokio::task::spawn_local(task);
     });
     Ok(Opened { store, observed, report, told })
