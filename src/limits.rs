@@ -34,6 +34,31 @@ pub const BUFFER_BYTES: usize = RECORD_HEAD_BYTES + CHUNK_BYTES_MAX;
 /// Buffers of each shard thread's pool.
 pub const BUFFERS_PER_SHARD: usize = 40;
 
+// Ring and kernel I/O
+
+/// Entries of each shard thread's submission queue; a power of two, as the kernel would round it up anyway.
+pub const RING_ENTRIES: u32 = 512;
+/// Completion entries for each submission entry: pending receives outlive the batch they were submitted in.
+pub const RING_COMPLETIONS_PER_ENTRY: u32 = 4;
+/// How long a closing ring waits for its cancelled operations before it leaks their memory instead.
+pub const RING_DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Longest single read or write handed to the kernel; it would cut at 2 GiB - 4 KiB.
+pub const IO_BYTES_MAX: usize = 1 << 30;
+/// Buffers that one ring can register.
+pub const BUFFERS_REGISTERED_MAX: usize = 1024;
+/// Connections that the kernel accepts ahead of us.
+pub const LISTEN_BACKLOG: i32 = 1024;
+/// Up to this size a receive first takes what comes, so that waiting for a header costs no timer ticks.
+pub const RECV_WHOLE_BYTES_MAX: usize = 4 * KIB;
+/// Descriptors that one control message may carry.
+pub const CONTROL_FDS_MAX: usize = 4;
+/// Files are mapped in windows that start at multiples of this.
+pub const MAP_WINDOW_BYTES: usize = 64 * MIB;
+/// A window reaches this far into the next, so that no chunk needs two.
+pub const MAP_OVERLAP_BYTES: usize = 2 * MIB;
+/// Mapped bytes (address space, not memory) that one shard thread keeps.
+pub const MAP_CACHE_BYTES_MAX: usize = 16 * MAP_WINDOW_BYTES;
+
 // Segments
 
 pub const SEGMENT_BYTES_MAX: u64 = GIB;
@@ -122,6 +147,9 @@ pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 8;
 pub const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
 
+const _: () = assert!(RING_ENTRIES.is_power_of_two());
+const _: () = assert!(MAP_OVERLAP_BYTES >= CHUNK_BYTES_MAX + 2 * BLOCK_BYTES);
+const _: () = assert!(BUFFERS_PER_SHARD <= BUFFERS_REGISTERED_MAX);
 const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(TREE_FANOUT * TREE_ENTRY_BYTES <= CHUNK_BYTES_MAX);
 const _: () = assert!(OPENING_BYTES == PREFACE_BYTES + 64);

@@ -1,1 +1,54 @@
+//! Everything that touches the kernel: the ring, registered buffers, files, mappings, sockets, signals.
+//!
+//! This is the only layer that uses tokio-uring, io-uring, libc and memmap2, and the only one with unsafe code. What
+//! it offers is safe to misuse: a future dropped half-way, a task aborted, a runtime torn down never leaves the kernel
+//! with a pointer into freed memory.
+//!
+//! ```text
+//! op        entries, their data, linked time-outs: all memory that the kernel sees is owned there
+//! ring      one runtime per shard thread; set-up with fallback; tear-down that waits for the kernel
+//! buffers   the pool of registered, aligned buffers
+//! file      files and directories
+//! mmap      mappings as the source of a send, never as a slice
+//! socket    what TCP and Unix streams share: receive, send, time-outs, cancellation
+//! tcp, unix the two kinds of stream and listener; descriptors over the control socket
+//! system    limits, locks, space, memory, descriptors: plain calls without a ring
+//! signal    requests to stop
+//! ```
+//!
+//! # Rules for users
+//! - Everything that awaits is bound to the thread of its [`ring::Ring`] and works only inside `block_on`.
+//! - Dropping a future never stops its operation: a receive still swallows the bytes that come next. Do not `select!`
+//!   or `timeout` one; give it a stall time, or call `cancel` and await its result. Two things are safe to drop and
+//!   start again: `accept` and [`buffers::BufferPool::take`].
+//! - Yield with [`ring::yield_now`], never with tokio's: operations are submitted only when the thread has nothing
+//!   left to run.
+//! - Await what you wrote before the ring goes: its tear-down cancels what is pending.
 
+pub mod buffers;
+pub mod file;
+pub mod mmap;
+mod op;
+pub mod ring;
+pub mod signal;
+mod sockaddr;
+mod socket;
+pub mod system;
+pub mod tcp;
+pub mod unix;
+
+pub use buffers::{Buffer, BufferPool, SharedBuffer};
+pub use file::{File, FileKind, Metadata, OpenOptions, sync_directory};
+pub use mmap::{MapCache, MappedRange, map};
+pub use ring::{JoinHandle, Ring, RingError, RingOptions, raise_fd_limit, spawn, yield_now};
+pub use signal::{StopSignals, stop_requested};
+pub use socket::SendSource;
+pub use system::{
+    DirLock, FdKind, Memory, Space, dup_fd, fd_kind, filesystem_space, lock_directory, peer_is_regular,
+    restrict_new_files, rss, thread_count_default,
+};
+pub use tcp::{TcpListener, TcpStream};
+pub use unix::{UnixListener, UnixStream, connect_blocking, send_with_fds};
+
+#[cfg(test)]
+mod tests;

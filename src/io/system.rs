@@ -1,0 +1,156 @@
+//! Plain calls that need no ring: limits, locks, space, memory, what a descriptor is.
+#![allow(unsafe_code)] // libc calls over numbers and structures of ours
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::sockaddr::check;
+
+/// Name of the lock file of a data directory.
+const LOCK_NAME: &str = "lock";
+
+/// Raises the soft limit on open files to the hard one, and returns what holds now.
+pub(super) fn raise_fd_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: points to a structure of ours.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return 0;
+    }
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: points to a structure of ours.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
+        raised.rlim_cur
+    } else {
+        limit.rlim_cur
+    }
+}
+
+fn status_flags(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })
+}
+
+pub(super) fn is_direct(fd: BorrowedFd<'_>) -> bool {
+    status_flags(fd).is_ok_and(|flags| flags & libc::O_DIRECT != 0)
+}
+
+/// Asks for direct I/O; `false` when the file system has none.
+pub(super) fn set_direct(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let flags = status_flags(fd)? | libc::O_DIRECT;
+    // SAFETY: takes numbers only.
+    match check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn set_len(fd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
+    let len_bytes = libc::off_t::try_from(len_bytes).map_err(io::Error::other)?;
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::ftruncate(fd.as_raw_fd(), len_bytes) }).map(drop)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    pub total_bytes: u64,
+    /// What is free for a process without privileges.
+    pub free_bytes: u64,
+}
+
+/// Space of the file system that holds `path`.
+pub fn filesystem_space(path: &Path) -> io::Result<Space> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut status = MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: a path that ends in zero, and a structure of ours.
+    check(unsafe { libc::statvfs(path.as_ptr(), status.as_mut_ptr()) })?;
+    // SAFETY: plain numbers, zeroed and then filled in.
+    let status = unsafe { status.assume_init() };
+    Ok(Space { total_bytes: status.f_blocks * status.f_frsize, free_bytes: status.f_bavail * status.f_frsize })
+}
+
+/// Holds a data directory for one process; released when dropped, or when the process ends in whatever way.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: File,
+}
+
+/// Locks a directory; `None` when another process (or another lock of this one) holds it.
+pub fn lock_directory(path: &Path) -> io::Result<Option<DirLock>> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.join(LOCK_NAME))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(DirLock { _file: file })),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Another number for the same open file, to be moved to another thread.
+pub fn dup_fd(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    fd.try_clone_to_owned()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FdKind {
+    Regular { len_bytes: u64 },
+    Pipe,
+    CharacterDevice,
+    Other,
+}
+
+/// What a descriptor from elsewhere is; `Other` too when it cannot be told.
+pub fn fd_kind(fd: BorrowedFd<'_>) -> FdKind {
+    let Ok(metadata) = dup_fd(fd).and_then(|fd| File::from(fd).metadata()) else { return FdKind::Other };
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        FdKind::Regular { len_bytes: metadata.len() }
+    } else if kind.is_fifo() {
+        FdKind::Pipe
+    } else if kind.is_char_device() {
+        FdKind::CharacterDevice
+    } else {
+        FdKind::Other
+    }
+}
+
+pub fn peer_is_regular(fd: BorrowedFd<'_>) -> bool {
+    matches!(fd_kind(fd), FdKind::Regular { .. })
+}
+
+/// Memory of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Resident and not backed by a file: what counts as ours.
+    pub anon_bytes: u64,
+    /// Most that was ever resident, mapped files included.
+    pub hwm_bytes: u64,
+}
+
+pub fn rss() -> Memory {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    Memory { anon_bytes: status_bytes(&status, "RssAnon:"), hwm_bytes: status_bytes(&status, "VmHWM:") }
+}
+
+/// A line of /proc/self/status, given there in KiB; 0 when it is missing.
+fn status_bytes(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// Shard threads where nobody asked for another number: the cores that this process may use.
+pub fn thread_count_default() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Files that this process makes from now on are for its owner alone.
+pub fn restrict_new_files() {
+    // SAFETY: takes a number only.
+    unsafe { libc::umask(0o077) };
+}
