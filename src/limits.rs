@@ -139,6 +139,35 @@ pub const VERSION_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A chunk without references waits this long, of the node's own uptime, for running reads.
 pub const RECLAIM_GRACE: Duration = Duration::from_secs(15 * 60);
 
+/// Longest symbolic link target (Linux' PATH_MAX without its NUL).
+pub const SYMLINK_BYTES_MAX: usize = 4095;
+pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
+/// A whole name record: head, sealed body with the longest bucket, key, link target and content type, tag.
+pub const NAME_RECORD_BYTES_MAX: usize = 6 * KIB;
+/// Versions that one signed death names.
+pub const DEATH_VERSIONS_MAX: usize = 1024;
+
+// Identity
+
+pub const ZONE_BYTES_MAX: usize = 63;
+/// Host name (253), colon, port (5).
+pub const ADDRESS_BYTES_MAX: usize = 259;
+pub const VOTERS_MAX: usize = 7;
+/// Opaque settings that a layout carries.
+pub const LAYOUT_SETTINGS_BYTES_MAX: usize = 4 * KIB;
+/// Every certificate fits; in a handshake it is padded to this, so that the messages have one size.
+pub const CERTIFICATE_BYTES_MAX: usize = 510;
+/// The second Noise message: ephemeral 32, sealed static 48, sealed padded certificate.
+pub const HANDSHAKE_SECOND_BYTES: usize = 32 + 48 + HANDSHAKE_PAYLOAD_BYTES + 16;
+/// The third Noise message: sealed static 48, sealed padded certificate.
+pub const HANDSHAKE_THIRD_BYTES: usize = 48 + HANDSHAKE_PAYLOAD_BYTES + 16;
+/// Length 2, certificate, zeros.
+pub const HANDSHAKE_PAYLOAD_BYTES: usize = 2 + CERTIFICATE_BYTES_MAX;
+/// The network keys a node keeps: the newest and the one before.
+pub const NETWORK_KEYS_MAX: usize = 2;
+/// Openings remembered against replay; beyond it new ones are refused, so that memory stays bounded.
+pub const REPLAY_ENTRIES_MAX: usize = 1 << 17;
+
 // Node
 
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(10);

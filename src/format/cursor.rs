@@ -98,6 +98,11 @@ impl Writer {
         Self::default()
     }
 
+    /// With room for `bytes`: a writer of secrets that never grows leaves no copies behind.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes) }
+    }
+
     pub fn put<T: IntoBytes + Immutable>(&mut self, value: &T) -> &mut Self {
         self.bytes.extend_from_slice(value.as_bytes());
         self

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
+use zeroize::Zeroizing;
 
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident, $bytes:literal) => {
@@ -144,7 +145,9 @@ pub struct Stamp(pub little_endian::U64);
 impl Stamp {
     pub const ZERO: Self = Self(little_endian::U64::ZERO);
 
+    /// Milliseconds beyond 48 bits (the year 10,889) stand still there rather than wrap round to 1970.
     pub fn new(millis: u64, counter: u16) -> Self {
+        let millis = millis.min((1 << 48) - 1);
         Self(((millis << 16) | u64::from(counter)).into())
     }
 
@@ -180,7 +183,7 @@ impl fmt::Debug for Stamp {
 }
 
 /// A file's id as a user sees it: its root's address.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ContentId(pub Address);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -201,9 +204,11 @@ pub enum TextError {
 
 /// Prefix and base32 of `bytes`.
 pub fn to_text(prefix: &'static str, bytes: &[u8]) -> String {
-    let mut text = BASE32_NOPAD.encode(bytes);
+    // In one allocation: some texts are secrets, and one that grows leaves copies behind.
+    let mut text = String::with_capacity(prefix.len() + BASE32_NOPAD.encode_len(bytes.len()));
+    text.push_str(prefix);
+    BASE32_NOPAD.encode_append(bytes, &mut text);
     text.make_ascii_lowercase();
-    text.insert_str(0, prefix);
     text
 }
 
@@ -213,7 +218,31 @@ pub fn from_text(prefix: &'static str, text: &str) -> Result<Vec<u8>, TextError>
     if body.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Err(TextError::Alphabet);
     }
-    BASE32_NOPAD.decode(body.to_ascii_uppercase().as_bytes()).map_err(|_| TextError::Alphabet)
+    let upper = Zeroizing::new(body.to_ascii_uppercase());
+    BASE32_NOPAD.decode(upper.as_bytes()).map_err(|_| TextError::Alphabet)
+}
+
+/// The `derive_key` context of [`checksum`]; listed with all the others in `crypto::keys`.
+pub const TEXT_CHECKSUM_CONTEXT: &str = "gabion v1 text checksum";
+
+pub const CHECKSUM_BYTES: usize = 8;
+
+/// What closes every text form (and key file) that a person may damage while copying it: 8 bytes over the prefix and
+/// all fields. It guards against accidents only; whoever edits on purpose computes it anew.
+pub fn checksum(prefix: &str, bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut hasher = blake3::Hasher::new_derive_key(TEXT_CHECKSUM_CONTEXT);
+    hasher.update(prefix.as_bytes()).update(&[0]).update(bytes);
+    let mut sum = [0; CHECKSUM_BYTES];
+    hasher.finalize_xof().fill(&mut sum);
+    sum
+}
+
+/// Splits the checksum off and checks it.
+pub fn without_checksum<'a>(prefix: &str, bytes: &'a [u8]) -> Result<&'a [u8], TextError> {
+    let (body, sum) = bytes
+        .split_last_chunk::<CHECKSUM_BYTES>()
+        .ok_or(TextError::Length { expected: CHECKSUM_BYTES, found: bytes.len() })?;
+    if checksum(prefix, body) == *sum { Ok(body) } else { Err(TextError::Checksum) }
 }
 
 pub const CONTENT_ID_PREFIX: &str = "gc1";

@@ -16,10 +16,34 @@
 //! | 64 | 4,028 | reserved, zero |
 //! | 4,092 | 4 | CRC32 of bytes 0..4,092, unseeded |
 //!
-//! Footer: at sealing, from a block boundary on: `records` entries of 64 bytes (the record header's bytes 8..64 with
-//! the record's offset in the place of `reserved`; see [`FooterEntry`]), sorted by address, zeros up to a block
-//! boundary, then one closing block whose last 64 bytes are the [`FooterTail`]. A file is sealed exactly when its last
-//! block holds a valid tail.
+//! Footer, written at sealing, from a block boundary on: one entry per record, sorted by address, zeros up to a block
+//! boundary, then one closing block whose last 64 bytes are the tail. A file is sealed exactly when its last block holds a
+//! valid tail.
+//!
+//! Entry:
+//!
+//! | offset | bytes | field |
+//! | --- | --- | --- |
+//! | 0 | 32 | address |
+//! | 32 | 16 | version |
+//! | 48 | 8 | offset of the record's header in the file |
+//! | 56 | 4 | payload bytes |
+//! | 60 | 1 | kind |
+//! | 61 | 1 | flags |
+//! | 62 | 2 | reserved, zero |
+//!
+//! Tail:
+//!
+//! | offset | bytes | field |
+//! | --- | --- | --- |
+//! | 0 | 8 | magic `gabfoot1` |
+//! | 8 | 8 | segment id |
+//! | 16 | 8 | offset of the entries |
+//! | 24 | 8 | end of the written records |
+//! | 32 | 4 | number of entries |
+//! | 36 | 4 | CRC32 of the entries, seeded with the nonce and their offset |
+//! | 40 | 20 | reserved, zero |
+//! | 60 | 4 | CRC32 of the 60 bytes before, seeded with the nonce and the tail's offset |
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -1,0 +1,12 @@
+//! Addresses: BLAKE3 of a chunk's ciphertext. Whoever holds a chunk can check it without any key.
+
+use crate::format::Address;
+
+pub fn address_of(ciphertext: &[u8]) -> Address {
+    Address(*blake3::hash(ciphertext).as_bytes())
+}
+
+/// Answers a request to prove that a range of a chunk is at hand: both sides hash the bytes under the asker's nonce.
+pub fn proof_of_holding(nonce: &[u8; 32], range: &[u8]) -> [u8; 32] {
+    *blake3::keyed_hash(nonce, range).as_bytes()
+}
