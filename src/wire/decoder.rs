@@ -22,23 +22,17 @@
 //!
 //! Any breach ends the connection: after it, nobody knows where the next header would begin.
 //!
-//! The handshake's messages come before all this: the opening is exactly [`OPENING_BYTES`], the two others have a
-//! 16-bit little-endian length in front ([`handshake_length`]).
+//! The handshake's messages come before all this and have fixed lengths: they need no decoder.
 
 use zerocopy::FromBytes;
 
 use crate::format::Malformed;
 use crate::format::frame::{FrameHeader, FrameKind};
-use crate::limits::{FRAME_HEADER_BYTES, HANDSHAKE_MESSAGE_BYTES_MAX};
+use crate::limits::FRAME_HEADER_BYTES;
 
-/// What sealing adds to a header or a body.
-pub const SEAL_BYTES: usize = 16;
+pub use crate::crypto::session::SEAL_BYTES;
+
 pub const SEALED_HEADER_BYTES: usize = FRAME_HEADER_BYTES + SEAL_BYTES;
-/// The length in front of the second and third handshake message.
-pub const HANDSHAKE_LENGTH_BYTES: usize = 2;
-/// Noise's own part of the shortest such message: a key, its tag and the payload's tag.
-const HANDSHAKE_MESSAGE_BYTES_MIN: usize = 64;
-
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     #[error("a frame that this session's keys do not open: altered on the way, or out of order")]
@@ -180,16 +174,6 @@ fn check_kind(header: &FrameHeader, kind: FrameKind, our_parity: u64) -> Result<
     }
 }
 
-/// The length in front of a handshake message.
-pub fn handshake_length(bytes: [u8; HANDSHAKE_LENGTH_BYTES]) -> Result<usize, Malformed> {
-    let length = usize::from(u16::from_le_bytes(bytes));
-    if (HANDSHAKE_MESSAGE_BYTES_MIN..=HANDSHAKE_MESSAGE_BYTES_MAX).contains(&length) {
-        Ok(length)
-    } else {
-        Err(Malformed::new("handshake message length"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,13 +284,6 @@ mod tests {
         ] {
             assert!(matches!(feed(&[clear(long, &[])]), Err(Violation::Malformed(_))));
         }
-    }
-
-    #[test]
-    fn handshake_lengths_are_bounded() {
-        assert!(handshake_length([0, 0]).is_err());
-        assert!(handshake_length([0xff, 0xff]).is_err());
-        assert_eq!(handshake_length(300u16.to_le_bytes()), Ok(300));
     }
 
     fn any_frame() -> impl Strategy<Value = (FrameHeader, Vec<u8>, Vec<u8>)> {

@@ -105,29 +105,47 @@ pub struct Patience {
     patience: Duration,
     since: Instant,
     payloads_at: u64,
-    /// This very request is being written or its answer is arriving.
-    moving: bool,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    Leaving,
+    Arriving,
 }
 
 impl Patience {
     pub fn new(patience: Duration, now: Instant, movement: &Movement) -> Self {
-        Self { patience, since: now, payloads_at: movement.payloads, moving: false }
+        Self { patience, since: now, payloads_at: movement.payloads, stage: Stage::Waiting }
     }
 
-    /// Its frame begins to leave, or its answer's header is here.
-    pub fn begins(&mut self) {
-        self.moving = true;
+    /// Its frame begins to leave.
+    pub fn leaves(&mut self) {
+        self.stage = Stage::Leaving;
+    }
+
+    /// Its answer's header is here, the payload follows. This may be noticed before the request's own end of sending.
+    pub fn arrives(&mut self) {
+        self.stage = Stage::Arriving;
     }
 
     /// Its frame has left.
-    pub fn rests(&mut self, now: Instant, movement: &Movement) {
-        self.moving = false;
+    pub fn left(&mut self, now: Instant, movement: &Movement) {
+        if self.stage != Stage::Leaving {
+            return;
+        }
+        self.stage = Stage::Waiting;
         self.since = now;
         self.payloads_at = movement.payloads;
     }
 
+    pub fn is_moving(&self) -> bool {
+        self.stage != Stage::Waiting
+    }
+
     pub fn deadline(&self, movement: &Movement) -> Option<Instant> {
-        if self.moving {
+        if self.is_moving() {
             return None;
         }
         if movement.payloads.saturating_sub(self.payloads_at) > OVERTAKEN_PAYLOADS_MAX {
@@ -222,10 +240,13 @@ mod tests {
         let movement = Movement::new(start);
         let mut request = Patience::new(STALL_MAX, start, &movement);
         assert_eq!(request.deadline(&movement), Some(start + STALL_MAX));
-        request.begins();
+        request.leaves();
         assert_eq!(request.deadline(&movement), None);
-        request.rests(start + 500 * MS, &movement);
+        request.left(start + 500 * MS, &movement);
         assert_eq!(request.deadline(&movement), Some(start + 500 * MS + STALL_MAX));
+        request.arrives();
+        request.left(start + 600 * MS, &movement);
+        assert_eq!(request.deadline(&movement), None, "the end of sending was noticed late");
     }
 
     #[test]
