@@ -173,6 +173,10 @@ impl PutJob {
 
     async fn lane<S: ChunkSink>(&self, file: &File, pool: &BufferPool, sink: &S) -> Result<(), PutError> {
         while let Some(Piece { leaf, span, buffer }) = self.read_next(file, pool).await? {
+            // A read from a stream can take as long as it likes; the job may have stopped meanwhile.
+            if self.latch.is_stopped() {
+                break;
+            }
             let (address, key) = self.seal_and_store(0, buffer, span, sink).await?;
             self.bytes_done.fetch_add(span as u64, Ordering::Relaxed);
             let entry = TreeEntry { address, key: *key.as_bytes(), span: (span as u64).into() };
