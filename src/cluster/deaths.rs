@@ -64,7 +64,8 @@ pub fn may_sign(known: &Superseded<'_>, quorums: &[Quorum]) -> Option<VersionId>
     let durable = |quorum: &Quorum| {
         quorum.owners.iter().filter(|owner| known.holders.contains(owner)).count() >= quorum.owners.write_quorum()
     };
-    (replaced && !quorums.is_empty() && !known.version.is_zero() && quorums.iter().all(durable)).then_some(known.version)
+    (replaced && !quorums.is_empty() && !known.version.is_zero() && quorums.iter().all(durable))
+        .then_some(known.version)
 }
 
 #[derive(Clone, Debug)]
@@ -80,7 +81,9 @@ struct Retry {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{DEATHS_PENDING_MAX} deaths wait for nodes that do not answer: bring those nodes back, or `gabion forget` them")]
+#[error(
+    "{DEATHS_PENDING_MAX} deaths wait for nodes that do not answer: bring those nodes back, or `gabion forget` them"
+)]
 pub struct TooManyDeaths;
 
 /// One death to send to one node.

@@ -52,11 +52,23 @@ pub struct Known {
 #[derive(Clone, Debug)]
 pub enum MembershipEvent {
     /// A handshake has ended; `role` is not known yet. `dialled`: by us, at that address.
-    Connected { connection: ConnectionId, certificate: NodeCertificate, dialled: Option<String>, wall_ms: u64 },
-    Closed { connection: ConnectionId },
-    DialFailed { address: String },
+    Connected {
+        connection: ConnectionId,
+        certificate: NodeCertificate,
+        dialled: Option<String>,
+        wall_ms: u64,
+    },
+    Closed {
+        connection: ConnectionId,
+    },
+    DialFailed {
+        address: String,
+    },
     /// From a peer, or from ourselves (`from` our own id) when our role has changed.
-    Roles { from: NodeId, known: Vec<Known> },
+    Roles {
+        from: NodeId,
+        known: Vec<Known>,
+    },
     /// Somebody needs a connection to this node now.
     Wanted(NodeId),
     /// It was evicted or forgotten: never dial it, let it in or pass it on again.
@@ -70,10 +82,20 @@ pub enum MembershipEvent {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MembershipAction {
     /// `expect`: who has to answer there; `None` for a ticket's address.
-    Dial { address: String, expect: Option<NodeId> },
+    Dial {
+        address: String,
+        expect: Option<NodeId>,
+    },
     /// At most [`ROLES_PER_MESSAGE_MAX`].
-    SendRoles { to: NodeId, connection: ConnectionId, known: Vec<Known> },
-    Close { connection: ConnectionId, reason: &'static str },
+    SendRoles {
+        to: NodeId,
+        connection: ConnectionId,
+        known: Vec<Known>,
+    },
+    Close {
+        connection: ConnectionId,
+        reason: &'static str,
+    },
     /// There was no connection to it, now there is.
     Alive(NodeId),
     Gone(NodeId),
@@ -156,7 +178,8 @@ impl Membership {
 
     /// When to come back with a [`MembershipEvent::Tick`], if nothing happens before.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let bootstrap = self.bootstrap.iter().filter(|(address, _)| self.bootstraps(address)).map(|(_, dialling)| dialling);
+        let bootstrap =
+            self.bootstrap.iter().filter(|(address, _)| self.bootstraps(address)).map(|(_, dialling)| dialling);
         let nodes = self.nodes.values().filter(|entry| self.to_be_dialled(entry)).map(|entry| &entry.dialling);
         bootstrap.chain(nodes).filter(|dialling| dialling.running.is_none()).map(|dialling| dialling.at).min()
     }
@@ -244,10 +267,8 @@ impl Membership {
                 actions.push(MembershipAction::Close { connection, reason: "another connection of this pair stays" });
                 return;
             }
-            Some(held) => actions.push(MembershipAction::Close {
-                connection: held.id,
-                reason: "another connection of this pair stays",
-            }),
+            Some(held) => actions
+                .push(MembershipAction::Close { connection: held.id, reason: "another connection of this pair stays" }),
             None => actions.push(MembershipAction::Alive(node)),
         }
         entry.connection = Some(link);
@@ -304,7 +325,10 @@ impl Membership {
         self.barred.insert(node);
         if let Some(entry) = self.nodes.remove(&node) {
             if let Some(link) = entry.connection {
-                actions.push(MembershipAction::Close { connection: link.id, reason: "this node was put out of the network" });
+                actions.push(MembershipAction::Close {
+                    connection: link.id,
+                    reason: "this node was put out of the network",
+                });
                 actions.push(MembershipAction::Gone(node));
             }
             actions.push(MembershipAction::Save);
@@ -368,13 +392,14 @@ impl Membership {
 
     /// A node that is connected has said that it listens there.
     fn is_connected_at(&self, address: &str) -> bool {
-        self.nodes.values().any(|entry| {
-            entry.connection.is_some() && entry.addresses().iter().any(|listens| listens == address)
-        })
+        self.nodes
+            .values()
+            .any(|entry| entry.connection.is_some() && entry.addresses().iter().any(|listens| listens == address))
     }
 
     fn to_be_dialled(&self, entry: &Entry) -> bool {
-        let unasked = self.nodes.values().filter(|entry| entry.connection.is_some()).count() < PEERS_DIALLED_UNASKED_MAX;
+        let unasked =
+            self.nodes.values().filter(|entry| entry.connection.is_some()).count() < PEERS_DIALLED_UNASKED_MAX;
         entry.may_be_dialled(&self.own_addresses) && (unasked || entry.wanted)
     }
 

@@ -330,7 +330,9 @@ impl NameRead {
     fn step(&self) -> NameReadStep {
         let (tally, record) = match &self.state {
             Reading::Asking { votes, .. } => (votes.tally(|quorum| quorum.owners.read_quorum()), None),
-            Reading::WritingBack { votes, record } => (votes.tally(|quorum| quorum.owners.write_quorum()), Some(record)),
+            Reading::WritingBack { votes, record } => {
+                (votes.tally(|quorum| quorum.owners.write_quorum()), Some(record))
+            }
             Reading::Absent => return NameReadStep::Done(None),
             Reading::Refused => return NameReadStep::Restart,
         };
