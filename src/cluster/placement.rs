@@ -175,7 +175,7 @@ fn lots(candidates: &[Candidate]) -> (Vec<Lot>, usize) {
 }
 
 fn seed_of(placement: &PlacementId) -> [u64; 2] {
-    let hash = blake3::derive_key("gabion v1 placement", &placement.0);
+    let hash = *blake3::hash(&placement.0).as_bytes();
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| hash[at + byte]));
     [word(0), word(8)]
 }
