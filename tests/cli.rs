@@ -1,5 +1,7 @@
 //! The command line against a node in memory: exit codes, outputs, what is left on the disk.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // of a test: a panic is its way to fail
+
 mod support;
 
 use std::fs;

@@ -137,14 +137,14 @@ fn fill(
     choices: GetChoices,
     progress: &mut Progress,
 ) -> Result<Option<Fetched>, Failure> {
-    if let Wanted::Link(link) = wanted {
-        if needs_plain_reading(context)? {
-            // Read from its start: what is there already would have to be checked, and that costs as much.
-            part.truncate()?;
-            return get_link::read(context, link, &mut &part.file, choices, progress).map(Some);
-        }
+    if let Wanted::Link(link) = wanted
+        && needs_plain_reading(context)?
+    {
+        // Read from its start: what is there already would have to be checked, and that costs as much.
+        part.truncate()?;
+        return get_link::read(context, link, &mut &part.file, choices, progress).map(Some);
     }
-    let resume = part.len() > 0;
+    let resume = part.bytes_found() > 0;
     let output = Output { descriptor: part.file.as_fd(), kind: OutputKind::File, resume };
     read(context, wanted.request(), output, choices, Some(entry.content), progress)
 }
@@ -173,13 +173,18 @@ fn to_stream(
     choices: GetChoices,
 ) -> Result<(), Failure> {
     let mut progress = context.display.start(&wanted.to_string());
-    if let Wanted::Link(link) = wanted {
-        if needs_plain_reading(context)? {
-            return stream_link(context, link, descriptor, choices, &mut progress);
-        }
+    if let Wanted::Link(link) = wanted
+        && needs_plain_reading(context)?
+    {
+        return quiet_if_closed(wanted, stream_link(context, link, descriptor, choices, &mut progress));
     }
     let output = Output { descriptor, kind: OutputKind::Stream, resume: false };
-    match read(context, wanted.request(), output, choices, None, &mut progress) {
+    quiet_if_closed(wanted, read(context, wanted.request(), output, choices, None, &mut progress))
+}
+
+/// Nobody reads any more: no reason to print anything.
+fn quiet_if_closed<T>(wanted: &Wanted, result: Result<T, Failure>) -> Result<(), Failure> {
+    match result {
         Ok(_) => Ok(()),
         Err(failure) if failure.code == OUTPUT_CLOSED => Err(Failure::silent(Exit::Other)),
         Err(failure) if failure.code == Exit::Interrupted.code() => {
@@ -195,9 +200,9 @@ fn stream_link(
     descriptor: BorrowedFd<'_>,
     choices: GetChoices,
     progress: &mut Progress,
-) -> Result<(), Failure> {
+) -> Result<Fetched, Failure> {
     let file = descriptor.try_clone_to_owned().map_err(|error| output::write_failure(&error))?;
-    get_link::read(context, link, &mut std::fs::File::from(file), choices, progress).map(|_| ())
+    get_link::read(context, link, &mut std::fs::File::from(file), choices, progress)
 }
 
 /// A storage node must not see a link's key: there the command decrypts.

@@ -37,7 +37,7 @@ struct Tree<'a> {
     root: PathBuf,
     choices: GetChoices,
     tally: Tally,
-    /// Outputs handed out so far, as hashes would not do: two keys must not share one file (`a//b` is refused anyway).
+    /// Made or checked already.
     directories: Mutex<HashSet<PathBuf>>,
 }
 

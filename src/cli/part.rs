@@ -60,7 +60,7 @@ impl Part {
     }
 
     /// Bytes that an earlier get left.
-    pub fn len(&self) -> u64 {
+    pub fn bytes_found(&self) -> u64 {
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
@@ -96,7 +96,7 @@ impl Part {
 
     /// After a failure: keeps what a later get can use, and says what became of it.
     pub fn abandon(self) -> Option<PathBuf> {
-        if self.len() > 0 {
+        if self.bytes_found() > 0 {
             return Some(self.path);
         }
         // Empty: of no use to anybody. That it cannot be removed changes nothing.
@@ -212,9 +212,9 @@ mod tests {
         io::Write::write_all(&mut &part.file, b"half").unwrap();
         assert!(Part::open(&output, OF, &Metadata::default()).is_err());
         assert!(part.abandon().is_some());
-        assert_eq!(Part::open(&output, OF, &Metadata::default()).unwrap().len(), 4);
+        assert_eq!(Part::open(&output, OF, &Metadata::default()).unwrap().bytes_found(), 4);
         let other = PartOf { range: Some((0, 1)), ..OF };
-        assert_eq!(Part::open(&output, other, &Metadata::default()).unwrap().len(), 0);
+        assert_eq!(Part::open(&output, other, &Metadata::default()).unwrap().bytes_found(), 0);
     }
 
     #[test]
