@@ -32,45 +32,45 @@ harm() { # NAME KIND
 }
 
 test_damage_mended() {
-    local kind code damaged
+    local kind content
     node_start a --replicas 2
     node_join b a --member
     node_ready a 2
     node_ready b 2
-    random_file "$t/file" $((64 << 20)) "$seed"
-    g a put "$t/file"
     for kind in flip cut swap; do
-        # Once under the node's feet, once while it is away.
-        node_stop b
-        harm b $kind
-        node_start b
-        node_ready b 2
+        # A get meets the damage first.
+        random_file "$t/file" $((64 << 20)) "$seed.get.$kind"
+        g a put "$t/file"
+        harm_while_away b $kind
         g b get file -o "$t/copy"
         same "$t/file" "$t/copy"
-        code=0
-        g b verify > "$t/verify.out" || code=$?
-        damaged=$(sed -n 's/.*  \([0-9]*\) damaged .*/\1/p' "$t/verify.out")
-        cat "$t/verify.out"
-        [ $code = 0 ] || fail "verify after $kind exits $code"
-        g b verify > "$t/again.out" || fail "verify finds damage again after $kind: $(cat "$t/again.out")"
-        grep -q ' 0 damaged' "$t/again.out" || fail "verify finds damage again after $kind: $(cat "$t/again.out")"
         rm "$t/copy"
+        g b verify || fail "verify after a get exits $?"
+        # And now verify.
+        random_file "$t/file" $((64 << 20)) "$seed.verify.$kind"
+        content=$(g a put -q "$t/file")
+        harm_while_away b $kind
+        g b verify > "$t/verify.out" || fail "verify exits $? and leaves damage: $(cat "$t/verify.out")"
+        grep -q '^mended  gc1' "$t/verify.out" || fail "verify does not name what it mended: $(cat "$t/verify.out")"
+        figure "$kind: $(grep -c '^mended' "$t/verify.out") mended;"
+        g b verify > "$t/again.out" || fail "verify finds damage again: $(cat "$t/again.out")"
+        grep -q ' 0 damaged' "$t/again.out" || fail "verify finds damage again: $(cat "$t/again.out")"
+        # What was mended is here: by its content id, since a name needs both of two members.
         node_kill a
-        g b get file -o "$t/copy"
+        g b get "$content" -o "$t/copy"
         same "$t/file" "$t/copy"
         rm "$t/copy"
         node_start a
         node_ready a 2
         node_ready b 2
-        figure "$kind: $damaged chunks mended;"
     done
-    # The get alone mends what it met; verify must also name and mend what nobody asked for.
-    node_stop b
-    harm b flip
-    node_start b
-    node_ready b 2
-    g b verify > "$t/verify.out" || fail "verify exits $? before any get"
-    grep -q '^mended  gc1' "$t/verify.out" || fail "verify does not name what it mended: $(cat "$t/verify.out")"
+}
+
+harm_while_away() { # NAME KIND
+    node_stop "$1"
+    harm "$1" "$2"
+    node_start "$1"
+    node_ready "$1" 2
 }
 
 test_damage_alone() {

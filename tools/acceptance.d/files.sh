@@ -43,10 +43,10 @@ test_one_node() {
 }
 
 test_three_nodes() {
-    local node
+    local node other
     node_start a
     node_join b a --member
-    node_join c b --member
+    node_join c a --member
     for node in a b c; do node_ready $node 3; done
     memory_watch
     random_file "$t/file" $((file_mib << 20)) "$seed"
@@ -59,7 +59,7 @@ test_three_nodes() {
         g c get file -o "$t/copy"
         same "$t/file" "$t/copy"
         node_start $node
-        for _ in a b c; do node_wait $_ 3; done
+        for other in a b c; do node_wait $other 3; done
         node_ready $node 3
     done
     memory_check

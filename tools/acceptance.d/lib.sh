@@ -82,6 +82,7 @@ stop_all() {
 
 # Runs a command in the background that stop_all ends.
 background() { # NAME command…
+    touch "$t/$1.out" "$t/$1.err"
     "${@:2}" > "$t/$1.out" 2>> "$t/$1.err" &
     echo $! > "$t/$1.pid"
 }
@@ -93,10 +94,11 @@ noise() { # BYTES SEED
 
 random_file() { noise "$2" "$3" > "$1"; }
 
-# The exit code, and exactly one line on stderr, which begins with gabion: and contains TEXT.
+# The exit code, and exactly one line on stderr, which begins with gabion: and contains TEXT. (A node may log before it.)
 expect() { # CODE TEXT command…
-    local code=0 lines
-    "${@:3}" > "$t/expect.stdout" 2> "$t/expect.stderr" || code=$?
+    local code=0 lines command=("${@:3}")
+    if [ "${command[0]}" = g ]; then command=("$gabion" --data-dir "$t/${command[1]}" "${command[@]:2}"); fi
+    RUST_LOG=off timeout 60 "${command[@]}" > "$t/expect.stdout" 2> "$t/expect.stderr" || code=$?
     [ $code = "$1" ] || fail "exit code $code instead of $1 of: ${*:3}: $(cat "$t/expect.stderr")"
     lines=$(grep -c . "$t/expect.stderr" || true)
     [ "$lines" = 1 ] || fail "$lines lines of error instead of 1 of: ${*:3}: $(cat "$t/expect.stderr")"
