@@ -81,6 +81,8 @@ pub const BATCH_BYTES_MAX: usize = MIB;
 pub const COMMITTER_QUEUE_MESSAGES: usize = 256;
 /// Read-only descriptors of segments that each shard thread keeps open.
 pub const SEGMENT_READERS_PER_SHARD: usize = 128;
+/// How often it is tried to record that a failed write is no chunk; each failure opens a new segment.
+pub const DISOWN_ATTEMPTS_MAX: usize = 3;
 /// More sealed segments of small records shorter than 1/16 of the longest are compacted into one.
 pub const SMALL_SEGMENTS_SHORT_MAX: usize = 8;
 /// Free space below which new writes are refused, so that removals and the catalog still have room.

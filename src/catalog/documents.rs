@@ -11,7 +11,7 @@
 //! | | 4 + 0..=256 Ki | value behind its length |
 
 use super::CatalogError;
-use super::rows::{self, DOCUMENT, key};
+use super::rows::{self, DOCUMENT, Row, key};
 use super::thread::Engine;
 use crate::format::{Malformed, Reader, Writer};
 use crate::limits::{DOCUMENT_KEY_BYTES_MAX, DOCUMENT_VALUE_BYTES_MAX};
@@ -76,7 +76,7 @@ impl Engine {
         })
     }
 
-    pub(super) fn documents(&mut self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, CatalogError> {
+    pub(super) fn documents(&mut self, prefix: &[u8]) -> Result<Vec<Row>, CatalogError> {
         self.read(|_, rows| {
             let mut found = Vec::new();
             for row in rows.prefix(&key(DOCUMENT, &[prefix])) {

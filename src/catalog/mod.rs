@@ -266,7 +266,8 @@ impl Catalog {
         self.thread.ask(move |engine| engine.documents(&prefix)).await
     }
 
-    /// A serial above that of any version of this document: for the next one.
+    /// A serial above that of any version of this document: for the next one. One writer for each key: two that ask at once get
+    /// the same, and then the greater value stays.
     pub async fn next_serial(&self, key: &[u8]) -> Result<u64, CatalogError> {
         let key = key.to_vec();
         self.thread.ask(move |engine| engine.next_serial(&key)).await

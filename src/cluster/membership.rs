@@ -54,7 +54,7 @@ pub enum MembershipEvent {
     /// A handshake has ended; `role` is not known yet. `dialled`: by us, at that address.
     Connected {
         connection: ConnectionId,
-        certificate: NodeCertificate,
+        certificate: Box<NodeCertificate>,
         dialled: Option<String>,
         wall_ms: u64,
     },
@@ -162,7 +162,7 @@ impl Membership {
         let mut actions = Vec::new();
         match event {
             MembershipEvent::Connected { connection, certificate, dialled, wall_ms } => {
-                self.connected(connection, certificate, dialled, wall_ms, now, &mut actions);
+                self.connected(connection, *certificate, dialled, wall_ms, now, &mut actions);
             }
             MembershipEvent::Closed { connection } => self.closed(connection, now, &mut actions),
             MembershipEvent::DialFailed { address } => self.dial_failed(&address, now),

@@ -22,6 +22,9 @@ pub mod membership;
 pub mod names;
 pub mod placement;
 
+#[cfg(test)]
+mod tests;
+
 pub use chunks::{Latencies, ReadPlan, ReadStep, WriteProgress, WriteQuorum};
 pub use deaths::{DeathId, PendingDeaths};
 pub use layout::{ActiveLayout, LayoutNode, Layouts, Owners, Quorum};

@@ -233,3 +233,27 @@ fn minus_log2(hash: u64) -> u64 {
     let fraction = low + (((high - low) * rest) >> 32);
     (((u64::from(zeros) + 1) << 32) - fraction).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::minus_log2;
+
+    #[test]
+    fn integer_logarithm_agrees_with_the_real_one() {
+        let mut hash = u64::MAX;
+        while hash > 1_000_003 {
+            let real = 64.0 - (hash as f64).log2();
+            let ours = minus_log2(hash) as f64 / (1u64 << 32) as f64;
+            assert!((real - ours).abs() < 2e-7, "{hash:#x}: {ours} instead of {real}");
+            hash = hash / 1_000_003 * 999_983 - 1;
+            hash -= hash >> 9;
+        }
+    }
+
+    #[test]
+    fn distance_is_never_zero_and_falls_as_the_hash_rises() {
+        assert!(minus_log2(u64::MAX) > 0);
+        assert_eq!(minus_log2(0), minus_log2(1));
+        assert!((1..64).all(|bit| minus_log2(1 << bit) < minus_log2((1 << bit) - 1)));
+    }
+}

@@ -25,8 +25,6 @@ pub enum PeerError {
     Unknown(NodeId),
     #[error("node {node:?} cannot be reached: {reason}")]
     Unreachable { node: NodeId, reason: String },
-    #[error("node {node:?} did not answer: {reason}")]
-    NoAnswer { node: NodeId, reason: String },
 }
 
 #[derive(Default)]

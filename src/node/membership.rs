@@ -28,7 +28,6 @@ use crate::format::message::{self, Hello};
 use crate::format::{Address, NodeId};
 use crate::io::spawn;
 use crate::limits::STALL_MAX;
-use crate::store::SmallRecord;
 use crate::wire::Connection;
 
 const BOOK_FILE: &str = "address-book";
@@ -161,7 +160,7 @@ fn settle(shard: &Rc<Shard>, connection: &Connection, serve: &Serve, dialled: Op
     serve.standing.connection.set(Some(number));
     shard.connections.settle(number, connection.clone());
     let certificate = connection.peer().certificate.certificate().clone();
-    feed(shard, MembershipEvent::Connected { connection: number, certificate, dialled, wall_ms: wall_ms() });
+    feed(shard, MembershipEvent::Connected { connection: number, certificate: Box::new(certificate), dialled, wall_ms: wall_ms() });
 }
 
 pub fn on_closed(shard: &Rc<Shard>, standing: &Standing) {
@@ -308,6 +307,7 @@ async fn keep_layout(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), String> {
     let node = &shard.node;
     let layout = Layout::decode(bytes).map_err(|error| error.to_string())?;
     verify_layout(&layout, &node.network_id()).map_err(|error| error.to_string())?;
+    let _one_at_a_time = node.layout_change.lock().await;
     if layout.number <= node.layout_number() {
         return Ok(());
     }

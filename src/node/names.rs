@@ -10,6 +10,7 @@
 //!
 //! The decisions are [`NameRead`]'s and [`NameWrite`]'s; this file carries their questions to the owners.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,46 +117,46 @@ async fn read_once(
     for owner in machine.owners() {
         asked.ask(owner, FrameKind::NameRead, body.clone());
     }
-    // Owners under earlier layouts vote in nothing; what they know is added when it comes in time.
-    let before = shard.node.layouts().name_owners_before(bucket);
-    let mut earlier: Vec<NodeId> = before.into_iter().filter(|owner| shard.node.peers.is_alive(owner)).collect();
-    for owner in &earlier {
+    // What owners under earlier layouts know is added: the quorum's verdict waits for those of them that live.
+    let voters = machine.owners();
+    let mut awaited = earlier_owners(shard, bucket);
+    for owner in awaited.iter().filter(|owner| !voters.contains(owner)) {
         asked.ask(*owner, FrameKind::NameRead, body.clone());
     }
-    let mut held_back = Vec::new();
+    let mut held_back = VecDeque::new();
     while let Some((owner, answer)) = asked.next().await {
-        let is_earlier = earlier.iter().position(|known| *known == owner).map(|at| earlier.swap_remove(at)).is_some();
-        let answered = match (answer, is_earlier) {
-            (Answer::Record(record), true) => machine.on_answer(owner, record),
-            (_, true) => NameReadStep::Wait,
-            (answer, false) if !earlier.is_empty() && matches!(answer, Answer::Record(_)) => {
-                held_back.push((owner, answer));
-                continue;
-            }
-            (answer, false) => step_read(&mut machine, owner, answer),
-        };
-        let mut step = answered;
-        if earlier.is_empty() {
-            for (owner, answer) in held_back.drain(..) {
-                step = step_read(&mut machine, owner, answer);
-                if matches!(step, NameReadStep::WriteBack { .. } | NameReadStep::Done(_)) {
-                    break; // the quorum is complete: who is left over was not needed
-                }
-            }
+        awaited.retain(|known| *known != owner);
+        if voters.contains(&owner) {
+            held_back.push_back((owner, answer));
+        } else if let Answer::Record(record) = answer {
+            machine.on_answer(owner, record);
         }
-        match step {
-            NameReadStep::Wait => {}
-            NameReadStep::WriteBack { record, to } => {
-                for owner in to {
-                    asked.ask(owner, FrameKind::NameWrite, record.encode());
+        while let Some((owner, answer)) = awaited.is_empty().then(|| held_back.pop_front()).flatten() {
+            match step_read(&mut machine, owner, answer) {
+                NameReadStep::Wait => {}
+                NameReadStep::WriteBack { record, to } => {
+                    for owner in to {
+                        asked.ask(owner, FrameKind::NameWrite, record.encode());
+                    }
                 }
+                NameReadStep::Done(record) => return Ok(Some(record)),
+                NameReadStep::Failed { have, need } => return Err(asked.too_few(have, need)),
+                NameReadStep::Restart => return Ok(None),
             }
-            NameReadStep::Done(record) => return Ok(Some(record)),
-            NameReadStep::Failed { have, need } => return Err(asked.too_few(have, need)),
-            NameReadStep::Restart => return Ok(None),
         }
     }
     Err(asked.too_few(0, 1))
+}
+
+/// Living owners of a bucket's names under the layouts before the newest.
+fn earlier_owners(shard: &Rc<Shard>, bucket: &BucketId) -> Vec<NodeId> {
+    let layouts = shard.node.layouts();
+    let mut owners: Vec<NodeId> =
+        layouts.earlier().iter().flat_map(|layout| layout.name_owners(bucket).as_slice().to_vec()).collect();
+    owners.sort();
+    owners.dedup();
+    owners.retain(|owner| shard.node.peers.is_alive(owner));
+    owners
 }
 
 fn step_read(machine: &mut NameRead, owner: NodeId, answer: Answer) -> NameReadStep {
@@ -174,15 +175,17 @@ pub struct Written {
     pub quorums: Vec<Quorum>,
 }
 
-/// Writes the record that `make` seals under a clock later than all that a quorum knows, to a majority of its owners.
+/// Writes the record that `make` seals, under a clock later than `after` and than all that a quorum knows, to a majority of
+/// its owners.
 pub async fn write(
     shard: &Rc<Shard>,
     bucket: &BucketId,
     name: &NameId,
+    after: Stamp,
     make: impl Fn(Stamp) -> NameRecord,
 ) -> Result<Written, NameError> {
     for _ in 0..RESTARTS_MAX {
-        if let Some(written) = write_once(shard, bucket, name, &make).await? {
+        if let Some(written) = write_once(shard, bucket, name, after, &make).await? {
             return Ok(written);
         }
         super::membership::refresh_layout(shard).await;
@@ -194,6 +197,7 @@ async fn write_once(
     shard: &Rc<Shard>,
     bucket: &BucketId,
     name: &NameId,
+    after: Stamp,
     make: &impl Fn(Stamp) -> NameRecord,
 ) -> Result<Option<Written>, NameError> {
     let quorums = quorums(shard, bucket)?;
@@ -211,7 +215,7 @@ async fn write_once(
             Answer::Failed => machine.on_fail(owner),
         };
         if let (NameWriteStep::PickClock { later_than }, None) = (&step, &order) {
-            let record = make(later_clock(shard, *later_than).await?);
+            let record = make(later_clock(shard, after.max(*later_than)).await?);
             order = Some(record.order());
             step = machine.picked();
             asked.forget_running();
@@ -401,7 +405,7 @@ pub async fn scan<E: From<NameError>>(
 /// One owner's listing, a page at a time.
 struct Pages {
     owner: NodeId,
-    page: std::collections::VecDeque<NameRecord>,
+    page: VecDeque<NameRecord>,
     after: Option<(BucketId, NameId)>,
     ended: bool,
 }

@@ -19,6 +19,8 @@ use crate::node::control::PeerReport;
 
 pub struct Peers {
     machine: Mutex<Membership>,
+    /// What the machine wants done once the node runs.
+    first: Mutex<Vec<MembershipAction>>,
     /// Which shard each connection of the machine lives on.
     homes: Mutex<HashMap<ConnectionId, usize>>,
     next_connection: AtomicU64,
@@ -49,11 +51,10 @@ impl Peers {
         sign_role(&mut own, keys, &certificate.network);
         let mut machine = Membership::new(certificate.node_id, bootstrap, rand::random());
         let known = vec![Known { certificate: certificate.certificate().clone(), role: own.clone() }];
-        let told = machine.handle(MembershipEvent::Roles { from: certificate.node_id, known }, Duration::ZERO);
-        // Nobody is connected yet: what there is to do comes again with the first tick.
-        debug_assert!(told.iter().all(|action| !matches!(action, MembershipAction::SendRoles { .. })));
+        let first = machine.handle(MembershipEvent::Roles { from: certificate.node_id, known }, Duration::ZERO);
         Self {
             machine: Mutex::new(machine),
+            first: Mutex::new(first),
             homes: Mutex::default(),
             next_connection: AtomicU64::new(1),
             own,
@@ -63,8 +64,12 @@ impl Peers {
 
     /// Feeds the machine and gives back what it wants done.
     pub fn handle(&self, event: MembershipEvent, uptime: Duration) -> Vec<MembershipAction> {
-        let actions = lock(&self.machine).handle(event, uptime);
-        self.changed.notify_one();
+        let is_tick = matches!(event, MembershipEvent::Tick);
+        let mut actions = std::mem::take(&mut *lock(&self.first));
+        actions.extend(lock(&self.machine).handle(event, uptime));
+        if !is_tick {
+            self.changed.notify_one();
+        }
         actions
     }
 

@@ -24,7 +24,7 @@ use crate::format::certificate::Class;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
 use crate::format::record::FLAG_STAND_IN;
-use crate::format::{Address, Malformed, Reader, VersionId, message};
+use crate::format::{Malformed, Reader, VersionId, message};
 use crate::io::Buffer;
 use crate::limits::{CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
 use crate::store::{Hold, ReadOutcome, SmallRecord, StoreError};

@@ -219,6 +219,7 @@ async fn open(
         stop: Stop::default(),
         deaths_changed: Notify::new(),
         book_changed: Notify::new(),
+        layout_change: tokio::sync::Mutex::new(()),
         document_serial: AtomicU64::new(0),
     });
     membership::restore(&node).await?;

@@ -12,8 +12,9 @@
 //!   address lock. In log order, also when writes complete out of order.
 //! - The write and all that follows run in tasks of their own: whoever waits may give up, the log goes on.
 //! - The first failed write or fsync latches the segment: whatever was not durable fails, and the next record opens a new
-//!   segment. What fails here may be whole on the disk all the same and appear after a crash; every record is
-//!   idempotent, so that is harmless.
+//!   segment. What fails here may be whole on the disk all the same and appear after a crash: chunks among it are
+//!   recorded as removed, under their address lock, so that no later removal is undone by it; of all else a repetition
+//!   is harmless.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -384,7 +385,15 @@ impl<D: Disk> OpenSegment<D> {
             error
         };
         self.entry.phase().state = State::Closed;
-        lost.into_iter().for_each(|pending| (pending.done)(Err(error.clone())));
+        let mut stray = Vec::new();
+        for pending in lost {
+            stray.extend(pending.records.into_iter().filter_map(|record| record.stray(self.entry.id)));
+            (pending.done)(Err(error.clone()));
+        }
+        if !stray.is_empty() {
+            let context = self.context.clone();
+            (self.context.spawn)(Box::pin(async move { context.disown(stray).await }));
+        }
     }
 
     async fn drained(&self) {
@@ -423,6 +432,7 @@ impl<D: Disk> OpenSegment<D> {
         let dead = {
             let mut phase = self.entry.phase();
             phase.state = State::Sealed;
+            phase.notes = Vec::new();
             std::mem::take(&mut phase.dead)
         };
         for (start, len) in dead {

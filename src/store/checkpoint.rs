@@ -1,15 +1,17 @@
 //! The index on disk, so that opening a store need not read every footer.
 //!
 //! A checkpoint covers the segments that were sealed when it was begun: its slots of these are complete, since whatever
-//! changes a sealed segment's chunks (a removal, a move, a quarantine) leaves a record in a younger segment, and
-//! younger segments are replayed. It is written beside, synced, and renamed over the last one; anything wrong with it
-//! and the index is rebuilt from footers.
+//! changes a sealed segment's chunks later (a removal, a move, a quarantine) leaves a record in a segment that is not
+//! covered, and those are replayed. The other way round, a covered segment may hold the record that a chunk in a segment
+//! that is not covered is dead or damaged: these places are noted. A checkpoint is written beside, synced, and renamed
+//! over the last one; anything wrong with it and the index is rebuilt from footers.
 //!
 //! | bytes | field |
 //! | --- | --- |
-//! | 64 | head: magic `gabindx1`, version 2, clean 1, zero 1, segments 4, quarantined 4, zero 4, next segment 8, key 32 |
+//! | 64 | head: magic `gabindx1`, version 2, clean 1, zero 1, segments 4, quarantined 4, notes 4, next segment 8, key 32 |
 //! | 16 each | covered segments: id 8, dead bytes 8 |
 //! | 32 each | quarantined addresses |
+//! | 16 each | notes: segment 8, offset 8, its lowest bit set for a damaged place, clear for a dead one |
 //! | per table | count 4, then 16 each: slots |
 //! | 32 | BLAKE3 of all before |
 //! | | zeros to the block's end |
@@ -23,6 +25,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::disk::{Disk, DiskFile};
 use super::index::Index;
 use super::scan::Window;
+use super::shared::{Note, State};
 use super::{Store, StoreError};
 use crate::format::Address;
 use crate::io::Buffer;
@@ -44,7 +47,7 @@ struct Head {
     reserved: u8,
     segments: U32,
     quarantined: U32,
-    reserved_too: U32,
+    notes: U32,
     next_segment: U64,
     key: [u8; 32],
 }
@@ -56,7 +59,15 @@ struct Covered {
     dead_bytes: U64,
 }
 
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Noted {
+    segment: U64,
+    offset: U64,
+}
+
 const _: () = assert!(size_of::<Head>() == 64);
+const _: () = assert!(size_of::<Noted>() == 16);
 const _: () = assert!(size_of::<Covered>() == 16);
 
 /// A checkpoint that was whole.
@@ -66,6 +77,8 @@ pub(super) struct Checkpoint {
     /// Covered segments and their dead bytes.
     pub covered: HashMap<u64, u64>,
     pub quarantined: HashSet<Address>,
+    /// Of segments that are not covered.
+    pub notes: HashMap<u64, Vec<Note>>,
     pub index: Index,
 }
 
@@ -135,6 +148,12 @@ impl<F: DiskFile> Reader<F> {
         for _ in 0..head.quarantined.get() {
             quarantined.insert(Address(self.take().await?));
         }
+        let mut notes: HashMap<u64, Vec<Note>> = HashMap::new();
+        for _ in 0..head.notes.get() {
+            let Noted { segment, offset } = self.take().await?;
+            let note = Note { offset: offset.get() & !1, damaged: offset.get() & 1 != 0 };
+            notes.entry(segment.get()).or_default().push(note);
+        }
         let index = Index::new(head.key);
         for table in 0..Index::table_count() {
             let count = self.take::<U32>().await?.get();
@@ -156,7 +175,7 @@ impl<F: DiskFile> Reader<F> {
             return Err(Unusable::Damaged("checksum"));
         }
         let (clean, next_segment) = (head.clean == 1, head.next_segment.get());
-        Ok(Checkpoint { clean, next_segment, covered, quarantined, index })
+        Ok(Checkpoint { clean, next_segment, covered, quarantined, notes, index })
     }
 }
 
@@ -217,8 +236,18 @@ impl<D: Disk> Store<D> {
     async fn fill_checkpoint(&self, file: D::File, clean: bool) -> io::Result<()> {
         let shared = self.shared();
         // First which segments, then their slots: what changes meanwhile stands in a segment that is not covered.
-        let covered: HashMap<u64, _> =
-            shared.segments().into_iter().filter(|entry| entry.is_sealed()).map(|entry| (entry.id, entry)).collect();
+        let mut covered = HashMap::new();
+        let mut notes = Vec::new();
+        for entry in shared.segments() {
+            let phase = entry.phase();
+            let noted = |note: &Note| (entry.id, note.offset | u64::from(note.damaged));
+            notes.extend(phase.notes.iter().map(noted));
+            let sealed = phase.state == State::Sealed;
+            drop(phase);
+            if sealed {
+                covered.insert(entry.id, entry);
+            }
+        }
         let quarantined: Vec<_> = shared.quarantined().iter().copied().collect();
         let head = Head {
             magic: MAGIC,
@@ -227,7 +256,7 @@ impl<D: Disk> Store<D> {
             reserved: 0,
             segments: (covered.len() as u32).into(),
             quarantined: (quarantined.len() as u32).into(),
-            reserved_too: 0.into(),
+            notes: (notes.len() as u32).into(),
             next_segment: shared.next_segment().into(),
             key: *shared.index.key(),
         };
@@ -239,6 +268,9 @@ impl<D: Disk> Store<D> {
         }
         for address in &quarantined {
             writer.put(address.as_bytes()).await?;
+        }
+        for (segment, offset) in notes {
+            writer.put(Noted { segment: segment.into(), offset: offset.into() }.as_bytes()).await?;
         }
         for table in 0..Index::table_count() {
             let slots = shared.index.dump(table, |place| covered.contains_key(&place.segment));

@@ -10,12 +10,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::committer::{Message, Op};
 use super::disk::{Disk, DiskFile};
-use super::finish::Effect;
+use super::finish::{Effect, Stray};
 use super::index::Place;
 use super::segment::name_of;
 use super::shared::{SegmentEntry, Shared, State};
@@ -24,7 +24,7 @@ use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, RecordKind, Remov
 use crate::format::segment::SegmentClass;
 use crate::format::{Address, VersionId};
 use crate::io::buffers::Buffer;
-use crate::limits::SEGMENT_READERS_PER_SHARD;
+use crate::limits::{DISOWN_ATTEMPTS_MAX, SEGMENT_READERS_PER_SHARD};
 
 /// Hears what has become durable, on the thread that made it so and before anybody is told of success.
 pub type Observer = Rc<dyn Fn(Applied)>;
@@ -155,7 +155,10 @@ impl<D: Disk> Context<D> {
     pub async fn retire(&self, address: Address, replaced: Vec<Superseded>) {
         let references = replaced.iter().filter_map(|old| old.version);
         let references = references.map(|version| reference_op(&address, &version)).collect();
-        let removals = replaced.iter().map(|old| self.removed_op(&address, &old.place, 0, Effect::Retire)).collect();
+        let removals = replaced
+            .iter()
+            .map(|old| self.removed_op(&address, &old.place, 0, Effect::Retire { place: old.place }))
+            .collect();
         let committed = async {
             self.commit(references).await?;
             self.commit(removals).await
@@ -166,6 +169,20 @@ impl<D: Disk> Context<D> {
         }
         for old in replaced {
             self.release(&old.place).await;
+        }
+    }
+
+    /// Makes it durable that these writes, which failed, are no chunks, should they be whole on the disk all the same. Their
+    /// space comes back when the next start seals the segment.
+    pub async fn disown(&self, stray: Vec<Stray>) {
+        for attempt in 1..=DISOWN_ATTEMPTS_MAX {
+            let ops = stray.iter().map(|Stray { address, place, .. }| {
+                self.removed_op(address, place, 0, Effect::Retire { place: *place })
+            });
+            match self.commit(ops.collect()).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(attempt, %error, "failed writes of chunks were not recorded as such"),
+            }
         }
     }
 

@@ -7,12 +7,15 @@ use super::disk::Disk;
 use super::index::Place;
 use super::locks::AddressLock;
 use super::{Applied, AppliedEvent, Context};
+use crate::format::Address;
 use crate::format::record::RecordKind;
 use crate::format::segment::FooterEntry;
 
 /// What a record does to the index.
 pub(super) enum Effect {
     None,
+    /// A `removed` record that compaction carries along: known already.
+    Carry,
     /// A chunk appears; the copies that it replaces (cached only, or quarantined) go.
     Insert {
         superseded: Vec<Superseded>,
@@ -27,8 +30,10 @@ pub(super) enum Effect {
     Drop {
         place: Place,
     },
-    /// A place that is in the index no more is dead: nothing to tell.
-    Retire,
+    /// A place that is not in the index (any more) is dead: nothing to tell.
+    Retire {
+        place: Place,
+    },
     /// A chunk's bytes are wrong.
     Quarantine {
         place: Place,
@@ -44,9 +49,27 @@ pub(super) struct Durable {
 }
 
 impl Durable {
+    /// Of a write that failed: the chunk that may lie there all the same.
+    pub fn stray(self, segment: u64) -> Option<Stray> {
+        let place = self.place(segment);
+        match self.effect {
+            Effect::Insert { lock, .. } | Effect::Move { lock, .. } => {
+                Some(Stray { address: self.entry.address, place, _lock: lock })
+            }
+            _ => None,
+        }
+    }
+
     fn place(&self, segment: u64) -> Place {
         Place { segment, offset: self.entry.offset.get(), len: self.entry.payload_bytes.get(), flags: self.entry.flags }
     }
+}
+
+/// A chunk whose write failed, still locked.
+pub(super) struct Stray {
+    pub address: Address,
+    pub place: Place,
+    _lock: AddressLock,
 }
 
 /// Applies the effects in order and tells the catalog. The locks come back, to be dropped after the acknowledgements.
@@ -60,7 +83,8 @@ pub(super) fn finish<D: Disk>(
     let mut events = Vec::with_capacity(records.len());
     for mut record in records {
         let effect = std::mem::replace(&mut record.effect, Effect::None);
-        let tells = !matches!(effect, Effect::Move { .. } | Effect::Retire | Effect::Quarantine { .. });
+        let tells =
+            !matches!(effect, Effect::Carry | Effect::Move { .. } | Effect::Retire { .. } | Effect::Quarantine { .. });
         locks.extend(apply(context, segment, &record, effect));
         if tells {
             events.extend(event(record));
@@ -74,7 +98,11 @@ fn apply<D: Disk>(context: &Rc<Context<D>>, segment: u64, record: &Durable, effe
     let shared = &context.shared;
     let address = record.entry.address;
     match effect {
-        Effect::None | Effect::Retire => None,
+        Effect::None | Effect::Carry => None,
+        Effect::Retire { place } => {
+            shared.note(&place, false);
+            None
+        }
         Effect::Insert { superseded, lock } => {
             shared.insert(&address, &record.place(segment));
             shared.quarantined().remove(&address);
@@ -93,11 +121,13 @@ fn apply<D: Disk>(context: &Rc<Context<D>>, segment: u64, record: &Durable, effe
         }
         Effect::Drop { place } => {
             shared.forget(&address, place.segment, place.offset);
+            shared.note(&place, false);
             shared.quarantined().remove(&address);
             None
         }
         Effect::Quarantine { place } => {
             shared.index.quarantine(&address, place.segment, place.offset);
+            shared.note(&place, true);
             shared.quarantined().insert(address);
             None
         }

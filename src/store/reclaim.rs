@@ -145,7 +145,7 @@ impl<D: Disk> Store<D> {
                 let damaged = record.flags & FLAG_REMOVED_AS_DAMAGED != 0;
                 let meant = target != segment && self.shared().segment(target).is_some();
                 let done = damaged && !self.shared().index.candidates(&address).iter().any(Place::is_quarantined);
-                if meant && !done { take(Effect::Retire) } else { Carry::Drop }
+                if meant && !done { take(Effect::Carry) } else { Carry::Drop }
             }
             RecordKind::Batch | RecordKind::Padding => Carry::Drop,
         }

@@ -32,7 +32,7 @@ use super::disk::{Disk, DiskFile, read_exact};
 use super::index::{Index, Place};
 use super::scan::{Scan, Window, checked_payload, scan};
 use super::segment::{self, BLOCK, Footer, Header, name_of, parse_name};
-use super::shared::{SegmentEntry, Shared, State};
+use super::shared::{Note, SegmentEntry, Shared, State};
 use super::{StoreError, StoreOptions};
 use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, RecordKind, Removed};
 use crate::format::segment::{FooterEntry, SegmentClass};
@@ -108,6 +108,7 @@ pub async fn open<D: Disk>(
         segments: Vec::new(),
         removals: Vec::new(),
         positions_told: Vec::new(),
+        notes: HashMap::new(),
         id_max: catalog_positions.keys().copied().max().unwrap_or(0),
     };
     let found = opening.classify().await?;
@@ -140,6 +141,8 @@ struct Opening<'a, D: Disk> {
     /// From segments that the checkpoint does not cover.
     removals: Vec<Removal>,
     positions_told: Vec<(u64, u64)>,
+    /// From the checkpoint, about segments that it does not cover.
+    notes: HashMap<u64, Vec<Note>>,
     id_max: u64,
 }
 
@@ -215,11 +218,14 @@ impl<D: Disk> Opening<'_, D> {
         checkpoint: Option<Checkpoint>,
         options: StoreOptions,
     ) -> Result<(Arc<Shared>, OpenReport), StoreError> {
-        let (index, covered, quarantined, mut clean) = match checkpoint {
-            Some(checkpoint) => (checkpoint.index, checkpoint.covered, checkpoint.quarantined, checkpoint.clean),
-            None => (Index::new(options.index_key()), HashMap::new(), HashSet::new(), false),
+        let (index, covered, mut clean) = match checkpoint {
+            Some(checkpoint) => {
+                self.report.quarantined.extend(checkpoint.quarantined);
+                self.notes = checkpoint.notes;
+                (checkpoint.index, checkpoint.covered, checkpoint.clean)
+            }
+            None => (Index::new(options.index_key()), HashMap::new(), false),
         };
-        self.report.quarantined.extend(quarantined);
         for file in &found {
             let dead_bytes = covered.get(&file.id).copied().filter(|_| file.footer.is_some());
             clean &= dead_bytes.is_some();
@@ -254,11 +260,23 @@ impl<D: Disk> Opening<'_, D> {
         if covered.is_none() {
             let chunks = entries.iter().filter(|entry| entry.kind == RecordKind::Chunk as u8);
             chunks.for_each(|entry| index.insert(&entry.address, &place_of(found.id, entry)));
+            self.apply_notes(found.id, &entries);
         }
         self.tell(found, &entries, told, covered.is_some()).await?;
         self.positions_told.push((found.id, records_end));
         self.segments.push(entry);
         Ok(())
+    }
+
+    /// What the checkpoint says about places of a segment that it does not cover.
+    fn apply_notes(&mut self, segment: u64, entries: &[FooterEntry]) {
+        for Note { offset, damaged } in self.notes.remove(&segment).unwrap_or_default() {
+            if let Ok(found) = entries.binary_search_by_key(&offset, |entry| entry.offset.get())
+                && let Some(entry) = entries.get(found)
+            {
+                self.removals.push(Removal { address: entry.address, segment, offset, damaged });
+            }
+        }
     }
 
     async fn read_entries(

@@ -27,6 +27,15 @@ pub(super) struct Phase {
     pub state: State,
     /// Extents of dead chunks {start, length} that wait for the sealing.
     pub dead: Vec<(u64, u64)>,
+    /// Until the sealing: which places are dead or damaged. The record of that may stand in a segment that a checkpoint
+    /// covers, which then has to say it for this one.
+    pub notes: Vec<Note>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Note {
+    pub offset: u64,
+    pub damaged: bool,
 }
 
 /// One segment file, as every thread sees it.
@@ -49,7 +58,7 @@ impl SegmentEntry {
             id,
             class,
             nonce,
-            phase: Mutex::new(Phase { state, dead: Vec::new() }),
+            phase: Mutex::new(Phase { state, dead: Vec::new(), notes: Vec::new() }),
             durable_end: AtomicU64::new(durable_end),
             live_bytes: AtomicI64::new(0),
             live_chunks: AtomicI64::new(0),
@@ -178,6 +187,15 @@ impl Shared {
         self.index.insert(address, place);
         if let Some(entry) = self.segment(place.segment) {
             entry.count_live(place);
+        }
+    }
+
+    /// Remembers for checkpoints what became of a place in a segment that is not sealed.
+    pub(super) fn note(&self, place: &Place, damaged: bool) {
+        let Some(entry) = self.segment(place.segment) else { return };
+        let mut phase = entry.phase();
+        if phase.state != State::Sealed {
+            phase.notes.push(Note { offset: place.offset, damaged });
         }
     }
 

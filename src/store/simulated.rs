@@ -160,11 +160,13 @@ impl SimulatedDisk {
                     _ => apply_content(&mut bytes, &change.content, || random.random_bool(0.5)),
                 }
             }
+            // What lies behind the end that survived is no part of the file any more: it is new when it grows again.
+            let blocks = bytes.len().div_ceil(BLOCK) as u64;
             let survivor = Inode {
                 visible: bytes.clone(),
                 durable: bytes,
                 changes: Vec::new(),
-                written: inode.written.clone(),
+                written: inode.written.iter().copied().filter(|block| *block < blocks).collect(),
                 unreadable: inode.unreadable.clone(),
             };
             inodes.insert(*id, survivor);

@@ -32,7 +32,9 @@ use crate::crypto::session::{
 };
 use crate::format::{NetworkId, NodeId};
 use crate::io::{Buffer, SendSource, TcpStream};
-use crate::limits::{CONNECT_MAX, HANDSHAKE_MAX, HANDSHAKE_SECOND_BYTES, HANDSHAKE_THIRD_BYTES, OPENING_BYTES};
+use crate::limits::{
+    CONNECT_MAX, HANDSHAKE_MAX, HANDSHAKE_SECOND_BYTES, HANDSHAKE_THIRD_BYTES, OPENING_BYTES, SESSION_FRAMES_MAX,
+};
 
 /// What this node shows of itself, the same for all its connections.
 pub struct Identity {
@@ -48,6 +50,7 @@ pub struct Identity {
 pub(super) struct Established {
     pub(super) stream: TcpStream,
     pub(super) certificate: CheckedCertificate,
+    pub(super) network_key_generation: u32,
     pub(super) sealer: Sealer,
     pub(super) unsealer: Unsealer,
 }
@@ -59,9 +62,9 @@ impl Sealer {
         self.0.seal(plain, out)
     }
 
-    /// True when a header and a body may not fit any more.
+    /// True when a frame and a goodbye, of two messages each, may not fit any more.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.0.sent() + 2 > crate::limits::SESSION_FRAMES_MAX
+        self.0.sent() + 4 > SESSION_FRAMES_MAX
     }
 }
 
@@ -74,9 +77,9 @@ impl Opener for Unsealer {
 }
 
 impl Established {
-    fn new(stream: TcpStream, certificate: CheckedCertificate, session: Session) -> Self {
+    fn new(stream: TcpStream, certificate: CheckedCertificate, network_key_generation: u32, session: Session) -> Self {
         let (send, receive) = session.split();
-        Self { stream, certificate, sealer: Sealer(send), unsealer: Unsealer(receive) }
+        Self { stream, certificate, network_key_generation, sealer: Sealer(send), unsealer: Unsealer(receive) }
     }
 }
 
@@ -194,7 +197,7 @@ pub(super) async fn dial(
     }
     let (third, session) = initiator.third(&identity.certificate).map_err(DialError::Own)?;
     exchange.send(third).await.map_err(silent)?;
-    Ok(Established::new(stream, certificate, session))
+    Ok(Established::new(stream, certificate, network_key.generation(), session))
 }
 
 pub(super) async fn accept(
@@ -243,7 +246,7 @@ async fn answer(
         responder.read_third(exchange.bytes(HANDSHAKE_THIRD_BYTES)).map_err(AcceptRefused::Untrusted)?;
     admitted.succeeded();
     drop(exchange);
-    Ok(Established::new(stream, certificate, session))
+    Ok(Established::new(stream, certificate, opening.network_key_generation, session))
 }
 
 #[cfg(test)]

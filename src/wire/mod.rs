@@ -17,7 +17,8 @@
 //! | [`liveness`] | when a peer is gone, when a request has stalled |
 //! | `queue` | which frame leaves next |
 //! | `handshake` | opening, certificates, session |
-//! | `connection` | requests, answers, cancellation, the end |
+//! | `connection` | dial, accept, request, close |
+//! | `link` | requests under way, cancellation, the end |
 //! | `reader`, `writer` | the socket's two directions |
 //!
 //! # Rules
@@ -48,6 +49,7 @@ mod connection;
 pub mod decoder;
 pub mod flow;
 mod handshake;
+mod link;
 pub mod liveness;
 mod queue;
 mod reader;
@@ -80,6 +82,8 @@ pub struct PeerInfo {
     pub address: SocketAddr,
     /// We dialled, not the peer.
     pub dialled: bool,
+    /// Of the network key that the dialler used: an older one says that it needs the newest.
+    pub network_key_generation: u32,
 }
 
 /// A payload that was received and matched its address.

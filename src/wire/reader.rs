@@ -12,9 +12,10 @@ use std::rc::Rc;
 
 use tokio::time::timeout;
 
-use super::connection::{Connection, Delivery, Grant, Link};
+use super::connection::Connection;
 use super::decoder::{Decoder, Frame, Step};
 use super::handshake::Unsealer;
+use super::link::{Delivery, Grant, Link};
 use super::{CloseReason, Handler, Payload, Request};
 use crate::crypto::hash::address_of;
 use crate::format::frame::FrameKind;

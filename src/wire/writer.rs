@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use zerocopy::IntoBytes;
 
-use super::connection::Link;
 use super::handshake::Sealer;
+use super::link::Link;
 use super::queue::Outgoing;
 use super::{CloseReason, PayloadSource, Violation};
 use crate::format::frame::FrameKind;
@@ -55,11 +55,17 @@ pub(super) async fn write(link: Rc<Link>, mut sealer: Sealer) {
 /// Everything small that waits, up to a limit, then at most one frame with a payload.
 fn next_batch(link: &Rc<Link>, sealer: &mut Sealer) -> Result<Option<Batch>, CloseReason> {
     let mut batch = Batch::default();
-    while batch.bytes.len() < SEND_COALESCED_BYTES_MAX {
+    if sealer.is_exhausted() {
+        // What is left is for the goodbye.
+        link.begin_to_leave(CloseReason::SessionOver);
+    }
+    while !sealer.is_exhausted() && batch.bytes.len() < SEND_COALESCED_BYTES_MAX {
         let Some(frame) = link.pop_small() else { break };
         seal(link, sealer, frame, &mut batch)?;
     }
-    if let Some(frame) = link.pop_bulk() {
+    if !sealer.is_exhausted()
+        && let Some(frame) = link.pop_bulk()
+    {
         seal(link, sealer, frame, &mut batch)?;
     }
     if batch.bytes.is_empty()
@@ -72,9 +78,6 @@ fn next_batch(link: &Rc<Link>, sealer: &mut Sealer) -> Result<Option<Batch>, Clo
 }
 
 fn seal(link: &Rc<Link>, sealer: &mut Sealer, frame: Outgoing, batch: &mut Batch) -> Result<(), CloseReason> {
-    if sealer.is_exhausted() {
-        return Err(CloseReason::SessionOver);
-    }
     let Outgoing { mut header, body, payload } = frame;
     // Lengths were checked when the frame was queued.
     header.body_bytes = (body.len() as u32).into();
@@ -86,8 +89,9 @@ fn seal(link: &Rc<Link>, sealer: &mut Sealer, frame: Outgoing, batch: &mut Batch
         sealer.seal(&body, &mut batch.bytes)?;
     }
     let request = header.request.get();
-    if header.kind == FrameKind::Answer as u8 {
-        link.answer_leaves(request);
+    if [FrameKind::Answer as u8, FrameKind::Cancel as u8].contains(&header.kind) {
+        // A cancel of our own request is no word about one of theirs: the ids differ in parity.
+        link.last_word_leaves(request);
     } else if header.kind >= FrameKind::Hello as u8 {
         link.request_leaves(request);
         batch.requests.push(request);

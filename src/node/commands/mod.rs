@@ -28,7 +28,7 @@ use std::time::Duration;
 use super::control::{ControlEvent, ControlRequest, LENGTH_BYTES, MESSAGE_BYTES_MAX, message_len};
 use super::shard::{Shard, send_job};
 use crate::crypto::keys::VaultKey;
-use crate::io::{Buffer, SendSource, SharedBuffer, UnixListener, UnixStream, spawn};
+use crate::io::{Buffer, SendSource, UnixListener, UnixStream, spawn};
 use crate::node::names::NameError;
 use crate::vault::ChunkError;
 

@@ -37,7 +37,7 @@ pub async fn remove(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<(), Fa
     let version = shard.node.mint(bucket_id.slot());
     let (network, body) = (shard.node.network_id(), NameBody::tombstone(&name));
     let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: true }, &body);
-    let written = names::write(shard, &bucket_id, &name_id, seal).await?;
+    let written = names::write(shard, &bucket_id, &name_id, earlier.clock, seal).await?;
     deaths::sign_replaced(shard, Some(&earlier), &written).await
 }
 

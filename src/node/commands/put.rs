@@ -19,8 +19,8 @@ use std::sync::Arc;
 use super::{Client, Failure, Watch, code, vault_key};
 use crate::crypto::cipher::ScopeKey;
 use crate::crypto::keys::{NameStamp, VaultKey};
-use crate::format::VersionId;
 use crate::format::name::{Capsule, Metadata, Name, NameBody};
+use crate::format::{Stamp, VersionId};
 use crate::limits::CHUNKS_IN_FLIGHT_PER_SHARD;
 use crate::node::chunks::ClusterSink;
 use crate::node::control::ControlEvent;
@@ -55,8 +55,9 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: O
     refer_root(shard, &vault, &result, &put.metadata, version).await?;
     let body = name_body(&name, &put, &result);
     let network = shard.node.network_id();
+    let after = earlier.as_ref().map_or(Stamp::ZERO, |earlier| earlier.clock);
     let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: false }, &body);
-    let written = names::write(shard, &bucket_id, &name_id, seal).await?;
+    let written = names::write(shard, &bucket_id, &name_id, after, seal).await?;
     deaths::sign_replaced(shard, earlier.as_ref(), &written).await?;
     client
         .send(ControlEvent::Stored {

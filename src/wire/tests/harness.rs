@@ -169,6 +169,7 @@ impl Node {
 }
 
 pub struct Pair {
+    pub network: Network,
     pub node: Node,
     pub dialler: Rc<Scripted>,
     pub pool: BufferPool,
@@ -187,7 +188,7 @@ pub async fn pair_with(dialler: Rc<Scripted>, ours: usize, listener: Rc<Scripted
     let expect = Some(node.identity.keys.node_id());
     let connection =
         Connection::dial(node.address, &network.identity(), expect, pool.clone(), dialler.clone()).await.unwrap();
-    Pair { node, dialler, pool, connection }
+    Pair { network, node, dialler, pool, connection }
 }
 
 pub fn payload(seed: u8, len: usize) -> (Address, Vec<u8>) {

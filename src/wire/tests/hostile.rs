@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::harness::*;
 use crate::format::Address;
 use crate::format::frame::{FrameHeader, FrameKind};
-use crate::io::spawn;
+use crate::io::{SendSource, spawn};
 use crate::limits::{CHUNK_BYTES_MAX, MIB, PAYLOAD_CREDIT, REQUESTS_IN_FLIGHT_MAX, STALL_MAX};
 use crate::wire::*;
 
@@ -152,5 +152,27 @@ fn a_peer_that_stops_reading_stalls_within_seconds() {
         }
         assert_eq!(closed(&node).await, CloseReason::Stalled(STALL_MAX));
         assert!(begun.elapsed() < STALL_MAX + Duration::from_secs(3), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
+fn who_asks_and_cancels_without_reading_does_not_fill_our_queue() {
+    run(async {
+        let (mut rogue, node) = rogue_at(Scripted::mute()).await;
+        spawn(async move {
+            for thousand in 0.. {
+                let mut flood = Vec::new();
+                for number in thousand * 1000..(thousand + 1) * 1000 {
+                    flood.extend(rogue.seal(FrameHeader::new(FrameKind::Fetch, 2 * number + 1), &[]));
+                    flood.extend(rogue.seal(FrameHeader::new(FrameKind::Cancel, 2 * number + 1), &[]));
+                }
+                if rogue.0.stream.send_all(SendSource::Bytes(flood), STALL_MAX).await.is_err() {
+                    return;
+                }
+            }
+        });
+        // Either it is too much at once, or our cancels stall on their way to it; both end the connection.
+        let reason = closed(&node).await;
+        assert!(matches!(reason, CloseReason::Violation(_) | CloseReason::Stalled(_)), "{reason}");
     });
 }

@@ -74,9 +74,11 @@ fn a_shared_buffer_and_a_mapping_are_sent_from_where_they_lie() {
     });
 }
 
+type Gates = Rc<RefCell<HashMap<u8, Rc<Notify>>>>;
+
 /// A handler whose request `n` waits until it is let go.
-fn gated() -> (Rc<Scripted>, Rc<RefCell<HashMap<u8, Rc<Notify>>>>) {
-    let gates = Rc::new(RefCell::new(HashMap::<u8, Rc<Notify>>::new()));
+fn gated() -> (Rc<Scripted>, Gates) {
+    let gates = Gates::default();
     let shared = gates.clone();
     let handler = Scripted::new(move |request| {
         let gate = Rc::new(Notify::new());
@@ -363,5 +365,49 @@ fn stores_and_fetches_in_both_directions_at_once_all_succeed() {
         until("all are answered", || done.get() == 240).await;
         assert!(pair.connection.is_open() && pair.connection.in_flight() == 0);
         assert_eq!((pair.pool.available(), pair.node.pool.available()), (30, 30));
+    });
+}
+
+#[test]
+fn a_session_that_is_over_says_so_and_the_next_one_works() {
+    run(async {
+        let pair = pair(Scripted::mute(), Scripted::echo()).await;
+        pair.node.connection().link().leave(CloseReason::SessionOver).await;
+        until("it is over", || pair.node.handler.close_reason() == Some(CloseReason::SessionOver)).await;
+        until("the dialler is told", || pair.dialler.close_reason().is_some()).await;
+        assert_eq!(pair.dialler.close_reason(), Some(CloseReason::Goodbye(CloseReason::SessionOver.to_string())));
+        let identity = pair.network.identity();
+        let next = Connection::dial(pair.node.address, &identity, None, pair.pool.clone(), Scripted::mute()).await;
+        assert!(ask(&next.unwrap(), b"hello again").await.is_ok());
+    });
+}
+
+#[test]
+fn a_dial_that_is_dropped_leaves_nothing_behind() {
+    run(async {
+        let network = Network::new();
+        let node = Node::listen(&network, Scripted::mute(), 1);
+        let pool = BufferPool::new(1).unwrap();
+        for turns in 0..40usize {
+            let (identity, pool, address) = (network.identity(), pool.clone(), node.address);
+            let handler = Scripted::mute();
+            let dialler = handler.clone();
+            let task = spawn(async move { drop(Connection::dial(address, &identity, None, pool, dialler).await) });
+            for _ in 0..turns {
+                yield_now().await;
+            }
+            task.abort();
+            let known = handler.clone();
+            until("the dialler has ended", move || {
+                Rc::strong_count(&known) == 2 || !known.connected.borrow().is_empty()
+            })
+            .await;
+            let connections = handler.connected.borrow().clone();
+            for connection in connections {
+                connection.close("was not wanted").await;
+            }
+        }
+        let (opened, closed) = (&node.handler.connected, &node.handler.closed);
+        until("the node has seen all of them end", || opened.borrow().len() == closed.borrow().len()).await;
     });
 }

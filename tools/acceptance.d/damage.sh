@@ -1,0 +1,139 @@
+# Damaged segments, and power cut at any moment.
+# shellcheck shell=bash disable=SC2154
+
+# The segments of NAME that hold bulk data.
+segments() { find "$t/$1/segments" -name '*.seg' -size +2M | sort; }
+
+flip() { # FILE OFFSET
+    local byte
+    byte=$(od -An -tu1 -j "$2" -N 1 "$1")
+    # shellcheck disable=SC2059
+    printf "\\x$(printf %02x $((byte ^ 0x10)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
+}
+
+# Flips a bit, cuts 64 KiB out, or swaps two pieces, in every bulk segment of NAME.
+harm() { # NAME KIND
+    local segment count=0
+    for segment in $(segments "$1"); do
+        count=$((count + 1))
+        case $2 in
+            flip) flip "$segment" $((1048576 * 2 + 4321)) && flip "$segment" $((1048576 * 5 + 77)) ;;
+            cut) dd if=/dev/zero of="$segment" bs=65536 seek=50 count=1 conv=notrunc status=none ;;
+            swap)
+                dd if="$segment" of="$t/piece.a" bs=4096 skip=700 count=300 status=none
+                dd if="$segment" of="$t/piece.b" bs=4096 skip=1700 count=300 status=none
+                dd if="$t/piece.b" of="$segment" bs=4096 seek=700 conv=notrunc status=none
+                dd if="$t/piece.a" of="$segment" bs=4096 seek=1700 conv=notrunc status=none
+                ;;
+        esac
+    done
+    [ $count -gt 0 ] || fail "no segment of $1 to harm"
+    echo "harmed $count segments of $1: $2"
+}
+
+test_damage_mended() {
+    local kind code damaged
+    node_start a --replicas 2
+    node_join b a --member
+    node_ready a 2
+    node_ready b 2
+    random_file "$t/file" $((64 << 20)) "$seed"
+    g a put "$t/file"
+    for kind in flip cut swap; do
+        # Once under the node's feet, once while it is away.
+        node_stop b
+        harm b $kind
+        node_start b
+        node_ready b 2
+        g b get file -o "$t/copy"
+        same "$t/file" "$t/copy"
+        code=0
+        g b verify > "$t/verify.out" || code=$?
+        damaged=$(sed -n 's/.*  \([0-9]*\) damaged .*/\1/p' "$t/verify.out")
+        cat "$t/verify.out"
+        [ $code = 0 ] || fail "verify after $kind exits $code"
+        g b verify > "$t/again.out" || fail "verify finds damage again after $kind: $(cat "$t/again.out")"
+        grep -q ' 0 damaged' "$t/again.out" || fail "verify finds damage again after $kind: $(cat "$t/again.out")"
+        rm "$t/copy"
+        node_kill a
+        g b get file -o "$t/copy"
+        same "$t/file" "$t/copy"
+        rm "$t/copy"
+        node_start a
+        node_ready a 2
+        node_ready b 2
+        figure "$kind: $damaged chunks mended;"
+    done
+    # The get alone mends what it met; verify must also name and mend what nobody asked for.
+    node_stop b
+    harm b flip
+    node_start b
+    node_ready b 2
+    g b verify > "$t/verify.out" || fail "verify exits $? before any get"
+    grep -q '^mended  gc1' "$t/verify.out" || fail "verify does not name what it mended: $(cat "$t/verify.out")"
+}
+
+test_damage_alone() {
+    local kind code bytes
+    for kind in flip cut swap; do
+        node_start "$kind" --replicas 1
+        random_file "$t/file" $((64 << 20)) "$seed.$kind"
+        g $kind put "$t/file"
+        node_stop $kind
+        harm $kind $kind
+        node_start $kind
+        expect 6 file g $kind get file -o "$t/copy"
+        [ ! -e "$t/copy" ] || fail "a damaged file appeared"
+        code=0
+        g $kind cat file > "$t/stream" 2> "$t/cat.err" || code=$?
+        [ $code = 6 ] || fail "cat exits $code: $(cat "$t/cat.err")"
+        bytes=$(stat -c %s "$t/stream")
+        cmp -n "$bytes" "$t/stream" "$t/file" || fail "a wrong byte came out"
+        code=0
+        g $kind verify > "$t/verify.out" || code=$?
+        [ $code = 6 ] || fail "verify exits $code: $(cat "$t/verify.out")"
+        figure "$kind: stopped after $((bytes >> 20)) MiB;"
+        rm -f "$t"/.*.gabion-part
+        node_stop $kind
+    done
+}
+
+# Puts one file after the other until the node is gone; what was acknowledged goes into a list.
+put_until_killed() { # WORKER ROUND
+    local number=0 name
+    while :; do
+        name=$2-$1-$number
+        noise $(((RANDOM * 32768 + RANDOM) % 3000000)) "$seed.$name" > "$t/in.$1"
+        g a put -q "$t/in.$1" --name "kills/$name" > /dev/null 2>> "$t/puts.err" || return 0
+        echo "$name $(sha256sum < "$t/in.$1")" >> "$t/acknowledged.$1"
+        number=$((number + 1))
+    done
+}
+
+check_acknowledged() { # PATTERN
+    local name sum rest
+    while read -r name sum rest; do
+        [ "$(g a cat "kills/$name" | sha256sum | cut -d' ' -f1)" = "$sum" ] || fail "kills/$name is lost or wrong"
+    done < <(cat "$t"/acknowledged.* 2> /dev/null | grep -- "$1" || true)
+}
+
+test_kills() {
+    local round worker workers
+    node_start a
+    for round in $(seq "$kills"); do
+        workers=()
+        for worker in 1 2 3 4; do
+            RANDOM=$((seed + round * 10 + worker))
+            put_until_killed $worker "$round" &
+            workers+=($!)
+        done
+        sleep "$(calc "0.05 + $((RANDOM % 1000)) / 800" 3)"
+        node_kill a
+        wait "${workers[@]}"
+        node_start a
+        check_acknowledged "^$round-"
+    done
+    check_acknowledged .
+    g a verify || fail "verify exits $?"
+    figure "$(cat "$t"/acknowledged.* | wc -l) acknowledged puts"
+}

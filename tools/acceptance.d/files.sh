@@ -1,0 +1,124 @@
+# Files in and out of one node and of three.
+# shellcheck shell=bash disable=SC2154
+
+test_starts() {
+    node_start a
+    local deadline=$((SECONDS + 10))
+    until grep -q -- '--join' "$t/a.out"; do
+        [ $SECONDS -lt $deadline ] || fail "the node does not say how to join: $(cat "$t/a.out")"
+        sleep 0.1
+    done
+    grep -q 'gabion put' "$t/a.out" || fail "the node does not say how to put: $(cat "$t/a.out")"
+    # What it prints works.
+    echo hello > "$t/file"
+    eval "$(sed -n 's/^ *gabion put\(.*\) FILE$/"$gabion" put\1 "$t\/file"/p' "$t/a.out")"
+    [ "$(g a cat file)" = hello ] || fail "what was put is not there"
+    expect 1 a "$gabion" --listen 127.0.0.1:0 --data-dir "$t/a"
+    local started
+    started=$(now)
+    node_stop a
+    figure "stopped in $(calc "$(now) - $started") s"
+}
+
+test_one_node() {
+    local started took bytes=$((file_mib << 20))
+    node_start a
+    memory_watch
+    random_file "$t/file" "$bytes" "$seed"
+    started=$(now)
+    g a put "$t/file"
+    took=$(calc "$(now) - $started")
+    figure "put $(calc "$file_mib / $took" 0) MiB/s,"
+    started=$(now)
+    g a get file -o "$t/copy"
+    took=$(calc "$(now) - $started")
+    figure "get $(calc "$file_mib / $took" 0) MiB/s;"
+    same "$t/file" "$t/copy"
+    rm "$t/file" "$t/copy"
+    g a rm file
+    noise $((pipe_mib << 20)) "$seed" | tee >(sha256sum > "$t/in.sum") | g a put - --name piped
+    g a cat piped | sha256sum > "$t/out.sum"
+    same "$t/in.sum" "$t/out.sum"
+    memory_check
+}
+
+test_three_nodes() {
+    local node
+    node_start a
+    node_join b a --member
+    node_join c b --member
+    for node in a b c; do node_ready $node 3; done
+    memory_watch
+    random_file "$t/file" $((file_mib << 20)) "$seed"
+    g a put "$t/file"
+    g c get file -o "$t/copy" --remote
+    same "$t/file" "$t/copy"
+    for node in b a; do
+        rm "$t/copy"
+        node_kill $node
+        g c get file -o "$t/copy"
+        same "$t/file" "$t/copy"
+        node_start $node
+        for _ in a b c; do node_wait $_ 3; done
+        node_ready $node 3
+    done
+    memory_check
+}
+
+test_sizes() {
+    local size range first last
+    node_start a
+    for size in 0 1 31 32 1048575 1048576 1048577 $((100 * 1048576 + 7)); do
+        random_file "$t/in" $size "$seed.$size"
+        g a put "$t/in" --name "sizes/$size"
+        g a get "sizes/$size" -o "$t/out"
+        same "$t/in" "$t/out"
+        g a put - --name "sizes/piped-$size" < <(cat "$t/in")
+        g a cat "sizes/piped-$size" | cmp - "$t/in" || fail "piped $size differs"
+        [ "$size" -gt 0 ] || continue
+        for range in 0-0 0-$((size - 1)) $((size - 1))-$((size - 1)) $((size / 3))-$((size / 2)) $((size / 2))-; do
+            first=${range%-*} last=${range#*-}
+            dd if="$t/in" of="$t/want" iflag=skip_bytes,count_bytes bs=1M status=none \
+                skip="$first" count=$((${last:-$size} - first + 1))
+            g a get "sizes/$size" --range "$range" -o - | cmp - "$t/want" || fail "range $range of $size differs"
+            rm -f "$t/part"
+            g a get "sizes/$size" --range "$range" -o "$t/part"
+            same "$t/want" "$t/part"
+        done
+    done
+    for _ in 1 2 3 4 5 6 7 8; do
+        first=$((RANDOM * RANDOM % size)) last=$((first + RANDOM * 97 % 5000000))
+        dd if="$t/in" iflag=skip_bytes,count_bytes bs=1M status=none skip=$first count=$((last - first + 1)) \
+            | cmp - <(g a cat "sizes/$size" --range "$first-$last") || fail "range $first-$last of $size differs"
+    done
+    figure "8 sizes, 43 ranges"
+}
+
+test_dedup() {
+    local empty once twice reclaimed bytes=$(((file_mib > 256 ? file_mib : 256) << 20))
+    node_start a
+    random_file "$t/file" $bytes "$seed"
+    empty=$(disk_bytes a)
+    g a put "$t/file" --name one
+    once=$(disk_bytes a)
+    [ "$(g a put "$t/file" --name two --json | field bytes_new)" = 0 ] || fail "the second put stored something new"
+    twice=$(disk_bytes a)
+    figure "grew by $(calc "($twice - $once) / $bytes * 100") %;"
+    holds "$twice - $once < $bytes / 100" || fail "grew by $((twice - once)) bytes"
+    g a rm one
+    g a reclaim
+    g a get two -o "$t/copy"
+    same "$t/file" "$t/copy"
+    g a rm two
+    g a reclaim
+    # A segment begins with 64 MiB that it may not need.
+    local slack=$(((64 << 20) * ($(nproc) + 2)))
+    for _ in $(seq 50); do
+        reclaimed=$(disk_bytes a)
+        ! holds "$reclaimed - $empty < $bytes / 50 + $slack && $reclaimed < $once - $bytes / 2" || break
+        sleep 0.2
+    done
+    figure "$((once >> 20)) MiB became $((reclaimed >> 20)) MiB"
+    holds "$reclaimed - $empty < $bytes / 50 + $slack && $reclaimed < $once - $bytes / 2" || fail "$reclaimed of $once bytes left"
+    expect 4 two g a get two -o "$t/copy"
+}
