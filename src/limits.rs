@@ -205,6 +205,8 @@ pub const REPLAY_ENTRIES_MAX: usize = 1 << 17;
 
 // Puts and gets
 
+/// Buffers of a shard that its puts and gets may hold together: the others are for what they wait for, and for peers.
+pub const JOB_BUFFERS_PER_SHARD: usize = BUFFERS_PER_SHARD * 3 / 5;
 /// Leaves of one put that may be under way past the first one that is not yet stored, all shards together.
 pub const PUT_WINDOW_LEAVES: u64 = 4096;
 /// Expanded nodes of level 1 whose leaves wait for a worker: the one being read and the next.
@@ -245,6 +247,7 @@ const _: () = assert!(OPENING_BYTES == PREFACE_BYTES + 64);
 const _: () = assert!(SEALED_BODY_BYTES_MAX + 16 == 65_535);
 const _: () = assert!(SEGMENT_BYTES_MAX.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(PUT_WINDOW_LEAVES >= 64 * CHUNKS_IN_FLIGHT_PER_SHARD as u64);
+const _: () = assert!(JOB_BUFFERS_PER_SHARD >= 2 * CHUNKS_IN_FLIGHT_PER_SHARD);
 const _: () = assert!(2 * CHUNKS_IN_FLIGHT_PER_SHARD < BUFFERS_PER_SHARD);
 const _: () = assert!(KEEPALIVE_MISSED_MAX.as_secs() < 5 && STALL_MAX.as_millis() > SOCKET_WAIT.as_millis());
 const _: () = assert!(SEND_COALESCED_BYTES_MAX >= FRAME_HEADER_BYTES + SEALED_BODY_BYTES_MAX + 32);

@@ -189,3 +189,33 @@ fn a_put_of_a_silent_stream_can_be_cancelled() {
     assert!(matches!(result, Err(PutError::Cancelled)), "{result:?}");
     assert_eq!(chunks.count(), 0);
 }
+
+/// A chunk as the format describes it, written down once more: key from the plaintext, zeros up to 32 bytes, AES-256 in
+/// counter mode with the standard counter, BLAKE3 of the result.
+fn chunk_by_the_book(level: u8, plaintext: &[u8]) -> (Address, [u8; 32]) {
+    use ctr::cipher::{KeyIvInit, StreamCipher};
+    let level_key = blake3::derive_key(&format!("gabion v1 chunk key level {level}"), &[7; 32]);
+    let key = *blake3::keyed_hash(&level_key, plaintext).as_bytes();
+    let mut chunk = plaintext.to_vec();
+    chunk.resize(plaintext.len().max(32), 0);
+    ctr::Ctr128BE::<aes::Aes256>::new(&key.into(), &[0; 16].into()).apply_keystream(&mut chunk);
+    (Address(*blake3::hash(&chunk).as_bytes()), key)
+}
+
+#[test]
+fn a_stored_tree_is_what_the_format_says() {
+    let bytes = content(3 * CHUNK + 7, 21);
+    let (_, file) = stored(&bytes);
+    let node: Vec<u8> = bytes
+        .chunks(CHUNK)
+        .flat_map(|leaf| {
+            let (address, key) = chunk_by_the_book(0, leaf);
+            [&address.0[..], &key, &(leaf.len() as u64).to_le_bytes()].concat()
+        })
+        .collect();
+    let (root, key) = chunk_by_the_book(1, &node);
+    assert_eq!((file.root, file.root_key.as_bytes()), (root, &key));
+    let (_, tiny) = stored(b"tiny");
+    let (root, key) = chunk_by_the_book(0, b"tiny");
+    assert_eq!((tiny.root, tiny.root_key.as_bytes()), (root, &key));
+}
