@@ -38,6 +38,14 @@ pub const BUFFERS_PER_SHARD: usize = 40;
 
 /// Entries of each shard thread's submission queue; a power of two, as the kernel would round it up anyway.
 pub const RING_ENTRIES: u32 = 512;
+/// Where locked memory is short, a ring shrinks down to this many entries before it gives up.
+pub const RING_ENTRIES_MIN: u32 = 64;
+/// Buffers are registered only while a ring of this many entries would still fit into the limit on locked memory
+/// (about 1.6 MiB): room for the rings of the other shard threads, and of the user's other processes.
+pub const RING_RESERVE_ENTRIES: u32 = 16_384;
+/// How long a new ring waits for locked memory: the kernel gives back that of a closed ring late, and others hold some
+/// for a moment while they look for what fits.
+pub const RING_MEMORY_WAIT_MAX: Duration = Duration::from_secs(3);
 /// Completion entries for each submission entry: pending receives outlive the batch they were submitted in.
 pub const RING_COMPLETIONS_PER_ENTRY: u32 = 4;
 /// How long a closing ring waits for its cancelled operations before it leaks their memory instead.
@@ -174,7 +182,7 @@ pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 8;
 pub const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
 
-const _: () = assert!(RING_ENTRIES.is_power_of_two());
+const _: () = assert!(RING_ENTRIES.is_power_of_two() && RING_ENTRIES_MIN.is_power_of_two());
 const _: () = assert!(MAP_OVERLAP_BYTES >= CHUNK_BYTES_MAX + 2 * BLOCK_BYTES);
 const _: () = assert!(BUFFERS_PER_SHARD <= BUFFERS_REGISTERED_MAX);
 const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
