@@ -173,6 +173,18 @@ fn a_role_is_by_its_own_node() {
 }
 
 #[test]
+fn what_was_signed_for_another_network_or_purpose_does_not_count() {
+    let (network, other) = (Network::new(&terms(Class::Member)), Network::new(&terms(Class::Member)));
+    let keys = keys();
+    let mut mine = role(&keys, &other.id());
+    assert!(verify_role(&mine, &network.id()).is_err());
+    mine.signature = keys.sign(SignatureContext::DEATH, &network.id(), &mine.body());
+    assert!(verify_role(&mine, &network.id()).is_err());
+    mine.signature = keys.sign(SignatureContext::ROLE, &network.id(), &mine.body());
+    assert_eq!(verify_role(&mine, &network.id()), Ok(()));
+}
+
+#[test]
 fn a_layout_counts_with_all_that_is_in_it_or_not_at_all() {
     let network = Network::new(&terms(Class::Member));
     let mut nodes = [keys(), keys()];

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::crypto::identity::{Class, InviteTerms, make_certificate, make_invite};
 use crate::crypto::keys::{Authority, InviteSeed, NodeSeed};
@@ -302,6 +304,30 @@ fn a_session_ends_after_its_last_counter() {
     assert_eq!(two.open(&sealed, &mut [0; 4]), Ok(4));
     assert!(one.exhausted() && two.exhausted());
     assert_eq!(one.seal(b"one more", &mut sealed), Err(SessionError::Exhausted));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_bytes_of_a_stranger_make_a_panic(
+        tail in prop::array::uniform32(any::<u8>()),
+        second in prop::collection::vec(any::<u8>(), HANDSHAKE_SECOND_BYTES),
+        sealed in prop::collection::vec(any::<u8>(), 0..200),
+        known_key in any::<bool>(),
+    ) {
+        let network = Network::new();
+        let (dialler, listener) = (network.node(), network.node());
+        let (mut initiator, mut opening) = network.start(&dialler);
+        opening[48..].copy_from_slice(&tail);
+        if !known_key {
+            opening[..32].copy_from_slice(&tail);
+        }
+        prop_assert!(network.accept(&listener, &opening).is_err());
+        prop_assert!(initiator.read_second(&second).is_err());
+        let (mut one, _) = network.connect(&dialler, &listener);
+        prop_assert!(one.receive.open_append(&sealed, &mut Vec::new()).is_err());
+    }
 }
 
 #[test]
