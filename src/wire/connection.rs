@@ -1,15 +1,16 @@
 //! A connection: how it begins, how it is asked, how it is watched and closed.
 //!
-//! What its tasks share, and the states of a request, are in [`super::link`].
+//! What its tasks share is in [`super::link`], the states of a request in [`super::asking`] and [`super::serving`].
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::asking::check_lengths;
 use super::decoder::Decoder;
 use super::handshake::{self, AcceptRefused, DialError, Established, Identity};
-use super::link::{Link, check_lengths};
+use super::link::Link;
 use super::liveness::Verdict;
 use super::{Admission, Answer, CloseReason, Handler, PayloadSource, PeerInfo, RequestError, reader, writer};
 use crate::crypto::replay::ReplayFilter;

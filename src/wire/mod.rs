@@ -18,7 +18,8 @@
 //! | `queue` | which frame leaves next |
 //! | `handshake` | opening, certificates, session |
 //! | `connection` | dial, accept, request, close |
-//! | `link` | requests under way, cancellation, the end |
+//! | `link` | what the tasks of a connection share; the end |
+//! | `asking`, `serving` | requests of ours, of theirs; cancellation |
 //! | `reader`, `writer` | the socket's two directions |
 //!
 //! # Rules
@@ -45,6 +46,7 @@
 //!   A handler that sends a payload to the very peer whose payload it holds may wait for itself; its patience ends it.
 
 pub mod admission;
+mod asking;
 mod connection;
 pub mod decoder;
 pub mod flow;
@@ -53,6 +55,7 @@ mod link;
 pub mod liveness;
 mod queue;
 mod reader;
+mod serving;
 #[cfg(test)]
 mod tests;
 mod writer;

@@ -12,10 +12,11 @@ use std::rc::Rc;
 
 use tokio::time::timeout;
 
+use super::asking::Delivery;
 use super::connection::Connection;
 use super::decoder::{Decoder, Frame, Step};
 use super::handshake::Unsealer;
-use super::link::{Delivery, Grant, Link};
+use super::link::{Grant, Link};
 use super::{CloseReason, Handler, Payload, Request};
 use crate::crypto::hash::address_of;
 use crate::format::frame::FrameKind;
@@ -196,7 +197,13 @@ impl<H: Handler> Reader<H> {
         match kind {
             FrameKind::Keepalive => Ok(()),
             FrameKind::Goodbye => Err(CloseReason::Goodbye(printable(&body))),
-            FrameKind::Cancel => self.link.cancelled(header.request.get()),
+            FrameKind::Cancel if self.link.is_ours(header.request.get()) => {
+                self.link.dropped_by_peer(header.request.get())
+            }
+            FrameKind::Cancel => {
+                self.link.cancelled(header.request.get());
+                Ok(())
+            }
             FrameKind::Answer => self.link.deliver(Delivery { frame: (header, body), payload, refused: false }),
             kind => {
                 let (payload, grant) = payload.unzip();
