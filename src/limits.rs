@@ -157,8 +157,8 @@ pub const HEDGE_MAX: Duration = Duration::from_millis(250);
 pub const READS_AT_ONCE_MAX: usize = 2;
 /// Names on one page of a listing.
 pub const NAMES_PER_PAGE_MAX: usize = 1000;
-/// Deaths that wait for confirmations; while they are this many no new one is signed.
-pub const DEATHS_PENDING_MAX: usize = 4096;
+/// What deaths that wait for confirmations take in memory; beyond it no new one is signed.
+pub const DEATHS_PENDING_BYTES_MAX: usize = 32 * MIB;
 pub const DEATH_RETRY_MIN: Duration = Duration::from_secs(1);
 pub const DEATH_RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -224,7 +224,7 @@ pub const CATALOG_EVENTS_QUEUED_MAX: usize = 65_536;
 /// Events that one commit of the catalog covers.
 pub const CATALOG_COMMIT_EVENTS_MAX: usize = 4096;
 /// References of dead versions that one step drops.
-pub const CATALOG_SWEEP_REFERENCES: usize = 4096;
+pub const CATALOG_SWEEP_REFERENCES: usize = 1024;
 /// Rows that one look for garbage passes over.
 pub const CATALOG_SCAN_ROWS_MAX: usize = 65_536;
 pub const DOCUMENT_KEY_BYTES_MAX: usize = 256;

@@ -20,11 +20,12 @@
 //! | | 4 + n | the signed death |
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use super::layout::Quorum;
 use crate::format::{Malformed, NodeId, Reader, Stamp, VersionId, Writer};
-use crate::limits::{DEATH_RETRY_MAX, DEATH_RETRY_MIN, DEATHS_PENDING_MAX, NODES_MAX};
+use crate::limits::{DEATH_RETRY_MAX, DEATH_RETRY_MIN, DEATHS_PENDING_BYTES_MAX, NODES_MAX};
 
 const PENDING_VERSION: u16 = 1;
 
@@ -74,6 +75,19 @@ struct Pending {
     waiting: BTreeMap<NodeId, Retry>,
 }
 
+impl Pending {
+    /// How many bytes more that takes.
+    fn wait_for(&mut self, node: NodeId, now: Duration) -> usize {
+        match self.waiting.entry(node) {
+            Entry::Occupied(_) => 0,
+            Entry::Vacant(vacant) => {
+                vacant.insert(Retry { at: now, tries: 0 });
+                WAITING_BYTES
+            }
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Retry {
     at: Duration,
@@ -81,9 +95,7 @@ struct Retry {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{DEATHS_PENDING_MAX} deaths wait for nodes that do not answer: bring those nodes back, or `gabion forget` them"
-)]
+#[error("too many deaths wait for nodes that do not answer: bring those nodes back, or `gabion forget` them")]
 pub struct TooManyDeaths;
 
 /// One death to send to one node.
@@ -98,7 +110,12 @@ pub struct DeathToSend {
 #[derive(Clone, Debug, Default)]
 pub struct PendingDeaths {
     pending: BTreeMap<DeathId, Pending>,
+    /// Of all of them, roughly.
+    bytes: usize,
 }
+
+/// What one node that has not confirmed takes in a map.
+const WAITING_BYTES: usize = 64;
 
 impl PendingDeaths {
     pub fn new() -> Self {
@@ -119,7 +136,7 @@ impl PendingDeaths {
 
     /// Whether one more may be signed.
     pub fn has_room(&self) -> bool {
-        self.pending.len() < DEATHS_PENDING_MAX
+        self.bytes < DEATHS_PENDING_BYTES_MAX
     }
 
     /// `death` is to reach all of `nodes`. Adding it again adds nodes. Keep [`Self::encode`] on disk before sending.
@@ -133,9 +150,13 @@ impl PendingDeaths {
         if !self.pending.contains_key(&id) && !self.has_room() {
             return Err(TooManyDeaths);
         }
-        let pending = self.pending.entry(id).or_insert_with(|| Pending { death, waiting: BTreeMap::new() });
+        let added = death.len();
+        let pending = self.pending.entry(id).or_insert_with(|| {
+            self.bytes += added;
+            Pending { death, waiting: BTreeMap::new() }
+        });
         for node in nodes {
-            pending.waiting.entry(node).or_insert(Retry { at: now, tries: 0 });
+            self.bytes += pending.wait_for(node, now);
         }
         Ok(id)
     }
@@ -176,7 +197,7 @@ impl PendingDeaths {
     /// A node that is new in the layout owes a confirmation of every death that is still pending.
     pub fn on_joined(&mut self, node: NodeId, now: Duration) {
         for pending in self.pending.values_mut() {
-            pending.waiting.entry(node).or_insert(Retry { at: now, tries: 0 });
+            self.bytes += pending.wait_for(node, now);
         }
     }
 
@@ -188,9 +209,12 @@ impl PendingDeaths {
 
     fn cross_off(&mut self, node: NodeId, id: DeathId) -> bool {
         let Some(pending) = self.pending.get_mut(&id) else { return false };
-        pending.waiting.remove(&node);
+        if pending.waiting.remove(&node).is_some() {
+            self.bytes = self.bytes.saturating_sub(WAITING_BYTES);
+        }
         let done = pending.waiting.is_empty();
         if done {
+            self.bytes = self.bytes.saturating_sub(pending.death.len());
             self.pending.remove(&id);
         }
         done

@@ -81,7 +81,8 @@ pub enum MembershipEvent {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MembershipAction {
-    /// `expect`: who has to answer there; `None` for a ticket's address.
+    /// `expect`: who has to answer there; `None` for a ticket's address. Every dial ends in a [`MembershipEvent::Connected`] or a
+    /// [`MembershipEvent::DialFailed`], the latter also when somebody else answers.
     Dial {
         address: String,
         expect: Option<NodeId>,
@@ -180,7 +181,9 @@ impl Membership {
     pub fn next_deadline(&self) -> Option<Duration> {
         let bootstrap =
             self.bootstrap.iter().filter(|(address, _)| self.bootstraps(address)).map(|(_, dialling)| dialling);
-        let nodes = self.nodes.values().filter(|entry| self.to_be_dialled(entry)).map(|entry| &entry.dialling);
+        let room = self.room_unasked() > 0;
+        let nodes = self.nodes.values().filter(|entry| room || entry.wanted);
+        let nodes = nodes.filter(|entry| entry.may_be_dialled(&self.own_addresses)).map(|entry| &entry.dialling);
         bootstrap.chain(nodes).filter(|dialling| dialling.running.is_none()).map(|dialling| dialling.at).min()
     }
 
@@ -397,10 +400,10 @@ impl Membership {
             .any(|entry| entry.connection.is_some() && entry.addresses().iter().any(|listens| listens == address))
     }
 
-    fn to_be_dialled(&self, entry: &Entry) -> bool {
-        let unasked =
-            self.nodes.values().filter(|entry| entry.connection.is_some()).count() < PEERS_DIALLED_UNASKED_MAX;
-        entry.may_be_dialled(&self.own_addresses) && (unasked || entry.wanted)
+    /// How many more nodes are dialled without being wanted.
+    fn room_unasked(&self) -> usize {
+        let busy = |entry: &&Entry| entry.connection.is_some() || entry.dialling.running.is_some();
+        PEERS_DIALLED_UNASKED_MAX.saturating_sub(self.nodes.values().filter(busy).count())
     }
 
     fn dial_due(&mut self, now: Duration, actions: &mut Vec<MembershipAction>) {
@@ -417,9 +420,7 @@ impl Membership {
                 actions.push(MembershipAction::Dial { address, expect: None });
             }
         }
-        let mut unasked = PEERS_DIALLED_UNASKED_MAX.saturating_sub(
-            self.nodes.values().filter(|entry| entry.connection.is_some() || entry.dialling.running.is_some()).count(),
-        );
+        let mut unasked = self.room_unasked();
         for (node, entry) in &mut self.nodes {
             if !due(&entry.dialling) || !entry.may_be_dialled(&self.own_addresses) || (unasked == 0 && !entry.wanted) {
                 continue;

@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use super::{node, quorum};
 use crate::cluster::deaths::{DeathId, PendingDeaths, Superseded, may_sign};
 use crate::format::{Stamp, VersionId};
-use crate::limits::{DEATH_RETRY_MAX, DEATHS_PENDING_MAX};
+use crate::limits::{DEATH_RETRY_MAX, DEATHS_PENDING_BYTES_MAX};
 
 fn version(number: u8) -> VersionId {
     VersionId::new(1, 2, [number; 8])
@@ -117,11 +117,15 @@ fn pending_deaths_survive_on_disk() {
 #[test]
 fn pending_deaths_are_bounded_and_a_known_one_is_no_new_one() {
     let mut pending = PendingDeaths::new();
-    for number in 0..DEATHS_PENDING_MAX {
-        pending.add(number.to_le_bytes().to_vec(), [node(0)], Duration::ZERO).expect("room");
+    let death = |number: u32| [number.to_le_bytes().to_vec(), vec![0; 16_000]].concat();
+    let mut count = 0;
+    while pending.add(death(count), [node(0)], Duration::ZERO).is_ok() {
+        count += 1;
     }
-    assert!(!pending.has_room());
-    assert!(pending.add(vec![1, 2, 3], [node(0)], Duration::ZERO).is_err());
-    let known = 0usize.to_le_bytes().to_vec();
-    assert_eq!(pending.add(known.clone(), [node(1)], Duration::ZERO), Ok(DeathId::of(&known)));
+    assert_eq!(count as usize, DEATHS_PENDING_BYTES_MAX.div_ceil(16_004 + 64));
+    assert_eq!(pending.add(death(0), [node(1)], Duration::ZERO), Ok(DeathId::of(&death(0))));
+    pending.on_left(node(0));
+    assert_eq!(pending.len(), 1, "one still waits for another node");
+    pending.on_left(node(1));
+    assert!(pending.has_room() && pending.add(death(count), [node(0)], Duration::ZERO).is_ok());
 }

@@ -8,6 +8,7 @@ use super::{certificate, node, role};
 use crate::cluster::membership::{ConnectionId, Known, Membership, MembershipAction, MembershipEvent};
 use crate::format::NodeId;
 use crate::format::certificate::Class;
+use crate::limits::PEERS_DIALLED_UNASKED_MAX;
 
 fn address(number: u16) -> String {
     format!("10.0.0.{number}:7000")
@@ -28,7 +29,7 @@ enum Happening {
 struct Network {
     nodes: BTreeMap<u16, Membership>,
     /// (when, sequence) -> (where, what).
-    agenda: BTreeMap<(Duration, u64), (u16, MembershipHappening)>,
+    agenda: BTreeMap<(Duration, u64), (u16, Happening)>,
     /// Each connection is one id at both ends; who dialled, and both ends.
     connections: BTreeMap<ConnectionId, (u16, u16)>,
     down: BTreeSet<u16>,
@@ -37,8 +38,6 @@ struct Network {
     rng: StdRng,
     dials: u64,
 }
-
-type MembershipHappening = Happening;
 
 impl Network {
     fn new(count: u16, seed: u64) -> Self {
@@ -307,6 +306,25 @@ fn failed_dials_pause_longer_and_longer_but_never_stop() {
     assert!(pauses[0] < Duration::from_millis(151));
     assert!(pauses[100..].iter().all(|pause| (30..=45).contains(&pause.as_secs())));
     assert!(pauses[100..].iter().collect::<BTreeSet<_>>().len() > 10, "the pauses vary");
+}
+
+#[test]
+fn big_network_is_dialled_only_in_part_unless_a_node_is_wanted() {
+    let mut membership = Membership::new(node(0), vec![], 1);
+    let roles: Vec<Known> = (1..400).map(|number| known(number, 1)).collect();
+    let actions = membership.handle(MembershipEvent::Roles { from: node(1), known: roles }, Duration::ZERO);
+    let dialled: BTreeSet<NodeId> = actions
+        .iter()
+        .filter_map(|action| match action {
+            MembershipAction::Dial { expect, .. } => *expect,
+            _ => None,
+        })
+        .collect();
+    assert_eq!(dialled.len(), PEERS_DIALLED_UNASKED_MAX);
+    assert_eq!(membership.next_deadline(), None, "nothing to come back for");
+    let other = (1..400).map(node).find(|node| !dialled.contains(node)).expect("some are left");
+    let actions = membership.handle(MembershipEvent::Wanted(other), Duration::ZERO);
+    assert!(matches!(actions[..], [MembershipAction::Dial { expect, .. }] if expect == Some(other)), "{actions:?}");
 }
 
 #[test]
