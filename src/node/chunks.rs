@@ -348,7 +348,7 @@ impl ChunkSource for ClusterSource {
         holders.retain(|holder| !self.is_liar(&address, holder));
         let (holder, payload) = fetch_planned(&self.shard, &holders, address, is_damaged_here).await?;
         if payload.len != len {
-            self.liars.borrow_mut().entry(address).or_default().push(holder);
+            // Right by its address, and not what the tree says: no other holder can have anything else.
             return Err(ChunkError::Damaged { address });
         }
         self.last_holder.borrow_mut().insert(address, holder);

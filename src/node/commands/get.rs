@@ -140,7 +140,7 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
         .send(ControlEvent::Info { metadata: found.metadata.clone(), length: found.length, content: found.root })
         .await?;
     let is_symlink = found.metadata.symlink_target.is_some();
-    if is_symlink || found.length == 0 {
+    if is_symlink {
         return client.send(ControlEvent::Fetched { bytes: 0, bytes_resumed: 0 }).await;
     }
     let descriptor = descriptor.ok_or_else(|| Failure::new(code::OTHER, "get without an output descriptor"))?;
