@@ -2,7 +2,7 @@
 //!
 //! # The end
 //! [`Link::end`] runs once, with the first reason: every asker is told, every task of a handler aborted, the queue
-//! dropped, the socket shut down; that wakes the reader, whose last act is [`Handler::closed`].
+//! dropped, the socket shut down; that wakes the reader, whose last act is [`Handler::closed`](super::Handler::closed).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

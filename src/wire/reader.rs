@@ -91,7 +91,7 @@ struct Reader<H> {
 
 impl<H: Handler> Reader<H> {
     async fn run(&mut self) -> Result<(), CloseReason> {
-        loop {
+        while !self.link.is_closed() {
             let (used, step) = self.decoder.step(self.ahead.bytes())?;
             self.ahead.consume(used);
             match step {
@@ -100,6 +100,7 @@ impl<H: Handler> Reader<H> {
                 Step::Payload(missing) => unreachable!("{missing} bytes of a payload were left behind"),
             }
         }
+        Ok(())
     }
 
     /// Receives until `bytes` are there, and whatever comes with them.

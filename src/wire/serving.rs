@@ -35,6 +35,10 @@ impl Link {
         request: Request,
         grant: Option<Grant>,
     ) -> Result<(), CloseReason> {
+        if self.is_closed() {
+            // Read ahead of the end; an entry made now would never leave.
+            return Ok(());
+        }
         let id = request.header.request.get();
         self.open_request(id)?;
         let (link, handler) = (self.clone(), handler.clone());

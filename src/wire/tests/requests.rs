@@ -411,3 +411,37 @@ fn a_dial_that_is_dropped_leaves_nothing_behind() {
         until("the node has seen all of them end", || opened.borrow().len() == closed.borrow().len()).await;
     });
 }
+
+#[test]
+fn a_connection_that_has_ended_is_freed_whatever_was_under_way() {
+    run(async {
+        for kind in 0..3 {
+            let pair = pair(Scripted::mute(), Scripted::mute()).await;
+            let ends = [pair.connection.clone(), pair.node.connection()];
+            let links = ends.clone().map(|connection| Rc::downgrade(connection.link()));
+            for number in 0..PAYLOAD_CREDIT as u8 + 4 {
+                for connection in ends.clone() {
+                    spawn(async move { drop(store(&connection, number, 50_000).await) });
+                    // Some end while requests arrive, some while all handlers run.
+                    for _ in 0..kind {
+                        yield_now().await;
+                    }
+                }
+            }
+            if kind == 2 {
+                until("handlers run", || pair.node.handler.handled.get() == PAYLOAD_CREDIT as usize).await;
+            }
+            ends[kind % 2].close("enough").await;
+            until("both ends are told", || {
+                pair.dialler.closed.borrow().len() + pair.node.handler.closed.borrow().len() == 2
+            })
+            .await;
+            pair.dialler.connected.borrow_mut().clear();
+            pair.node.handler.connected.borrow_mut().clear();
+            let (ours, theirs) = (pair.pool.clone(), pair.node.pool.clone());
+            drop((pair, ends));
+            until("both are freed", || links.iter().all(|link| link.strong_count() == 0)).await;
+            assert_eq!((ours.available(), theirs.available()), (24, 24));
+        }
+    });
+}
