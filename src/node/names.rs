@@ -123,15 +123,19 @@ async fn read_once(
     for owner in awaited.iter().filter(|owner| !voters.contains(owner)) {
         asked.ask(*owner, FrameKind::NameRead, body.clone());
     }
-    let mut held_back = VecDeque::new();
+    let mut held_back = Vec::new();
     while let Some((owner, answer)) = asked.next().await {
         awaited.retain(|known| *known != owner);
         if voters.contains(&owner) {
-            held_back.push_back((owner, answer));
+            held_back.push((owner, answer));
         } else if let Answer::Record(record) = answer {
             machine.on_answer(owner, record);
         }
-        while let Some((owner, answer)) = awaited.is_empty().then(|| held_back.pop_front()).flatten() {
+        if awaited.is_empty() {
+            // The latest goes last and comes first: a quorum of those who know less must not conclude without it.
+            held_back.sort_by_key(|(_, answer)| answer.order());
+        }
+        while let Some((owner, answer)) = awaited.is_empty().then(|| held_back.pop()).flatten() {
             match step_read(&mut machine, owner, answer) {
                 NameReadStep::Wait => {}
                 NameReadStep::WriteBack { record, to } => {
@@ -146,6 +150,15 @@ async fn read_once(
         }
     }
     Err(asked.too_few(0, 1))
+}
+
+impl Answer {
+    fn order(&self) -> Option<(Stamp, VersionId)> {
+        match self {
+            Self::Record(Some(record)) => Some(record.order()),
+            _ => None,
+        }
+    }
 }
 
 /// Living owners of a bucket's names under the layouts before the newest.
