@@ -66,7 +66,7 @@ fio_rate() { # read|write: bytes per second
 
 iperf_rate() { # bytes per second over loopback, one stream
     local port=$((20000 + RANDOM % 10000)) rate
-    background iperf iperf3 -s -1 -p $port
+    background iperf iperf3 -s -1 --forceflush -p $port
     local deadline=$((SECONDS + 10))
     until grep -q listening "$t/iperf.out"; do
         [ $SECONDS -lt $deadline ] || fail "iperf3 does not start"
