@@ -38,6 +38,14 @@ pub const BUFFERS_PER_SHARD: usize = 40;
 
 /// Entries of each shard thread's submission queue; a power of two, as the kernel would round it up anyway.
 pub const RING_ENTRIES: u32 = 512;
+/// Where locked memory is short, a ring shrinks down to this many entries before it gives up.
+pub const RING_ENTRIES_MIN: u32 = 64;
+/// Buffers are registered only while a ring of this many entries would still fit into the limit on locked memory
+/// (about 1.6 MiB): room for the rings of the other shard threads, and of the user's other processes.
+pub const RING_RESERVE_ENTRIES: u32 = 16_384;
+/// How long a new ring waits for locked memory: the kernel gives back that of a closed ring late, and others hold some
+/// for a moment while they look for what fits.
+pub const RING_MEMORY_WAIT_MAX: Duration = Duration::from_secs(3);
 /// Completion entries for each submission entry: pending receives outlive the batch they were submitted in.
 pub const RING_COMPLETIONS_PER_ENTRY: u32 = 4;
 /// How long a closing ring waits for its cancelled operations before it leaks their memory instead.
@@ -69,6 +77,14 @@ pub const SEGMENT_STEP_BYTES: u64 = 64 * MIB as u64;
 pub const BULK_PAYLOAD_BYTES_MIN: usize = 64 * KIB;
 /// Longest batch of small records.
 pub const BATCH_BYTES_MAX: usize = MIB;
+/// Messages that wait for the committer of small records; whoever comes later waits to be heard.
+pub const COMMITTER_QUEUE_MESSAGES: usize = 256;
+/// Read-only descriptors of segments that each shard thread keeps open.
+pub const SEGMENT_READERS_PER_SHARD: usize = 128;
+/// How often it is tried to record that a failed write is no chunk; each failure opens a new segment.
+pub const DISOWN_ATTEMPTS_MAX: usize = 3;
+/// More sealed segments of small records shorter than 1/16 of the longest are compacted into one.
+pub const SMALL_SEGMENTS_SHORT_MAX: usize = 8;
 /// Free space below which new writes are refused, so that removals and the catalog still have room.
 pub const FREE_BYTES_RESERVE: u64 = 32 * MIB as u64;
 
@@ -100,6 +116,23 @@ pub const PAYLOAD_CREDIT: u32 = 16;
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 256;
 /// Connections that have not yet finished their handshake, per node.
 pub const HANDSHAKES_PENDING_MAX: usize = 1024;
+/// What a connection's reader takes in one call while it looks for the next header: many small frames at once, and
+/// at most this much of a payload that has to be copied to its place.
+pub const READ_AHEAD_BYTES: usize = 4 * KIB;
+/// Small frames that leave in one send.
+pub const SEND_COALESCED_BYTES_MAX: usize = 128 * KIB;
+/// How long a reader waits for a pool buffer before it reads a payload away and refuses it.
+pub const BUFFER_WAIT_MAX: Duration = Duration::from_secs(1);
+/// While payloads move, a request that waits behind them does not count as stalled; after this many it does.
+pub const OVERTAKEN_PAYLOADS_MAX: u64 = 64;
+/// Handshakes that one source (IPv4 address, IPv6 /64) may fail at once, and then each second.
+pub const HANDSHAKES_PER_SOURCE_BURST: u32 = 128;
+pub const HANDSHAKES_PER_SOURCE_PER_SECOND: u32 = 16;
+/// The same for all sources together.
+pub const HANDSHAKES_BURST: u32 = 2048;
+pub const HANDSHAKES_PER_SECOND: u32 = 1024;
+/// Sources whose buckets are remembered; those beyond share one bucket.
+pub const HANDSHAKE_SOURCES_MAX: usize = 4096;
 
 // Cluster
 
@@ -109,9 +142,30 @@ pub const REPLICAS_MAX: u8 = 7;
 pub const NODES_MAX: usize = 4096;
 pub const ADDRESSES_PER_NODE_MAX: usize = 8;
 pub const LAYOUTS_ACTIVE_MAX: usize = 2;
+/// Layouts before the active ones that a node still asks the owners of.
+pub const LAYOUTS_EARLIER_MAX: usize = 8;
+/// Nodes that a node keeps connections to unasked; others are dialled when they are needed.
+pub const PEERS_DIALLED_UNASKED_MAX: usize = 256;
+pub const DIAL_RETRY_MIN: Duration = Duration::from_millis(100);
+pub const DIAL_RETRY_MAX: Duration = Duration::from_secs(30);
+/// Roles that one message carries.
+pub const ROLES_PER_MESSAGE_MAX: usize = 32;
+/// A read asks the next node when the first has not begun to answer within twice its usual time, within these bounds.
+pub const HEDGE_MIN: Duration = Duration::from_millis(5);
+pub const HEDGE_MAX: Duration = Duration::from_millis(250);
+/// Nodes that one chunk is asked of at the same time.
+pub const READS_AT_ONCE_MAX: usize = 2;
+/// Names on one page of a listing.
+pub const NAMES_PER_PAGE_MAX: usize = 1000;
+/// What deaths that wait for confirmations take in memory; beyond it no new one is signed.
+pub const DEATHS_PENDING_BYTES_MAX: usize = 32 * MIB;
+pub const DEATH_RETRY_MIN: Duration = Duration::from_secs(1);
+pub const DEATH_RETRY_MAX: Duration = Duration::from_secs(60);
 
 // Names, versions, clocks
 
+/// A node makes its clock's floor durable this far ahead, so that a restart never goes back.
+pub const CLOCK_RESERVE: Duration = Duration::from_secs(10);
 pub const BUCKET_BYTES_MAX: usize = 63;
 pub const KEY_BYTES_MAX: usize = 1024;
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(60);
@@ -151,12 +205,30 @@ pub const REPLAY_ENTRIES_MAX: usize = 1 << 17;
 
 // Puts and gets
 
+/// Buffers of a shard that its puts and gets may hold together: the others are for what they wait for, and for peers.
+pub const JOB_BUFFERS_PER_SHARD: usize = BUFFERS_PER_SHARD * 3 / 5;
 /// Leaves of one put that may be under way past the first one that is not yet stored, all shards together.
 pub const PUT_WINDOW_LEAVES: u64 = 4096;
 /// Expanded nodes of level 1 whose leaves wait for a worker: the one being read and the next.
 pub const GET_RUNS_AHEAD_MAX: usize = 2;
 /// Times that one chunk is asked for again after it arrived damaged.
 pub const FETCH_ATTEMPTS_MAX: u32 = 64;
+// Catalog
+
+pub const CATALOG_CACHE_BYTES_MAX: usize = 16 * MIB;
+/// The database keeps one table that fills and up to four that wait to be written.
+pub const CATALOG_TABLE_BYTES_MAX: usize = 3 * MIB;
+pub const CATALOG_TABLES_MAX: usize = 5;
+/// Events that wait for the catalog's thread; who brings more waits.
+pub const CATALOG_EVENTS_QUEUED_MAX: usize = 65_536;
+/// Events that one commit of the catalog covers.
+pub const CATALOG_COMMIT_EVENTS_MAX: usize = 4096;
+/// References of dead versions that one step drops.
+pub const CATALOG_SWEEP_REFERENCES: usize = 1024;
+/// Rows that one look for garbage passes over.
+pub const CATALOG_SCAN_ROWS_MAX: usize = 65_536;
+pub const DOCUMENT_KEY_BYTES_MAX: usize = 256;
+pub const DOCUMENT_VALUE_BYTES_MAX: usize = 256 * KIB;
 
 // Node
 
@@ -166,7 +238,7 @@ pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 8;
 pub const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
 
-const _: () = assert!(RING_ENTRIES.is_power_of_two());
+const _: () = assert!(RING_ENTRIES.is_power_of_two() && RING_ENTRIES_MIN.is_power_of_two());
 const _: () = assert!(MAP_OVERLAP_BYTES >= CHUNK_BYTES_MAX + 2 * BLOCK_BYTES);
 const _: () = assert!(BUFFERS_PER_SHARD <= BUFFERS_REGISTERED_MAX);
 const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
@@ -175,5 +247,13 @@ const _: () = assert!(OPENING_BYTES == PREFACE_BYTES + 64);
 const _: () = assert!(SEALED_BODY_BYTES_MAX + 16 == 65_535);
 const _: () = assert!(SEGMENT_BYTES_MAX.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(PUT_WINDOW_LEAVES >= 64 * CHUNKS_IN_FLIGHT_PER_SHARD as u64);
+const _: () = assert!(JOB_BUFFERS_PER_SHARD >= 2 * CHUNKS_IN_FLIGHT_PER_SHARD);
 const _: () = assert!(2 * CHUNKS_IN_FLIGHT_PER_SHARD < BUFFERS_PER_SHARD);
 const _: () = assert!(KEEPALIVE_MISSED_MAX.as_secs() < 5 && STALL_MAX.as_millis() > SOCKET_WAIT.as_millis());
+const _: () = assert!(SEND_COALESCED_BYTES_MAX >= FRAME_HEADER_BYTES + SEALED_BODY_BYTES_MAX + 32);
+const _: () = assert!(BUFFER_WAIT_MAX.as_millis() < STALL_MAX.as_millis());
+const _: () =
+    assert!((PAYLOAD_CREDIT as usize) < REQUESTS_IN_FLIGHT_MAX && HANDSHAKES_PENDING_MAX <= HANDSHAKES_BURST as usize);
+const _: () = assert!(CATALOG_TABLE_BYTES_MAX * CATALOG_TABLES_MAX <= 16 * MIB);
+const _: () = assert!(2 * CLOCK_RESERVE.as_secs() < CLOCK_AHEAD_MAX.as_secs());
+const _: () = assert!(DOCUMENT_VALUE_BYTES_MAX + DOCUMENT_KEY_BYTES_MAX + BLOCK_BYTES < BATCH_BYTES_MAX);

@@ -117,3 +117,6 @@ pub fn check_chunk(chunk: &[u8], address: &Address) -> Result<(), Mismatch> {
 pub fn apply_keystream(bytes: &mut [u8], key: &ChunkKey) {
     Ctr64BE::<Aes256>::new(key.as_bytes().into(), &[0; 16].into()).apply_keystream(bytes);
 }
+
+#[cfg(test)]
+mod tests;

@@ -288,3 +288,6 @@ pub fn verify_eviction(eviction: &Eviction, network: &NetworkId) -> Result<(), I
     verify(&network.0, SignatureContext::EVICTION, network, &eviction.body(), &eviction.signature)
         .map_err(|_| IdentityError::Signature { what: "eviction", signer: "network's authority" })
 }
+
+#[cfg(test)]
+mod tests;

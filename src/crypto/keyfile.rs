@@ -473,3 +473,6 @@ fn read_key(directory: &Path, kind: Kind) -> Result<[u8; 32], KeyFileError> {
     key.zeroize();
     Ok(copy)
 }
+
+#[cfg(test)]
+mod tests;

@@ -403,3 +403,6 @@ fn open(
         .map_err(|_| OpenError::Forged)?;
     Ok(plaintext)
 }
+
+#[cfg(test)]
+mod tests;

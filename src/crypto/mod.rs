@@ -18,9 +18,9 @@
 //! - Secrets wipe their memory when dropped and print their type's name only.
 //!
 //! What is not wiped, because libraries do not: `snow` keeps the pre-shared key, its chaining key and the transport keys in
-//! plain arrays until the memory is reused; a value that is moved leaves its old bytes on the stack; the `ctr` and
-//! `aes` key schedules are wiped, BLAKE3's keyed state is wiped where it was keyed by a secret of ours. A core dump or swap
-//! of a running node holds its keys.
+//! plain arrays until the memory is reused; `blake3::derive_key` leaves its inner state on the stack; a value that is
+//! moved leaves its old bytes behind. (The key schedules of `aes`, `ctr` and `chacha20poly1305` are wiped, and BLAKE3's
+//! state where one of our secrets keyed it.) A core dump or the swap of a running node holds its keys.
 
 pub mod cipher;
 pub mod hash;

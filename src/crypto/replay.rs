@@ -166,3 +166,6 @@ fn rewrite(path: &Path, entries: &VecDeque<Entry>) -> io::Result<File> {
     std::fs::rename(&new, path)?;
     OpenOptions::new().append(true).open(path)
 }
+
+#[cfg(test)]
+mod tests;

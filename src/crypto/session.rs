@@ -538,3 +538,6 @@ impl ReceiveHalf {
         self.next >= SESSION_FRAMES_MAX
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -72,16 +72,15 @@ pub enum FrameKind {
     Answer = 3,
     /// The session ends; the body says why, in words.
     Goodbye = 4,
-    /// Roles and the newest layout's number, exchanged first and whenever they change.
+    /// The asker's role and newest layout, exchanged first and whenever they change. Who says it counts as connected;
+    /// connections that only move data never say it.
     Hello = 16,
-    /// All roles the other knows.
+    /// Roles that are news, with their certificates.
     Roles = 17,
     /// The layout of a number (0 = the newest).
     Layout = 18,
     /// The vault key, for a member certificate.
     VaultKey = 19,
-    /// A node asks the founder to count it in: its signed role.
-    Join = 20,
     /// Which of these chunks do you hold? What is held is referenced at once, durably.
     Offer = 32,
     /// Keep this chunk (raw payload) under this version.
@@ -98,18 +97,20 @@ pub enum FrameKind {
     NameWrite = 49,
     /// Records of a bucket, page by page.
     NameList = 50,
-    /// Record of a version, if any (by root address: `get` by content id).
-    RootFind = 51,
     /// Signed deaths, to be confirmed once durable.
-    Deaths = 52,
+    Deaths = 51,
+    /// Keep a reference of a root with its sealed capsule.
+    Refer = 52,
+    /// The sealed capsules of the living versions of a root.
+    Capsules = 53,
 }
 
 impl FrameKind {
     pub fn parse(byte: u8) -> Option<Self> {
         use FrameKind::*;
         [
-            Keepalive, Cancel, Answer, Goodbye, Hello, Roles, Layout, VaultKey, Join, Offer, Store, StoreSmall, Fetch,
-            Prove, NameRead, NameWrite, NameList, RootFind, Deaths,
+            Keepalive, Cancel, Answer, Goodbye, Hello, Roles, Layout, VaultKey, Offer, Store, StoreSmall, Fetch, Prove,
+            NameRead, NameWrite, NameList, Deaths, Refer, Capsules,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)

@@ -1,1 +1,226 @@
+//! The bodies of frames: what a request says and what its answer says.
+//!
+//! A chunk's address stands in the frame header, its bytes are the frame's payload. All bodies are at most 65,519
+//! bytes; what can be longer is asked for page by page.
+//!
+//! | kind | request body | answer body |
+//! | --- | --- | --- |
+//! | hello | [`Hello`]: incarnation 16, layout number 4, role as long bytes | the answerer's own hello |
+//! | roles | pairs of long bytes {certificate, role} | - |
+//! | layout | number 4 (0: the newest), offset 4 | total 4, then the layout's bytes from the offset on |
+//! | vault key | - | generation 4, key 32 |
+//! | offer | version 16, then addresses of 32 | one byte an address: 0 send it, 1 held |
+//! | store | version 16, record flags 1 | - |
+//! | store small | [`SmallChunk`]s: address 32, version 16, flags 1, short bytes | one status byte a chunk |
+//! | fetch | - | - (payload) |
+//! | prove | nonce 32, offset 4, length 4 | keyed hash 32 |
+//! | name read | bucket 32, name 32 | the name record |
+//! | name write | the name record | - |
+//! | name list | bucket 32 (zero: all), bucket 32 and name 32 to start after | long bytes each a name record, by bucket and name |
+//! | deaths | long bytes each a death | - |
+//! | refer | version 16, capsule as short bytes | - |
+//! | capsules | - | version 16, short bytes, … |
 
+use super::cursor::{Malformed, Reader, Writer};
+use super::id::{Address, BucketId, Incarnation, NameId, VersionId};
+use crate::limits::SEALED_BODY_BYTES_MAX;
+
+pub struct Hello<'a> {
+    pub incarnation: Incarnation,
+    pub layout: u32,
+    pub role: &'a [u8],
+}
+
+impl<'a> Hello<'a> {
+    pub fn encode(&self) -> Vec<u8> {
+        Writer::new().put(&self.incarnation).u32(self.layout).long_bytes(self.role).finish()
+    }
+
+    pub fn decode(body: &'a [u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        let hello = Self {
+            incarnation: *reader.take("hello incarnation")?,
+            layout: reader.u32("hello layout")?,
+            role: reader.long_bytes("hello role")?,
+        };
+        reader.end("hello: bytes after its end")?;
+        Ok(hello)
+    }
+}
+
+/// As many `items` as one body holds, each with its 32-bit length in front; returns how many went in.
+pub fn encode_page<'a>(items: impl Iterator<Item = &'a [u8]>) -> (Vec<u8>, usize) {
+    let mut writer = Writer::new();
+    let (mut used, mut count) = (0, 0);
+    for item in items {
+        used += 4 + item.len();
+        if used > SEALED_BODY_BYTES_MAX {
+            break;
+        }
+        writer.long_bytes(item);
+        count += 1;
+    }
+    (writer.finish(), count)
+}
+
+/// The items of a page.
+pub fn decode_page<'a>(body: &'a [u8], what: &'static str) -> Result<Vec<&'a [u8]>, Malformed> {
+    let mut reader = Reader::new(body);
+    let mut items = Vec::new();
+    while reader.remaining() > 0 {
+        items.push(reader.long_bytes(what)?);
+    }
+    Ok(items)
+}
+
+pub fn encode_layout_request(number: u32, offset: u32) -> Vec<u8> {
+    Writer::new().u32(number).u32(offset).finish()
+}
+
+pub fn decode_layout_request(body: &[u8]) -> Result<(u32, u32), Malformed> {
+    let mut reader = Reader::new(body);
+    let request = (reader.u32("layout number")?, reader.u32("layout offset")?);
+    reader.end("layout request: bytes after its end")?;
+    Ok(request)
+}
+
+/// One part of a layout's bytes.
+pub fn encode_layout_part(layout: &[u8], offset: u32) -> Vec<u8> {
+    let part = layout.get(offset as usize..).unwrap_or_default();
+    let part = part.get(..SEALED_BODY_BYTES_MAX - 4).unwrap_or(part);
+    Writer::new().u32(layout.len() as u32).bytes(part).finish()
+}
+
+pub fn decode_layout_part(body: &[u8]) -> Result<(u32, &[u8]), Malformed> {
+    let mut reader = Reader::new(body);
+    Ok((reader.u32("layout length")?, reader.rest()))
+}
+
+pub fn encode_vault_key(generation: u32, key: &[u8; 32]) -> Vec<u8> {
+    Writer::new().u32(generation).put(key).finish()
+}
+
+pub fn decode_vault_key(body: &[u8]) -> Result<(u32, [u8; 32]), Malformed> {
+    let mut reader = Reader::new(body);
+    let key = (reader.u32("vault key generation")?, *reader.take("vault key")?);
+    reader.end("vault key: bytes after its end")?;
+    Ok(key)
+}
+
+pub fn encode_offer(version: &VersionId, addresses: &[Address]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.put(version);
+    for address in addresses {
+        writer.put(address);
+    }
+    writer.finish()
+}
+
+pub fn decode_offer(body: &[u8]) -> Result<(VersionId, Vec<Address>), Malformed> {
+    let mut reader = Reader::new(body);
+    let version = *reader.take("offer version")?;
+    let mut addresses = Vec::with_capacity(reader.remaining() / Address::BYTES);
+    while reader.remaining() > 0 {
+        addresses.push(*reader.take("offer address")?);
+    }
+    Ok((version, addresses))
+}
+
+pub fn encode_store(version: &VersionId, flags: u8) -> Vec<u8> {
+    Writer::new().put(version).u8(flags).finish()
+}
+
+pub fn decode_store(body: &[u8]) -> Result<(VersionId, u8), Malformed> {
+    let mut reader = Reader::new(body);
+    let store = (*reader.take("store version")?, reader.u8("store flags")?);
+    reader.end("store: bytes after its end")?;
+    Ok(store)
+}
+
+pub struct SmallChunk<'a> {
+    pub address: Address,
+    pub version: VersionId,
+    pub flags: u8,
+    pub bytes: &'a [u8],
+}
+
+/// Bytes of a small chunk in a body, its own not counted.
+pub const SMALL_CHUNK_HEAD_BYTES: usize = 32 + 16 + 1 + 2;
+
+pub fn encode_small_chunk(writer: &mut Writer, chunk: &SmallChunk<'_>) {
+    writer.put(&chunk.address).put(&chunk.version).u8(chunk.flags).short_bytes(chunk.bytes);
+}
+
+pub fn decode_small_chunks(body: &[u8]) -> Result<Vec<SmallChunk<'_>>, Malformed> {
+    let mut reader = Reader::new(body);
+    let mut chunks = Vec::new();
+    while reader.remaining() > 0 {
+        chunks.push(SmallChunk {
+            address: *reader.take("small chunk address")?,
+            version: *reader.take("small chunk version")?,
+            flags: reader.u8("small chunk flags")?,
+            bytes: reader.short_bytes("small chunk bytes")?,
+        });
+    }
+    Ok(chunks)
+}
+
+pub fn encode_name_read(bucket: &BucketId, name: &NameId) -> Vec<u8> {
+    Writer::new().put(bucket).put(name).finish()
+}
+
+pub fn decode_name_read(body: &[u8]) -> Result<(BucketId, NameId), Malformed> {
+    let mut reader = Reader::new(body);
+    let pair = (*reader.take("bucket id")?, *reader.take("name id")?);
+    reader.end("name request: bytes after its end")?;
+    Ok(pair)
+}
+
+/// A page of a bucket (`None`: of all), from behind `after` on.
+pub fn encode_name_list(bucket: Option<&BucketId>, after: Option<&(BucketId, NameId)>) -> Vec<u8> {
+    let (after_bucket, after_name) = after.copied().unwrap_or((BucketId::ZERO, NameId::ZERO));
+    Writer::new().put(bucket.unwrap_or(&BucketId::ZERO)).put(&after_bucket).put(&after_name).finish()
+}
+
+#[expect(clippy::type_complexity, reason = "what it says is what it is")]
+pub fn decode_name_list(body: &[u8]) -> Result<(Option<BucketId>, Option<(BucketId, NameId)>), Malformed> {
+    let mut reader = Reader::new(body);
+    let bucket = *reader.take::<BucketId>("list bucket")?;
+    let after = (*reader.take::<BucketId>("list bucket to go on after")?, *reader.take::<NameId>("list name")?);
+    reader.end("name list: bytes after its end")?;
+    let is_start = after.0.is_zero() && after.1.is_zero();
+    Ok(((!bucket.is_zero()).then_some(bucket), (!is_start).then_some(after)))
+}
+
+pub fn encode_refer(version: &VersionId, capsule: &[u8]) -> Vec<u8> {
+    Writer::new().put(version).short_bytes(capsule).finish()
+}
+
+pub fn decode_refer(body: &[u8]) -> Result<(VersionId, &[u8]), Malformed> {
+    let mut reader = Reader::new(body);
+    let refer = (*reader.take("refer version")?, reader.short_bytes("refer capsule")?);
+    reader.end("refer: bytes after its end")?;
+    Ok(refer)
+}
+
+pub fn encode_capsules(capsules: &[(VersionId, Vec<u8>)]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    let mut used = 0;
+    for (version, capsule) in capsules {
+        used += 18 + capsule.len();
+        if used > SEALED_BODY_BYTES_MAX {
+            break;
+        }
+        writer.put(version).short_bytes(capsule);
+    }
+    writer.finish()
+}
+
+pub fn decode_capsules(body: &[u8]) -> Result<Vec<(VersionId, Vec<u8>)>, Malformed> {
+    let mut reader = Reader::new(body);
+    let mut capsules = Vec::new();
+    while reader.remaining() > 0 {
+        capsules.push((*reader.take("capsule version")?, reader.short_bytes("capsule")?.to_vec()));
+    }
+    Ok(capsules)
+}

@@ -19,7 +19,7 @@
 //! | --- | --- | --- |
 //! | 1 | batch | none; opens a batch, always at a block boundary |
 //! | 2 | chunk | the ciphertext |
-//! | 3 | reference | none: {address, version} |
+//! | 3 | reference | none, or the sealed capsule of a root ([`super::name`]): {address, version} |
 //! | 4 | name | a name record ([`super::name`]) |
 //! | 5 | death | a signed death ([`super::certificate`]) |
 //! | 6 | removed | segment id 8, record offset 8: that chunk record is dead |

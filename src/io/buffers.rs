@@ -3,6 +3,8 @@
 //! A pool buffer has room for a record head and the longest chunk, so that a chunk is received, hashed, encrypted and
 //! written in one place. A pool has a fixed number of buffers; who wants one waits in line. Registered buffers save
 //! the pinning of pages on every direct read and write, and change nothing else: a plain buffer works everywhere.
+//! Locked memory is counted per user, and newer kernels count the rings themselves, so a registration must leave room
+//! for the rings of other threads and processes: it is taken back where it does not.
 //!
 //! ```text
 //! pool --take--> Buffer (one owner, writable) --freeze--> SharedBuffer (many owners, read only)
@@ -32,6 +34,7 @@ use tokio_uring::buf::fixed::FixedBufRegistry;
 use tokio_uring::buf::{IoBuf, IoBufMut};
 
 use super::op::RingState;
+use super::ring::{has_reserve_for_rings, memory_turn};
 use crate::limits::{BLOCK_BYTES, BUFFER_BYTES, BUFFERS_REGISTERED_MAX, IO_BYTES_MAX};
 
 /// Alignment of buffers that are shorter than a block, and so of no use for direct I/O.
@@ -191,9 +194,10 @@ impl BufferPool {
 fn register_most(memories: &[Rc<Memory>]) -> usize {
     let mut count = memories.len().min(BUFFERS_REGISTERED_MAX);
     let mut refusal = None;
+    let turn = memory_turn();
     while count > 0 {
         let registry = FixedBufRegistry::new(memories.iter().take(count).map(|memory| Registered(Rc::clone(memory))));
-        match registry.register() {
+        match register_with_reserve(&registry) {
             Ok(()) => break,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EPERM | libc::EAGAIN)) => {
                 count /= 2;
@@ -205,6 +209,7 @@ fn register_most(memories: &[Rc<Memory>]) -> usize {
             }
         }
     }
+    drop(turn);
     if let Some(error) = refusal {
         tracing::warn!(
             registered = count,
@@ -215,6 +220,17 @@ fn register_most(memories: &[Rc<Memory>]) -> usize {
         );
     }
     count
+}
+
+/// Registers, and takes it back when too little locked memory is left for other rings. As every registration looks
+/// afterwards, two at the same moment cannot both overlook the other.
+fn register_with_reserve(registry: &FixedBufRegistry<Registered>) -> io::Result<()> {
+    registry.register()?;
+    if has_reserve_for_rings() {
+        return Ok(());
+    }
+    registry.unregister()?;
+    Err(io::Error::from_raw_os_error(libc::ENOMEM))
 }
 
 /// Memory with one owner. A pool's buffer goes back to its pool when dropped.

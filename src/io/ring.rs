@@ -2,7 +2,8 @@
 //!
 //! # Set-up
 //! The ring is probed with the flags that pay, then with fewer, until the kernel takes them; only then is the runtime
-//! built. Not used, because they hang or lose here: DEFER_TASKRUN, R_DISABLED, SQPOLL.
+//! built. A ring's own memory counts as locked memory of its *user* on newer kernels, so it can be refused because of
+//! what another process registered: then it shrinks. Not used, because they hang or lose here: DEFER_TASKRUN, R_DISABLED, SQPOLL.
 //!
 //! # Tear-down
 //! The driver's own destructor frees the memory of dropped operations before it cancels them. So a ring first refuses
@@ -12,12 +13,16 @@
 use std::future::Future;
 use std::io;
 use std::rc::Rc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::op::{self, RingState};
-use crate::limits::{RING_COMPLETIONS_PER_ENTRY, RING_DRAIN_MAX, RING_ENTRIES};
+use crate::limits::{
+    RING_COMPLETIONS_PER_ENTRY, RING_DRAIN_MAX, RING_ENTRIES, RING_ENTRIES_MIN, RING_MEMORY_WAIT_MAX,
+    RING_RESERVE_ENTRIES,
+};
 
 /// A task of this thread: await it, or abort it.
 pub type JoinHandle = tokio::task::JoinHandle<()>;
@@ -75,11 +80,11 @@ pub struct Ring {
 
 impl Ring {
     pub fn new(options: &RingOptions) -> Result<Ring, RingError> {
-        let entries = options.entries.next_power_of_two().max(8);
-        let flags = working_flags(entries).map_err(|source| RingError::new(entries, source))?;
-        let mut builder = tokio_uring::builder();
-        builder.entries(entries).uring_builder(&flags);
-        let runtime = tokio_uring::Runtime::new(&builder).map_err(|source| RingError::new(entries, source))?;
+        let wanted = options.entries.next_power_of_two().max(8);
+        let (entries, runtime) = fitting_runtime(wanted).map_err(|source| RingError::new(wanted, source))?;
+        if entries < wanted {
+            tracing::warn!(entries, wanted, "a smaller ring, as locked memory is short (`ulimit -l`, LimitMEMLOCK=)");
+        }
         Ok(Ring { runtime: Some(runtime), state: RingState::new(entries) })
     }
 
@@ -116,6 +121,45 @@ impl Drop for Ring {
             std::mem::forget(runtime);
         }
     }
+}
+
+/// Makes the largest ring that the limit on locked memory allows, and waits a little where it allows none.
+fn fitting_runtime(wanted: u32) -> io::Result<(u32, tokio_uring::Runtime)> {
+    let deadline = Instant::now() + RING_MEMORY_WAIT_MAX;
+    let mut entries = wanted;
+    loop {
+        match runtime_with(entries) {
+            Ok(runtime) => return Ok((entries, runtime)),
+            Err(error) if error.raw_os_error() != Some(libc::ENOMEM) => return Err(error),
+            Err(_) if entries > RING_ENTRIES_MIN => entries /= 2,
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => {
+                std::thread::sleep(Duration::from_millis(10));
+                entries = wanted;
+            }
+        }
+    }
+}
+
+fn runtime_with(entries: u32) -> io::Result<tokio_uring::Runtime> {
+    let _alone = memory_turn();
+    let mut builder = tokio_uring::builder();
+    builder.entries(entries).uring_builder(&working_flags(entries)?);
+    tokio_uring::Runtime::new(&builder)
+}
+
+/// Held by whoever tries out how much locked memory there is, so that threads of one process that start together do
+/// not starve each other with their attempts.
+pub(super) fn memory_turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the limit on locked memory leaves the reserve for other rings. Asked of the kernel by making a large one:
+/// the limit holds for a user, some processes are exempt, and only the kernel knows what counts.
+pub(super) fn has_reserve_for_rings() -> bool {
+    let probe: io::Result<io_uring::IoUring> = io_uring::IoUring::builder().dontfork().build(RING_RESERVE_ENTRIES);
+    !probe.is_err_and(|error| error.raw_os_error() == Some(libc::ENOMEM))
 }
 
 /// Finds the best set of flags that this kernel knows.

@@ -49,12 +49,13 @@ impl UnixListener {
         Ok(UnixListener { listener, socket })
     }
 
-    /// The next connection. Safe to drop and ask again. `ECANCELED` after `cancel`.
-    pub async fn accept(&self) -> io::Result<UnixStream> {
+    /// The next connection, still free to go to any thread ([`UnixStream::from_std`]). Safe to drop and ask again.
+    /// `ECANCELED` after `cancel`.
+    pub async fn accept(&self) -> io::Result<std::os::unix::net::UnixStream> {
         loop {
             self.socket.check()?;
             match self.listener.accept() {
-                Ok((stream, _peer)) => return UnixStream::from_std(stream),
+                Ok((stream, _peer)) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.readable().await?,
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => return Err(error),

@@ -1,40 +1,98 @@
-//! The node: what turns the decisions of the layers below into I/O.
+//! The node: one process, one thread a core, everything below put together.
+//!
+//! ```text
+//!                  control socket                TCP port (SO_REUSEPORT: one listener a shard)
+//!                        |                             |
+//!   commands ------> shard 0 .. shard n-1  <---- serve (answers to peers)
+//!                        |  jobs go across, buffers and sockets never do
+//!          +-------------+--------------+------------------+
+//!       chunks        names         membership          deaths, reclaim, mend
+//!          |             |              |
+//!        store        catalog        peers, layouts                (shared by all shards)
+//! ```
+//!
+//! Start-up: lock the data directory; load the keys, or found or join a network; open the store, which replays what the
+//! catalog has not seen; listen; meet the other nodes. Nothing is served before a layout is known.
+//!
+//! Shutdown (SIGINT, SIGTERM): no new connections or commands; running ones are cancelled, which leaves nothing
+//! half-done that anybody was told of; the segments are synced, the index is checkpointed; exit 0. What does not end
+//! within [`SHUTDOWN_MAX`] is cut off: it was not acknowledged.
 
+mod cache;
+mod chunks;
+mod commands;
+mod connections;
 pub mod control;
+mod deaths;
+mod log;
+mod membership;
+mod mend;
+mod names;
+mod owners;
+mod peers;
+mod reclaim;
+mod serve;
+mod shard;
+mod shared;
+mod start;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::NodeConfig;
 use crate::format::NodeId;
 
-/// What a node says of itself once it serves.
+pub use start::run;
+
+/// What a node that runs tells whoever started it.
 #[derive(Debug, Clone)]
 pub struct Ready {
     pub node_id: NodeId,
-    /// As bound: with the port that was chosen when 0 was asked for.
+    /// As bound.
     pub listen: SocketAddr,
     pub data_dir: PathBuf,
-    /// Whether it has just founded a network.
+    /// This start has founded a network.
     pub founded: bool,
     pub member: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct NodeError {
-    pub code: u8,
-    pub message: String,
+pub enum NodeError {
+    #[error("the data directory {} cannot be used: {reason}", .path.display())]
+    DataDir { path: PathBuf, reason: String },
+    #[error("another gabion node runs on {}: stop it first, or give --data-dir another directory", .path.display())]
+    Locked { path: PathBuf },
+    #[error("{} was written by a newer gabion (data format {found}, this one knows {known}): update this program", .path.display())]
+    NewerFormat { path: PathBuf, found: u32, known: u32 },
+    #[error("{0}")]
+    Keys(#[from] crate::crypto::keyfile::KeyFileError),
+    #[error("the data directory belongs to another network than the ticket: give --data-dir another directory")]
+    OtherNetwork,
+    #[error("cannot listen on {address}: {reason}")]
+    Listen { address: SocketAddr, reason: String },
+    #[error(transparent)]
+    Ring(#[from] crate::io::RingError),
+    #[error("{0}")]
+    Store(#[from] crate::store::StoreError),
+    #[error("{0}")]
+    Catalog(#[from] crate::catalog::CatalogError),
+    #[error("{what}: {source}")]
+    Io { what: &'static str, source: std::io::Error },
+    #[error("a thread of the node ended before its time")]
+    ThreadLost,
 }
 
 impl NodeError {
+    /// What the process exits with.
     pub fn exit_code(&self) -> u8 {
-        self.code
+        match self {
+            Self::Keys(_) | Self::OtherNetwork => 7,
+            _ => 1,
+        }
     }
 }
 
-/// Runs a node until it is told to stop.
-pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), NodeError> {
-    let _ = on_ready;
-    Err(NodeError { code: 1, message: format!("there is no node yet to run on {}", config.data_dir.display()) })
+/// Unix milliseconds by the wall clock; a clock before 1970 counts as 1970.
+pub fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

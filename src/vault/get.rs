@@ -24,6 +24,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::job::{Latch, Progress, lock, wait_for};
 use super::output::{OpenOutput, Output};
+use super::share;
 use super::tree::{TreeError, check_padding};
 use super::walk::{Inner, Leaf, LeafRun, Root, Step, Walk};
 use super::window::Turnstile;
@@ -193,7 +194,7 @@ impl GetJob {
 
     async fn lane<S: ChunkSource>(&self, file: &File, pool: &BufferPool, source: &S) -> Result<(), GetError> {
         while self.leaf_is_available().await {
-            let buffer = pool.take().await;
+            let (buffer, _share) = share::take(pool).await;
             // Another lane may have been faster.
             let Some(Claimed { leaf, number }) = self.claim() else { continue };
             let wanted = leaf.cut(&self.range);
@@ -342,7 +343,7 @@ impl GetJob {
         pool: &BufferPool,
         source: &S,
     ) -> Result<Zeroizing<Vec<u8>>, GetError> {
-        let buffer = pool.take().await;
+        let (buffer, _share) = share::take(pool).await;
         let mut buffer = fetch_open(source, node.address, &node.key, node.len, buffer).await?;
         let plaintext = payload_mut(&mut buffer, node.len);
         let copy = Zeroizing::new(plaintext.to_vec());

@@ -17,6 +17,7 @@
 //!   against the shape that its parent gave it, and only then is a byte of either used.
 //! - Nobody waits for another leaf while holding a buffer, except for its turn to write to a stream; and then all
 //!   earlier leaves have their buffers. So jobs that share a pool cannot block each other for ever.
+//! - All jobs of a shard together leave some of its buffers alone (`share.rs`): chunks arrive in them.
 //! - Memory of a job: `width` buffers a shard, one node (576 KiB) a level, a window of entries. Nothing grows with the
 //!   file.
 
@@ -33,6 +34,7 @@ mod job;
 mod output;
 mod plain;
 mod put;
+mod share;
 mod tree;
 mod walk;
 mod window;
@@ -128,3 +130,6 @@ async fn fetch_open<S: ChunkSource>(
     }
     Err(ChunkError::Damaged { address })
 }
+
+#[cfg(test)]
+mod tests;

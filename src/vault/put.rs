@@ -19,6 +19,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::input::{Input, OpenInput};
 use super::job::{Latch, Progress, lock, wait_for};
+use super::share::{self, Share};
 use super::tree::{Finish, Node, TreeBuilder, leaf_bytes};
 use super::window::{Claim, Window};
 use super::{ChunkError, ChunkSink, payload_mut};
@@ -62,6 +63,20 @@ pub struct PutResult {
     pub chunks: u64,
 }
 
+impl PutResult {
+    /// Of no bytes at all: no chunk.
+    pub fn empty() -> Self {
+        Self {
+            root: Address::ZERO,
+            root_key: ChunkKey::from_bytes([0; 32]),
+            depth: 0,
+            length: 0,
+            bytes_new: 0,
+            chunks: 0,
+        }
+    }
+}
+
 /// Shared by all shard threads.
 pub struct PutJob {
     options: PutOptions,
@@ -84,6 +99,7 @@ struct Piece {
     leaf: u64,
     span: usize,
     buffer: Buffer,
+    share: Share,
 }
 
 impl PutJob {
@@ -158,8 +174,13 @@ impl PutJob {
     }
 
     async fn lane<S: ChunkSink>(&self, file: &File, pool: &BufferPool, sink: &S) -> Result<(), PutError> {
-        while let Some(Piece { leaf, span, buffer }) = self.read_next(file, pool).await? {
+        while let Some(Piece { leaf, span, buffer, share }) = self.read_next(file, pool).await? {
+            // A read from a stream can take as long as it likes; the job may have stopped meanwhile.
+            if self.latch.is_stopped() {
+                break;
+            }
             let (address, key) = self.seal_and_store(0, buffer, span, sink).await?;
+            drop(share);
             self.bytes_done.fetch_add(span as u64, Ordering::Relaxed);
             let entry = TreeEntry { address, key: *key.as_bytes(), span: (span as u64).into() };
             if lock(&self.window).deposit(leaf, entry) {
@@ -180,20 +201,20 @@ impl PutJob {
         let Some(leaf) = self.claim().await else { return Ok(None) };
         let start = leaf * CHUNK_BYTES_MAX as u64;
         let span = (len - start).min(CHUNK_BYTES_MAX as u64) as usize;
-        let buffer = pool.take().await;
+        let (buffer, share) = share::take(pool).await;
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + span;
         let (result, buffer) = file.read_at(buffer, range, start).await;
         if result? < span {
             return Err(PutError::Changed);
         }
-        Ok(Some(Piece { leaf, span, buffer }))
+        Ok(Some(Piece { leaf, span, buffer, share }))
     }
 
     async fn read_stream(&self, file: &File, pool: &BufferPool) -> Result<Option<Piece>, PutError> {
         // Refused only once the job has stopped.
         let Ok(_turn) = self.reading.acquire().await else { return Ok(None) };
         let Some(leaf) = self.claim().await else { return Ok(None) };
-        let buffer = pool.take().await;
+        let (buffer, share) = share::take(pool).await;
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + CHUNK_BYTES_MAX;
         let (result, buffer) = file.read(buffer, range).await;
         let span = result?;
@@ -201,7 +222,7 @@ impl PutJob {
             lock(&self.window).end_at(leaf + u64::from(span > 0));
             self.deposited.notify_one();
         }
-        Ok((span > 0).then_some(Piece { leaf, span, buffer }))
+        Ok((span > 0).then_some(Piece { leaf, span, buffer, share }))
     }
 
     /// The next leaf that nobody works on; `None` at the end of the input, and when the job has stopped.
@@ -271,7 +292,7 @@ impl PutJob {
                 Finish::Root { entry, depth } => {
                     return Ok(self.result(entry.address, ChunkKey::from_bytes(entry.key), depth, builder.length()));
                 }
-                Finish::Empty => return Ok(self.result(Address::ZERO, ChunkKey::from_bytes([0; 32]), 0, 0)),
+                Finish::Empty => return Ok(PutResult::empty()),
             }
         }
     }
@@ -316,7 +337,7 @@ impl PutJob {
         pool: &BufferPool,
         sink: &S,
     ) -> Result<(u8, TreeEntry), PutError> {
-        let mut buffer = pool.take().await;
+        let (mut buffer, _share) = share::take(pool).await;
         let len = node.plaintext.len();
         payload_mut(&mut buffer, len).copy_from_slice(&node.plaintext);
         let (address, key) = self.seal_and_store(node.level, buffer, len, sink).await?;

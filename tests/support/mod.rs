@@ -64,6 +64,7 @@ impl FakeNode {
                 let listener = UnixListener::bind(&socket).unwrap();
                 ready.send(()).unwrap();
                 while let Ok(stream) = listener.accept().await {
+                    let stream = UnixStream::from_std(stream).unwrap();
                     drop(spawn(serve(stream, Arc::clone(&shared))));
                 }
             });

@@ -37,6 +37,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use io_uring::{cqueue, opcode, squeue, types};
+use tokio::sync::{Mutex, MutexGuard};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 /// A descriptor that stays open for as long as an operation uses it.
@@ -53,6 +54,7 @@ pub(super) struct RingState {
     consumed: Cell<u64>,
     in_flight: Cell<usize>,
     closing: Cell<bool>,
+    waiting_for_room: Mutex<()>,
 }
 
 thread_local! {
@@ -69,6 +71,7 @@ impl RingState {
             consumed: Cell::new(0),
             in_flight: Cell::new(0),
             closing: Cell::new(false),
+            waiting_for_room: Mutex::new(()),
         })
     }
 
@@ -232,7 +235,8 @@ async unsafe fn run_within<D: Unpin + 'static>(
         // SAFETY: the caller's promise.
         return unsafe { start(entry, data) }.await;
     };
-    make_room_for_pair().await;
+    let state = current_or_panic();
+    let turn = make_room_for_pair(&state).await;
     // SAFETY: the caller's promise.
     let operation = unsafe { start(entry.flags(squeue::Flags::IO_LINK), data) };
     let timespec = Stable::new(types::Timespec::from(wait));
@@ -240,14 +244,21 @@ async unsafe fn run_within<D: Unpin + 'static>(
     // SAFETY: the entry points to the time only, and the operation owns it. Nobody needs its result: dropped here, it
     // lives on in the driver until its completion.
     drop(unsafe { start(timeout, timespec) });
+    drop(turn);
     operation.await
 }
 
-async fn make_room_for_pair() {
-    let state = current_or_panic();
+/// Waits until two entries fit without a flush; true until the next await. Those who must wait do so one by one: if
+/// each of many had a no-op of its own in the queue, there would never be room.
+async fn make_room_for_pair(state: &RingState) -> Option<MutexGuard<'_, ()>> {
+    if state.room() >= 2 {
+        return None;
+    }
+    let turn = state.waiting_for_room.lock().await;
     while state.room() < 2 {
         nop().await;
     }
+    Some(turn)
 }
 
 /// Ends once the kernel has taken everything queued before it.

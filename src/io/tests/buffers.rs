@@ -1,8 +1,9 @@
 use std::cell::RefCell;
 use std::process::Command;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use super::{on_ring, pattern};
+use super::{LONG, on_ring, pattern};
 use crate::io::{Buffer, BufferPool, File, OpenOptions, Ring, RingOptions, spawn, yield_now};
 use crate::limits::{BLOCK_BYTES, BUFFER_BYTES};
 
@@ -70,7 +71,7 @@ fn a_second_pool_of_a_ring_works_unregistered() {
     on_ring(async {
         let first = BufferPool::new(2).expect("a pool");
         let second = BufferPool::new(2).expect("a pool");
-        assert_eq!(second.registered(), 0);
+        assert!(first.registered() == 0 || second.registered() == 0, "a ring takes one registration");
         round_trip(&first).await;
         round_trip(&second).await;
     });
@@ -122,12 +123,26 @@ const CHILD: &str = "GABION_TEST_LOW_MEMLOCK";
 #[test]
 fn a_low_limit_on_locked_memory_registers_fewer_buffers() {
     if std::env::var_os(CHILD).is_some() {
-        lower_memlock_limit(3 << 20);
-        Ring::new(&RingOptions::default()).expect("a ring").block_on(async {
+        lower_memlock_limit(6 << 20);
+        // Without privileges the limit counts what other processes of this user hold for the moment.
+        let deadline = Instant::now() + LONG;
+        let mut ring = loop {
+            match Ring::new(&RingOptions::default()) {
+                Ok(ring) => break ring,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        ring.block_on(async {
             let pool = BufferPool::new(8).expect("a pool");
-            assert!(pool.registered() <= 2, "{} buffers do not fit into 3 MiB", pool.registered());
+            assert!(pool.registered() <= 5, "{} buffers do not fit into 6 MiB", pool.registered());
             assert_eq!(pool.available(), 8);
             round_trip(&pool).await;
+            // Other shards of the same process still get their rings, however many buffers they would like.
+            let others: Vec<_> = (0..4).map(|_| std::thread::spawn(shard_with_a_pool)).collect();
+            for other in others {
+                other.join().expect("a ring and a pool");
+            }
         });
         println!("degraded as it should");
         return;
@@ -140,6 +155,12 @@ fn a_low_limit_on_locked_memory_registers_fewer_buffers() {
         .expect("a child");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("degraded as it should"), "{output:?}");
+}
+
+fn shard_with_a_pool() {
+    Ring::new(&RingOptions::default()).expect("a ring").block_on(async {
+        round_trip(&BufferPool::new(8).expect("a pool")).await;
+    });
 }
 
 /// Lowers the limit and gives up the capability that overrides it, which root has.

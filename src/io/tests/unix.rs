@@ -31,7 +31,7 @@ fn descriptors_travel_with_the_message() {
             stream.read_exact(&mut answer).expect("an answer");
             answer
         });
-        let stream = listener.accept().await.expect("a connection");
+        let stream = UnixStream::from_std(listener.accept().await.expect("a connection")).expect("a stream");
         let (result, buffer) = stream.recv_with_fds(Buffer::heap(100), 10..19).await;
         let (count, mut fds) = result.expect("a message");
         assert_eq!((count, fds.len()), (9, 2));

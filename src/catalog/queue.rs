@@ -1,0 +1,163 @@
+//! The queue in front of the catalog's thread: bounded by events, first in first out.
+//!
+//! Questions are not counted: each is one caller that waits. Events in hand of the thread count until they are committed, so the
+//! bound holds for both.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::thread::Engine;
+use super::{Applied, CatalogError};
+use crate::limits::CATALOG_EVENTS_QUEUED_MAX;
+
+/// Is called with the engine, or with why there is none any more.
+pub(super) type Question = Box<dyn FnOnce(Result<&mut Engine, CatalogError>) + Send>;
+
+pub(super) enum Message {
+    Apply(Applied),
+    Ask(Question),
+    /// Runs once no dead version has references left.
+    AskWhenSettled(Question),
+    /// Works off what came before it, makes it durable and ends the thread.
+    Close(Question),
+}
+
+#[derive(Default)]
+struct State {
+    messages: VecDeque<Message>,
+    events: usize,
+    /// Nobody takes messages any more.
+    closed: bool,
+    /// Stop now, whatever is queued.
+    abandoned: bool,
+}
+
+pub(super) enum Taken {
+    Messages(VecDeque<Message>),
+    Nothing,
+    Abandoned,
+}
+
+#[derive(Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    filled: Condvar,
+    room: Condvar,
+    room_async: Notify,
+}
+
+impl Queue {
+    /// A panic elsewhere leaves the queue as it is: consistent after every statement under the lock.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A batch larger than the whole queue is let in when the queue is empty.
+    fn has_room(state: &State, events: usize) -> bool {
+        state.closed || state.events == 0 || state.events + events <= CATALOG_EVENTS_QUEUED_MAX
+    }
+
+    /// Once the thread has ended, events go nowhere: the log has them.
+    fn put(&self, mut state: MutexGuard<'_, State>, applied: Applied) {
+        if !state.closed {
+            state.events += applied.events.len();
+            state.messages.push_back(Message::Apply(applied));
+            drop(state);
+            self.filled.notify_one();
+        }
+    }
+
+    pub fn push(&self, applied: Applied) {
+        let mut state = self.lock();
+        while !Self::has_room(&state, applied.events.len()) {
+            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.put(state, applied);
+    }
+
+    fn try_push(&self, applied: Applied) -> Option<Applied> {
+        let state = self.lock();
+        if !Self::has_room(&state, applied.events.len()) {
+            return Some(applied);
+        }
+        self.put(state, applied);
+        None
+    }
+
+    pub async fn push_async(&self, mut applied: Applied) {
+        loop {
+            // Registered before the look, so that room made in between is not missed.
+            let mut room = std::pin::pin!(self.room_async.notified());
+            room.as_mut().enable();
+            match self.try_push(applied) {
+                None => return,
+                Some(back) => applied = back,
+            }
+            room.await;
+        }
+    }
+
+    /// Answers at once with an error if nobody takes messages any more.
+    pub fn ask(&self, message: Message) {
+        let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            if let Message::Ask(question) | Message::AskWhenSettled(question) | Message::Close(question) = message {
+                question(Err(CatalogError::Closed));
+            }
+            return;
+        }
+        state.messages.push_back(message);
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// Everything that is queued; waits for something if `wait`.
+    pub fn take(&self, wait: bool) -> Taken {
+        let mut state = self.lock();
+        while wait && state.messages.is_empty() && !state.abandoned {
+            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.abandoned {
+            return Taken::Abandoned;
+        }
+        if state.messages.is_empty() { Taken::Nothing } else { Taken::Messages(std::mem::take(&mut state.messages)) }
+    }
+
+    /// So many events have been committed.
+    pub fn made_room(&self, events: usize) {
+        if events > 0 {
+            let mut state = self.lock();
+            state.events = state.events.saturating_sub(events);
+            drop(state);
+            self.room.notify_all();
+            self.room_async.notify_waiters();
+        }
+    }
+
+    pub fn is_abandoned(&self) -> bool {
+        self.lock().abandoned
+    }
+
+    pub fn abandon(&self) {
+        self.lock().abandoned = true;
+        self.filled.notify_one();
+    }
+
+    /// The thread has ended: whoever still waits is told.
+    pub fn closed(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let left = std::mem::take(&mut state.messages);
+        drop(state);
+        self.room.notify_all();
+        self.room_async.notify_waiters();
+        for message in left {
+            if let Message::Ask(question) | Message::AskWhenSettled(question) | Message::Close(question) = message {
+                question(Err(CatalogError::Closed));
+            }
+        }
+    }
+}

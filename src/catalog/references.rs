@@ -1,0 +1,263 @@
+//! References, deaths and garbage.
+//!
+//! | what comes | version lives | version is dead |
+//! | --- | --- | --- |
+//! | reference | row added | row added, hidden, and the version is swept (again) |
+//! | death | marked dead; swept if it has references | nothing new (of two deaths the one with the smaller id is remembered) |
+//!
+//! Sweeping drops a dead version's rows; a chunk without any row left becomes garbage from that moment. A mark may outlive
+//! the garbage it stands for (a new reference does not look for it); whoever reads marks looks for rows first, and a chunk that
+//! becomes garbage again is marked anew, so a wait never counts from an earlier time.
+
+use std::time::Duration;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::CatalogError;
+use super::rows::{self, CHUNK, DEAD, DEATH, Draft, GARBAGE, REFERENCE, Rows, SWEEP, VERSION, key};
+use super::thread::Engine;
+use crate::cluster::deaths::DeathId;
+use crate::format::{Address, VersionId};
+use crate::limits::{CATALOG_SCAN_ROWS_MAX, CATALOG_SWEEP_REFERENCES};
+
+const ADDRESS_BYTES: usize = Address::BYTES;
+
+fn version_at(key: &[u8], at: usize) -> Result<VersionId, fjall::Error> {
+    VersionId::read_from_bytes(&rows::part::<16>(key, at)?).map_err(|_| rows::damaged())
+}
+
+fn address_at(key: &[u8], at: usize) -> Result<Address, fjall::Error> {
+    rows::part::<ADDRESS_BYTES>(key, at).map(Address)
+}
+
+impl Engine {
+    pub(super) fn apply_reference(
+        &mut self,
+        address: &Address,
+        version: &VersionId,
+        capsule: Option<Vec<u8>>,
+    ) -> Result<(), fjall::Error> {
+        if version.is_zero() {
+            return Ok(());
+        }
+        let reference = key(REFERENCE, &[&address.0, version.as_bytes()]);
+        let capsule = capsule.unwrap_or_default();
+        let known = self.draft.get(self.rows()?, &reference)?;
+        let is_new = known.is_none();
+        // The greater of two capsules, so that their order does not matter (in truth there is one).
+        if known.is_none_or(|known| known < capsule) {
+            self.draft.put(reference, capsule);
+        }
+        if !is_new {
+            return Ok(());
+        }
+        self.draft.put(key(CHUNK, &[version.as_bytes(), &address.0]), Vec::new());
+        self.totals.references += 1;
+        let counter = key(VERSION, &[version.as_bytes()]);
+        let count = self.draft.get(self.rows()?, &counter)?;
+        let count = count.map(|count| rows::number(&count, 0)).transpose()?.unwrap_or(0);
+        if count == 0 {
+            self.totals.versions += 1;
+        }
+        self.draft.put(counter, (count + 1).to_le_bytes().to_vec());
+        if self.draft.contains(self.rows()?, &key(DEAD, &[version.as_bytes()]))? {
+            self.sweep(version);
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply_death(&mut self, versions: &[VersionId], death: Vec<u8>) -> Result<(), fjall::Error> {
+        let id = DeathId::of(&death);
+        for version in versions {
+            let dead = key(DEAD, &[version.as_bytes()]);
+            let known = self.draft.get(self.rows()?, &dead)?;
+            if known.is_none() {
+                self.totals.deaths += 1;
+                if self.draft.contains(self.rows()?, &key(VERSION, &[version.as_bytes()]))? {
+                    self.sweep(version);
+                }
+            }
+            if known.is_none_or(|known| id.0.as_slice() < known.as_slice()) {
+                self.draft.put(dead, id.0.to_vec());
+            }
+        }
+        let stored = key(DEATH, &[&id.0]);
+        if !self.draft.contains(self.rows()?, &stored)? {
+            self.draft.put(stored, death);
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self, version: &VersionId) {
+        self.draft.put(key(SWEEP, &[version.as_bytes()]), Vec::new());
+        self.sweeping = true;
+    }
+
+    pub(super) fn apply_removed(&mut self, address: &Address) -> Result<(), fjall::Error> {
+        let mark = key(GARBAGE, &[&address.0]);
+        if self.draft.contains(self.rows()?, &mark)? {
+            self.draft.remove(mark);
+        }
+        Ok(())
+    }
+
+    /// Drops some references of one dead version, in a commit of its own: nothing else is drafted then.
+    pub(super) fn sweep_step(&mut self) -> Result<(), fjall::Error> {
+        debug_assert!(self.draft.is_empty(), "a sweep reads committed rows");
+        let Some(row) = self.rows()?.prefix(&[SWEEP]).next() else {
+            self.sweeping = false;
+            return Ok(());
+        };
+        let version = version_at(&row?.0, 1)?;
+        let mut draft = Draft::default();
+        let mut dropped = 0;
+        let since: Vec<u8> = [self.run, self.now().as_millis() as u64].iter().flat_map(|n| n.to_le_bytes()).collect();
+        for row in self.rows()?.prefix(&key(CHUNK, &[version.as_bytes()])).take(CATALOG_SWEEP_REFERENCES) {
+            let (chunk, _) = row?;
+            let address = address_at(&chunk, 17)?;
+            if !has_other_reference(self.rows()?, &address, &version)? {
+                draft.put(key(GARBAGE, &[&address.0]), since.clone());
+            }
+            draft.remove(key(REFERENCE, &[&address.0, version.as_bytes()]));
+            draft.remove(chunk);
+            dropped += 1;
+        }
+        if dropped < CATALOG_SWEEP_REFERENCES {
+            draft.remove(key(SWEEP, &[version.as_bytes()]));
+            if self.rows()?.contains(&key(VERSION, &[version.as_bytes()]))? {
+                draft.remove(key(VERSION, &[version.as_bytes()]));
+                self.totals.versions = self.totals.versions.saturating_sub(1);
+            }
+        }
+        self.totals.references = self.totals.references.saturating_sub(dropped as u64);
+        self.draft = draft;
+        self.commit_draft()
+    }
+
+    pub(super) fn is_dead(&mut self, version: &VersionId) -> Result<bool, CatalogError> {
+        self.read(|_, rows| is_dead(rows, version))
+    }
+
+    pub(super) fn death_of(&mut self, version: &VersionId) -> Result<Option<Vec<u8>>, CatalogError> {
+        self.read(|_, rows| match rows.get(&key(DEAD, &[version.as_bytes()]))? {
+            Some(id) => rows.get(&key(DEATH, &[&id])),
+            None => Ok(None),
+        })
+    }
+
+    pub(super) fn has_death(&mut self, id: &DeathId) -> Result<bool, CatalogError> {
+        self.read(|_, rows| rows.contains(&key(DEATH, &[&id.0])))
+    }
+
+    pub(super) fn references(&mut self, address: &Address) -> Result<Vec<VersionId>, CatalogError> {
+        self.read(|_, rows| living_references(rows, address).map(|row| row.map(|(version, _)| version)).collect())
+    }
+
+    pub(super) fn is_referenced(&mut self, address: &Address) -> Result<bool, CatalogError> {
+        self.read(|_, rows| Ok(living_references(rows, address).next().transpose()?.is_some()))
+    }
+
+    pub(super) fn capsules(&mut self, root: &Address) -> Result<Vec<(VersionId, Vec<u8>)>, CatalogError> {
+        self.read(|_, rows| {
+            living_references(rows, root)
+                .filter(|row| row.as_ref().map_or(true, |(_, capsule)| !capsule.is_empty()))
+                .collect()
+        })
+    }
+
+    pub(super) fn chunks_of(
+        &mut self,
+        version: &VersionId,
+        after: Option<Address>,
+        limit: usize,
+    ) -> Result<Vec<Address>, CatalogError> {
+        let prefix = key(CHUNK, &[version.as_bytes()]);
+        let start = after.map_or_else(|| prefix.clone(), |after| key(CHUNK, &[version.as_bytes(), &after.0]));
+        self.read(|_, rows| rows.after(&prefix, &start).take(limit).map(|row| address_at(&row?.0, 17)).collect())
+    }
+
+    pub(super) fn versions(&mut self, after: Option<VersionId>, limit: usize) -> Result<Vec<VersionId>, CatalogError> {
+        let start = after.map_or_else(|| vec![VERSION], |after| key(VERSION, &[after.as_bytes()]));
+        self.read(|_, rows| rows.after(&[VERSION], &start).take(limit).map(|row| version_at(&row?.0, 1)).collect())
+    }
+
+    /// Marks whose wait is over and whose chunk has no rows. Passes over a bounded number of marks, from where the last call
+    /// stopped; at the end it starts over.
+    pub(super) fn garbage(&mut self, limit: usize, wait: Duration) -> Result<Vec<Address>, CatalogError> {
+        let result = self.look_for_garbage(limit, wait);
+        self.guard(result)
+    }
+
+    fn look_for_garbage(&mut self, limit: usize, wait: Duration) -> Result<Vec<Address>, fjall::Error> {
+        let now = self.now();
+        let start = std::mem::take(&mut self.garbage_cursor);
+        let front = vec![GARBAGE];
+        let rows = self.rows()?;
+        let behind = rows.after(&front, if start.is_empty() { &front } else { &start });
+        // Around the end, up to where it began.
+        let around = rows.prefix(&front).take_while(|row| row.as_ref().map_or(true, |(mark, _)| *mark <= start));
+        let (mut found, mut stale, mut cursor) = (Vec::new(), Draft::default(), Vec::new());
+        for row in behind.chain(around).take(CATALOG_SCAN_ROWS_MAX) {
+            let (mark, since) = row?;
+            let address = address_at(&mark, 1)?;
+            cursor.clone_from(&mark);
+            if rows.prefix(&key(REFERENCE, &[&address.0])).next().transpose()?.is_some() {
+                stale.remove(mark);
+                continue;
+            }
+            let same_run = rows::number(&since, 0)? == self.run;
+            let began = if same_run { Duration::from_millis(rows::number(&since, 8)?) } else { Duration::ZERO };
+            if now.saturating_sub(began) >= wait {
+                found.push(address);
+            }
+            if found.len() >= limit {
+                break;
+            }
+        }
+        self.garbage_cursor = cursor;
+        self.draft = stale;
+        self.commit_draft()?;
+        Ok(found)
+    }
+
+    pub(super) fn unreferenced(&mut self, addresses: Vec<Address>) -> Result<Vec<Address>, CatalogError> {
+        self.read(|_, rows| {
+            let mut without = Vec::new();
+            for address in addresses {
+                if living_references(rows, &address).next().transpose()?.is_none() {
+                    without.push(address);
+                }
+            }
+            Ok(without)
+        })
+    }
+}
+
+fn is_dead(rows: &Rows, version: &VersionId) -> Result<bool, fjall::Error> {
+    rows.contains(&key(DEAD, &[version.as_bytes()]))
+}
+
+/// With their capsules, empty where there is none.
+fn living_references(
+    rows: &Rows,
+    address: &Address,
+) -> impl Iterator<Item = Result<(VersionId, Vec<u8>), fjall::Error>> {
+    rows.prefix(&key(REFERENCE, &[&address.0])).filter_map(move |row| {
+        let living = || {
+            let (reference, capsule) = row?;
+            let version = version_at(&reference, 1 + ADDRESS_BYTES)?;
+            Ok((!is_dead(rows, &version)?).then_some((version, capsule)))
+        };
+        living().transpose()
+    })
+}
+
+/// By another version, dead or not: a dead one's sweep is still to come and will judge for itself.
+fn has_other_reference(rows: &Rows, address: &Address, version: &VersionId) -> Result<bool, fjall::Error> {
+    for row in rows.prefix(&key(REFERENCE, &[&address.0])).take(2) {
+        if version_at(&row?.0, 1 + ADDRESS_BYTES)? != *version {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,315 @@
+//! The thread that owns the database, and what it does between two messages.
+//!
+//! ```text
+//! take what is queued -> events: into the draft, committed when it is full, before any question, and at the end
+//!                     -> questions: answered from committed rows
+//! then one step of dropping a dead version's references, if there is one; without any, wait
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::queue::{Message, Question, Queue, Taken};
+use super::rows::{self, Draft, POSITION, Rows, SWEEP};
+use super::{Applied, CatalogCounts, CatalogError, Event, Positions, Uptime};
+use crate::limits::CATALOG_COMMIT_EVENTS_MAX;
+
+/// What only the thread touches.
+pub(super) struct Engine {
+    /// `None` only when rebuilding failed.
+    rows: Option<Rows>,
+    pub(super) draft: Draft,
+    drafted_events: usize,
+    pub(super) totals: CatalogCounts,
+    /// Some dead version has references left.
+    pub(super) sweeping: bool,
+    /// Tells this run's uptimes from those of earlier runs.
+    pub(super) run: u64,
+    /// Where the last look for garbage stopped.
+    pub(super) garbage_cursor: Vec<u8>,
+    uptime: Uptime,
+    failed: Option<Arc<str>>,
+}
+
+impl Engine {
+    fn open(directory: &Path, uptime: Uptime) -> Result<(Self, Positions), CatalogError> {
+        let mut rows = Rows::open(directory)?;
+        // Rows that do not read are as good a reason to start over as a database that does not open.
+        let (totals, positions, sweeping) = match Self::load(&rows) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::warn!(%error, "the catalog does not read and will be rebuilt");
+                rows = rows.rebuilt()?;
+                Default::default()
+            }
+        };
+        let engine = Self {
+            rows: Some(rows),
+            draft: Draft::default(),
+            drafted_events: 0,
+            totals,
+            sweeping,
+            run: rand::random(),
+            garbage_cursor: Vec::new(),
+            uptime,
+            failed: None,
+        };
+        Ok((engine, positions))
+    }
+
+    fn load(rows: &Rows) -> Result<(CatalogCounts, Positions, bool), fjall::Error> {
+        let mut positions = Positions::new();
+        for row in rows.prefix(&[POSITION]) {
+            let (key, value) = row?;
+            positions.insert(u64::from_be_bytes(rows::part(&key, 1)?), rows::number(&value, 0)?);
+        }
+        let sweeping = rows.prefix(&[SWEEP]).next().transpose()?.is_some();
+        Ok((rows.totals()?, positions, sweeping))
+    }
+
+    pub(super) fn rows(&self) -> Result<&Rows, fjall::Error> {
+        self.rows.as_ref().ok_or(fjall::Error::Poisoned)
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        (self.uptime)()
+    }
+
+    /// The first failure latches: the index may have missed something from here on.
+    pub(super) fn guard<T>(&mut self, result: Result<T, fjall::Error>) -> Result<T, CatalogError> {
+        if let Some(reason) = &self.failed {
+            return Err(CatalogError::Failed { reason: reason.clone() });
+        }
+        result.map_err(|error| {
+            let reason: Arc<str> = error.to_string().into();
+            tracing::error!(%error, "the catalog failed; it will be rebuilt at the next start");
+            if let Some(rows) = &self.rows {
+                rows.doubt();
+            }
+            self.failed = Some(reason.clone());
+            CatalogError::Failed { reason }
+        })
+    }
+
+    /// Runs a question that reads, with its failures latched.
+    pub(super) fn read<T>(
+        &mut self,
+        read: impl FnOnce(&Self, &Rows) -> Result<T, fjall::Error>,
+    ) -> Result<T, CatalogError> {
+        let result = self.rows().and_then(|rows| read(self, rows));
+        self.guard(result)
+    }
+
+    fn apply(&mut self, applied: Applied, queue: &Queue) {
+        for event in applied.events {
+            if self.failed.is_none() {
+                let result = self.apply_event(event);
+                let _latched = self.guard(result);
+            }
+            self.drafted_events += 1;
+            if self.drafted_events >= CATALOG_COMMIT_EVENTS_MAX {
+                self.commit(queue);
+            }
+        }
+        let position = rows::key(POSITION, &[&applied.segment.to_be_bytes()]);
+        let result = self.put_position(position, applied.end_offset);
+        let _latched = self.guard(result);
+    }
+
+    /// With the last of the events that it covers, or in a later commit.
+    fn put_position(&mut self, key: Vec<u8>, offset: u64) -> Result<(), fjall::Error> {
+        let known = self.draft.get(self.rows()?, &key)?.map(|value| rows::number(&value, 0)).transpose()?;
+        if known.is_none_or(|known| known < offset) {
+            self.draft.put(key, offset.to_le_bytes().to_vec());
+        }
+        Ok(())
+    }
+
+    fn apply_event(&mut self, event: Event) -> Result<(), fjall::Error> {
+        match event {
+            Event::Chunk { cached: true, .. } => Ok(()),
+            Event::Chunk { address, version, cached: false } => self.apply_reference(&address, &version, None),
+            Event::Reference { address, version, capsule } => self.apply_reference(&address, &version, capsule),
+            Event::Name(record) => self.apply_name(record),
+            Event::Death { versions, death } => self.apply_death(&versions, death),
+            Event::Removed { address } => self.apply_removed(&address),
+            Event::Document(document) => self.apply_document(document),
+        }
+    }
+
+    /// Also after a failure, then without effect: who waits for room must get it.
+    fn commit(&mut self, queue: &Queue) {
+        let result = self.commit_draft();
+        let _latched = self.guard(result);
+        queue.made_room(std::mem::take(&mut self.drafted_events));
+    }
+
+    pub(super) fn commit_draft(&mut self) -> Result<(), fjall::Error> {
+        let mut draft = std::mem::take(&mut self.draft);
+        if draft.is_empty() || self.failed.is_some() {
+            return Ok(());
+        }
+        draft.put_totals(&self.totals);
+        self.rows()?.commit(draft)
+    }
+
+    pub(super) fn counts(&mut self) -> Result<CatalogCounts, CatalogError> {
+        let totals = self.totals;
+        self.guard(Ok(totals))
+    }
+
+    pub(super) fn forget_segment(&mut self, segment: u64) -> Result<(), CatalogError> {
+        self.draft.remove(rows::key(POSITION, &[&segment.to_be_bytes()]));
+        let result = self.commit_draft();
+        self.guard(result)
+    }
+
+    pub(super) fn rebuild(&mut self) -> Result<(), CatalogError> {
+        let Some(rows) = self.rows.take() else { return self.guard(Err(fjall::Error::Poisoned)) };
+        self.rows = Some(rows.rebuilt()?);
+        self.draft = Draft::default();
+        self.totals = CatalogCounts::default();
+        self.sweeping = false;
+        self.garbage_cursor.clear();
+        self.failed = None;
+        Ok(())
+    }
+
+    fn persist(&mut self) -> Result<(), CatalogError> {
+        let result = self.rows().and_then(Rows::persist);
+        self.guard(result)
+    }
+}
+
+/// The thread, as handles see it.
+pub(super) struct Handle {
+    pub(super) queue: Arc<Queue>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    pub fn start(directory: &Path, uptime: Uptime) -> Result<(Self, Positions), CatalogError> {
+        let (engine, positions) = Engine::open(directory, uptime)?;
+        let queue = Arc::new(Queue::default());
+        let of_thread = queue.clone();
+        let thread = std::thread::Builder::new()
+            .name("catalog".into())
+            .spawn(move || run(engine, &of_thread))
+            .map_err(|error| CatalogError::Create {
+                directory: directory.display().to_string(),
+                reason: format!("no thread for it: {error}"),
+            })?;
+        Ok((Self { queue, thread: Some(thread) }, positions))
+    }
+
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Engine) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<T, CatalogError> {
+        let (question, answer) = asynchronous(question);
+        self.queue.ask(Message::Ask(question));
+        answer.await.unwrap_or(Err(CatalogError::Closed))
+    }
+
+    pub async fn ask_when_settled<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Engine) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<T, CatalogError> {
+        let (question, answer) = asynchronous(question);
+        self.queue.ask(Message::AskWhenSettled(question));
+        answer.await.unwrap_or(Err(CatalogError::Closed))
+    }
+
+    /// A std channel, since tokio's refuses to block a thread that runs a reactor.
+    pub fn ask_blocking<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Engine) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<T, CatalogError> {
+        let (sender, answer) = std::sync::mpsc::sync_channel(1);
+        self.queue.ask(Message::Ask(Box::new(move |engine| {
+            // Nobody listens: nobody needs the answer.
+            let _unheard = sender.send(engine.and_then(question));
+        })));
+        answer.recv().unwrap_or(Err(CatalogError::Closed))
+    }
+
+    pub async fn close(&self) -> Result<(), CatalogError> {
+        let (question, answer) = asynchronous(Engine::persist);
+        self.queue.ask(Message::Close(question));
+        answer.await.unwrap_or(Err(CatalogError::Closed))
+    }
+}
+
+fn asynchronous<T: Send + 'static>(
+    question: impl FnOnce(&mut Engine) -> Result<T, CatalogError> + Send + 'static,
+) -> (Question, oneshot::Receiver<Result<T, CatalogError>>) {
+    let (sender, answer) = oneshot::channel();
+    let question = move |engine: Result<&mut Engine, CatalogError>| {
+        let _unheard = sender.send(engine.and_then(question));
+    };
+    (Box::new(question), answer)
+}
+
+impl Drop for Handle {
+    /// Waits for the commit that is under way, so that the directory is free afterwards.
+    fn drop(&mut self) {
+        self.queue.abandon();
+        if let Some(thread) = self.thread.take() {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+/// Tells those who wait, however the thread ends.
+struct Ends<'a>(&'a Queue);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.closed();
+    }
+}
+
+fn run(mut engine: Engine, queue: &Queue) {
+    let _ends = Ends(queue);
+    let mut deferred: Vec<Question> = Vec::new();
+    loop {
+        match queue.take(!engine.sweeping || engine.failed.is_some()) {
+            Taken::Abandoned => return,
+            Taken::Nothing => {}
+            Taken::Messages(messages) => {
+                for message in messages {
+                    if queue.is_abandoned() {
+                        return;
+                    }
+                    match message {
+                        Message::Apply(applied) => engine.apply(applied, queue),
+                        Message::Ask(question) => {
+                            engine.commit(queue);
+                            question(Ok(&mut engine));
+                        }
+                        Message::AskWhenSettled(question) => deferred.push(question),
+                        Message::Close(question) => {
+                            engine.commit(queue);
+                            question(Ok(&mut engine));
+                            return;
+                        }
+                    }
+                }
+                engine.commit(queue);
+            }
+        }
+        if engine.sweeping && engine.failed.is_none() {
+            let result = engine.sweep_step();
+            let _latched = engine.guard(result);
+        }
+        if !engine.sweeping || engine.failed.is_some() {
+            for question in deferred.drain(..) {
+                question(Ok(&mut engine));
+            }
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! Chunks over the cluster: written to all owners at once and acknowledged at W durable copies, read from whoever is
+//! fastest.
+//!
+//! Writing. Each owner decides for itself whether it needs the bytes: it is offered {address, version}; either it
+//! already holds the chunk and has made the reference durable ("held"), or it is sent the chunk and answers once the
+//! record is durable. All owners work in parallel from one buffer; the put goes on at W, the rest follow in the
+//! background and hold the buffer until they have it or fail, which bounds how far a slow owner lags: by the pool.
+//!
+//! Reading. The local copy first; then owners in the order of [`ReadPlan`]; the next one is asked as soon as one
+//! fails, and in addition when one has not answered within the hedge delay. Bytes are verified on receipt by the wire
+//! and again by the vault before they are decrypted.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::connections::connect;
+use super::shard::Shard;
+use super::shared::Holders;
+use crate::cluster::chunks::ReadStep;
+use crate::cluster::{Quorum, ReadPlan, WriteProgress, WriteQuorum};
+use crate::format::frame::{FrameKind, Status};
+use crate::format::message;
+use crate::format::record::FLAG_CACHED;
+use crate::format::{Address, NodeId, VersionId};
+use crate::io::{Buffer, JoinHandle, SharedBuffer, spawn};
+use crate::limits::{CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, STALL_MAX};
+use crate::store::{Hold, ReadOutcome, StoreError};
+use crate::vault::{ChunkError, ChunkSink, ChunkSource, Stored};
+use crate::wire::{Payload, PayloadSource};
+
+/// How long an owner may take to make a chunk durable before it counts as failed for this write.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where a put's chunks go.
+pub struct ClusterSink {
+    shard: Rc<Shard>,
+}
+
+impl ClusterSink {
+    pub fn new(shard: Rc<Shard>) -> Self {
+        Self { shard }
+    }
+}
+
+/// What one owner answered: whether the bytes were new to it.
+type OwnerOutcome = (NodeId, Result<bool, OwnerError>);
+
+#[derive(Debug, thiserror::Error)]
+enum OwnerError {
+    #[error("no space")]
+    NoSpace,
+    #[error("runs under another layout")]
+    WrongLayout,
+    #[error("version is dead")]
+    Dead,
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl ChunkSink for ClusterSink {
+    async fn store(
+        &self,
+        address: Address,
+        buffer: Buffer,
+        len: usize,
+        version: VersionId,
+    ) -> Result<Stored, ChunkError> {
+        let layout = self.shard.node.layout()?;
+        let owners = layout.chunk_owners(&address);
+        let me = self.shard.node.id();
+        if owners.as_slice().iter().all(|owner| *owner == me) {
+            return store_locally(&self.shard, address, buffer, len, version).await;
+        }
+        store_at_owners(&self.shard, address, buffer, len, version).await
+    }
+}
+
+/// The only owner is this node: no tasks, no quorum.
+async fn store_locally(
+    shard: &Rc<Shard>,
+    address: Address,
+    buffer: Buffer,
+    len: usize,
+    version: VersionId,
+) -> Result<Stored, ChunkError> {
+    match shard.store.hold(&address, &version).await.map_err(store_error)? {
+        Hold::Held => Ok(Stored { new: false }),
+        Hold::Absent(claim) => {
+            let staged = shard.store.stage(claim, buffer, len, &version, 0).await.map_err(store_error)?;
+            staged.commit().await.map_err(store_error)?;
+            Ok(Stored { new: true })
+        }
+    }
+}
+
+/// The chunk's bytes: still ours to stage, or already shared with whoever sends them.
+enum Bytes {
+    Own(Buffer),
+    Shared(SharedBuffer),
+}
+
+/// Writes under the newest layout, and again from the start when that changes meanwhile: acks of before are void.
+async fn store_at_owners(
+    shard: &Rc<Shard>,
+    address: Address,
+    buffer: Buffer,
+    len: usize,
+    version: VersionId,
+) -> Result<Stored, ChunkError> {
+    let mut bytes = Bytes::Own(buffer);
+    for _ in 0..LAYOUT_RESTARTS_MAX {
+        let quorums = shard.node.layouts().chunk_quorums(&address);
+        let (outcome, shared) = store_once(shard, quorums, address, bytes, len, version).await?;
+        if let Some(stored) = outcome {
+            return Ok(stored);
+        }
+        bytes = Bytes::Shared(shared);
+        super::membership::refresh_layout(shard).await;
+    }
+    Err(ChunkError::Network { reason: "the layout kept changing: try again".into() })
+}
+
+const LAYOUT_RESTARTS_MAX: u32 = 16;
+
+/// One attempt; no outcome means that an owner runs under another layout.
+async fn store_once(
+    shard: &Rc<Shard>,
+    quorums: Vec<Quorum>,
+    address: Address,
+    bytes: Bytes,
+    len: usize,
+    version: VersionId,
+) -> Result<(Option<Stored>, SharedBuffer), ChunkError> {
+    let number = quorums.last().map_or(0, |quorum| quorum.layout);
+    let mut quorum = WriteQuorum::new(quorums);
+    let owners: Vec<NodeId> = quorum.owners().collect();
+    let me = shard.node.id();
+    let (outcomes, mut arrived) = mpsc::unbounded_channel::<OwnerOutcome>();
+    let shared = if owners.contains(&me) {
+        write_own_copy(shard, address, bytes, len, version, &outcomes).await?
+    } else {
+        bytes.shared()
+    };
+    for owner in owners.into_iter().filter(|owner| *owner != me) {
+        let (shard, shared, outcomes) = (shard.clone(), shared.clone(), outcomes.clone());
+        spawn(async move {
+            let outcome = send_to_owner(&shard, owner, number, address, shared, len, version).await;
+            let _ = outcomes.send((owner, outcome));
+        });
+    }
+    drop(outcomes);
+    let mut new = false;
+    let mut no_space = false;
+    while let Some((owner, outcome)) = arrived.recv().await {
+        let progress = match outcome {
+            Ok(was_new) => {
+                new |= was_new;
+                quorum.on_ack(owner)
+            }
+            Err(OwnerError::WrongLayout) => return Ok((None, shared)),
+            Err(OwnerError::Dead) => {
+                return Err(ChunkError::Other {
+                    reason: "the version was declared dead meanwhile: put it again".into(),
+                });
+            }
+            Err(error) => {
+                tracing::debug!(?owner, ?address, %error, "an owner did not take a chunk");
+                no_space |= matches!(error, OwnerError::NoSpace);
+                quorum.on_fail(owner)
+            }
+        };
+        match progress {
+            WriteProgress::Pending => {}
+            WriteProgress::Acknowledged => return Ok((Some(Stored { new }), shared)),
+            WriteProgress::Failed { .. } if no_space => return Err(ChunkError::NoSpace),
+            WriteProgress::Failed { have, need } => return Err(ChunkError::TooFewNodes { have, need }),
+        }
+    }
+    Err(ChunkError::Cancelled)
+}
+
+impl Bytes {
+    fn shared(self) -> SharedBuffer {
+        match self {
+            Self::Own(buffer) => buffer.freeze(),
+            Self::Shared(shared) => shared,
+        }
+    }
+
+    /// A buffer to stage from: this one, or a copy of what others still send from.
+    async fn own(self, shard: &Rc<Shard>, len: usize) -> Buffer {
+        let shared = match self {
+            Self::Own(buffer) => return buffer,
+            Self::Shared(shared) => shared,
+        };
+        let mut copy = shard.pool.take().await;
+        let range = payload_range(len);
+        if let (Some(to), Some(from)) = (copy.as_mut_slice().get_mut(range.clone()), shared.as_slice().get(range)) {
+            to.copy_from_slice(from);
+        }
+        copy
+    }
+}
+
+/// Begins this node's own copy; its outcome comes over the channel like everybody's.
+async fn write_own_copy(
+    shard: &Rc<Shard>,
+    address: Address,
+    bytes: Bytes,
+    len: usize,
+    version: VersionId,
+    outcomes: &mpsc::UnboundedSender<OwnerOutcome>,
+) -> Result<SharedBuffer, ChunkError> {
+    let me = shard.node.id();
+    let claim = match shard.store.hold(&address, &version).await {
+        Ok(Hold::Absent(claim)) => claim,
+        Ok(Hold::Held) => {
+            let _ = outcomes.send((me, Ok(false)));
+            return Ok(bytes.shared());
+        }
+        Err(error) => {
+            let _ = outcomes.send((me, Err(own_error(&error))));
+            return Ok(bytes.shared());
+        }
+    };
+    if !shard.store.has_room() {
+        let _ = outcomes.send((me, Err(OwnerError::NoSpace)));
+        return Ok(bytes.shared());
+    }
+    let buffer = bytes.own(shard, len).await;
+    let staged = shard.store.stage(claim, buffer, len, &version, 0).await.map_err(store_error)?;
+    let shared = staged.buffer().clone();
+    let outcomes = outcomes.clone();
+    spawn(async move {
+        let outcome = staged.commit().await.map(|()| true).map_err(|error| own_error(&error));
+        let _ = outcomes.send((me, outcome));
+    });
+    Ok(shared)
+}
+
+fn own_error(error: &StoreError) -> OwnerError {
+    match error {
+        StoreError::NoSpace { .. } => OwnerError::NoSpace,
+        other => OwnerError::Failed(other.to_string()),
+    }
+}
+
+fn store_error(error: StoreError) -> ChunkError {
+    match error {
+        StoreError::NoSpace { .. } => ChunkError::NoSpace,
+        other => ChunkError::Other { reason: other.to_string() },
+    }
+}
+
+/// Offers the chunk to a remote owner and sends it when asked to.
+async fn send_to_owner(
+    shard: &Rc<Shard>,
+    owner: NodeId,
+    layout: u32,
+    address: Address,
+    buffer: SharedBuffer,
+    len: usize,
+    version: VersionId,
+) -> Result<bool, OwnerError> {
+    let failed = |error: &dyn std::fmt::Display| OwnerError::Failed(error.to_string());
+    let connection = connect(shard, &owner).await.map_err(|error| failed(&error))?;
+    let offer = message::encode_offer(&version, &[address]);
+    let answer = connection
+        .request(FrameKind::Offer, Address::ZERO, layout, offer, None, STORE_PATIENCE)
+        .await
+        .map_err(|error| failed(&error))?;
+    owner_status(answer.status)?;
+    if answer.body.first() == Some(&1) {
+        return Ok(false);
+    }
+    let payload = PayloadSource::Shared(buffer, payload_range(len));
+    let body = message::encode_store(&version, 0);
+    let answer = connection
+        .request(FrameKind::Store, address, layout, body, Some(payload), STORE_PATIENCE)
+        .await
+        .map_err(|error| failed(&error))?;
+    owner_status(answer.status)?;
+    Ok(true)
+}
+
+fn owner_status(status: Status) -> Result<(), OwnerError> {
+    match status {
+        Status::Ok => Ok(()),
+        Status::NoSpace => Err(OwnerError::NoSpace),
+        Status::WrongLayout => Err(OwnerError::WrongLayout),
+        Status::Dead => Err(OwnerError::Dead),
+        other => Err(OwnerError::Failed(format!("answered {other:?}"))),
+    }
+}
+
+fn payload_range(len: usize) -> Range<usize> {
+    RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + len
+}
+
+/// Where a get's chunks come from.
+pub struct ClusterSource {
+    shard: Rc<Shard>,
+    /// Reads past local copies and the cache.
+    remote: bool,
+    /// Holders that gave wrong bytes for a chunk: not asked for it again.
+    liars: RefCell<HashMap<Address, Vec<NodeId>>>,
+    last_holder: RefCell<HashMap<Address, NodeId>>,
+}
+
+impl ClusterSource {
+    pub fn new(shard: Rc<Shard>, remote: bool) -> Self {
+        Self { shard, remote, liars: RefCell::default(), last_holder: RefCell::default() }
+    }
+
+    fn is_liar(&self, address: &Address, holder: &NodeId) -> bool {
+        self.liars.borrow().get(address).is_some_and(|liars| liars.contains(holder))
+    }
+}
+
+impl ChunkSource for ClusterSource {
+    async fn fetch(&self, address: Address, len: usize, buffer: Buffer, _attempt: u32) -> Result<Buffer, ChunkError> {
+        let me = self.shard.node.id();
+        let mut is_damaged_here = false;
+        if !self.remote && !self.is_liar(&address, &me) {
+            match self.shard.store.read(&address, buffer).await.map_err(store_error)? {
+                ReadOutcome::Found { buffer, len: found, .. } if found == len => {
+                    self.shard.node.cache.touch(&address);
+                    self.last_holder.borrow_mut().insert(address, me);
+                    return Ok(buffer);
+                }
+                ReadOutcome::Found { buffer, .. } | ReadOutcome::Damaged { buffer } => {
+                    drop(buffer);
+                    is_damaged_here = true;
+                    self.shard.store.quarantine(&address).await;
+                }
+                ReadOutcome::Absent { buffer } => drop(buffer),
+            }
+        } else {
+            is_damaged_here = self.is_liar(&address, &me);
+            drop(buffer);
+        }
+        let mut holders = self.shard.node.chunk_holders(&address);
+        holders.retain(|holder| !self.is_liar(&address, holder));
+        let (holder, payload) = fetch_planned(&self.shard, &holders, address, is_damaged_here).await?;
+        if payload.len != len {
+            // Right by its address, and not what the tree says: no other holder can have anything else.
+            return Err(ChunkError::Damaged { address });
+        }
+        self.last_holder.borrow_mut().insert(address, holder);
+        if !self.remote {
+            keep(&self.shard, address, &payload);
+        }
+        Ok(payload.buffer)
+    }
+
+    fn damaged(&self, address: &Address) {
+        let Some(holder) = self.last_holder.borrow_mut().remove(address) else { return };
+        tracing::warn!(?address, ?holder, "a chunk does not match its address");
+        self.liars.borrow_mut().entry(*address).or_default().push(holder);
+        if holder == self.shard.node.id() {
+            let (shard, address) = (self.shard.clone(), *address);
+            spawn(async move { shard.store.quarantine(&address).await });
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error("does not hold it")]
+    Absent,
+    #[error("holds it damaged")]
+    Damaged,
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Asks one holder.
+pub async fn fetch_from(shard: &Rc<Shard>, holder: &NodeId, address: &Address) -> Result<Payload, FetchError> {
+    let connection = connect(shard, holder).await.map_err(|error| FetchError::Failed(error.to_string()))?;
+    let number = shard.node.layout_number();
+    let answer = connection
+        .request(FrameKind::Fetch, *address, number, Vec::new(), None, STALL_MAX)
+        .await
+        .map_err(|error| FetchError::Failed(error.to_string()))?;
+    match (answer.status, answer.payload) {
+        (Status::Ok, Some(payload)) => Ok(payload),
+        (Status::NotFound, _) => Err(FetchError::Absent),
+        (Status::Damaged, _) => Err(FetchError::Damaged),
+        (status, _) => Err(FetchError::Failed(format!("answered {status:?}"))),
+    }
+}
+
+/// Asks holders as [`ReadPlan`] says: the best one first, the next as soon as one fails, and in addition when one is
+/// slower than it usually is. The first right payload wins; the requests that lost are cancelled by being dropped.
+async fn fetch_planned(
+    shard: &Rc<Shard>,
+    holders: &Holders,
+    address: Address,
+    is_damaged_here: bool,
+) -> Result<(NodeId, Payload), ChunkError> {
+    let node = &shard.node;
+    let mut plan = {
+        let usual = shard.latencies.borrow();
+        let loaded = usual.under_load(|holder| shard.connections.in_flight(holder));
+        ReadPlan::new(node.id(), &holders.owners, &holders.earlier, &loaded, |holder| node.peers.is_alive(holder))
+    };
+    let (answers, mut arrived) = mpsc::unbounded_channel();
+    let mut running = Vec::new();
+    loop {
+        let until = match plan.step(node.uptime()) {
+            ReadStep::Ask(holder) => {
+                let (own, answers) = (shard.clone(), answers.clone());
+                running.push(Asked(spawn(async move {
+                    let began = Instant::now();
+                    let outcome = fetch_from(&own, &holder, &address).await;
+                    let _ = answers.send((holder, began.elapsed(), outcome));
+                })));
+                continue;
+            }
+            ReadStep::Wait(until) => until,
+            ReadStep::NotFound if is_damaged_here => return Err(ChunkError::Damaged { address }),
+            ReadStep::NotFound => return Err(ChunkError::NotFound { address }),
+            ReadStep::Damaged => return Err(ChunkError::Damaged { address }),
+            ReadStep::Unreachable { silent } if silent.is_empty() && is_damaged_here => {
+                return Err(ChunkError::Damaged { address });
+            }
+            ReadStep::Unreachable { silent } if silent.is_empty() => return Err(ChunkError::NotFound { address }),
+            ReadStep::Unreachable { silent } => {
+                return Err(ChunkError::Network {
+                    reason: format!("chunk {address:?} is not here, and {silent:?} cannot be asked: start those nodes"),
+                });
+            }
+        };
+        // Only channels and timers are raced here, never a ring operation.
+        let pause = until.saturating_sub(node.uptime());
+        let Ok(Some((holder, took, outcome))) = tokio::time::timeout(pause, arrived.recv()).await else { continue };
+        let mut latencies = shard.latencies.borrow_mut();
+        match outcome {
+            Ok(payload) => {
+                latencies.record(holder, took);
+                return Ok((holder, payload));
+            }
+            Err(FetchError::Absent) => plan.on_absent(holder),
+            Err(FetchError::Damaged) => plan.on_damage(holder),
+            Err(FetchError::Failed(reason)) => {
+                tracing::debug!(?address, ?holder, %reason, "a holder failed");
+                latencies.record_failure(holder);
+                plan.on_fail(holder);
+            }
+        }
+    }
+}
+
+/// A request that is given up when nobody waits for it any more.
+struct Asked(JoinHandle);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Keeps a copy of what was fetched, flagged as cached, in the background. It costs one copy of the bytes and is left
+/// out when buffers are short: the reader goes first.
+fn keep(shard: &Rc<Shard>, address: Address, payload: &Payload) {
+    let len = payload.len;
+    if !shard.node.cache.takes(len) || shard.pool.available() < CACHE_BUFFERS_SPARE {
+        return;
+    }
+    let Some(mut buffer) = shard.pool.try_take() else { return };
+    let range = payload_range(len);
+    if let (Some(to), Some(from)) = (buffer.as_mut_slice().get_mut(range.clone()), payload.buffer.as_slice().get(range))
+    {
+        to.copy_from_slice(from);
+    }
+    let shard = shard.clone();
+    spawn(async move {
+        if let Err(error) = keep_copy(&shard, address, buffer, len).await {
+            tracing::debug!(%error, ?address, "not cached");
+        }
+    });
+}
+
+async fn keep_copy(shard: &Rc<Shard>, address: Address, buffer: Buffer, len: usize) -> Result<(), StoreError> {
+    let Some(claim) = shard.store.claim(&address).await? else { return Ok(()) };
+    let staged = shard.store.stage(claim, buffer, len, &VersionId::ZERO, FLAG_CACHED).await?;
+    staged.commit().await?;
+    for evicted in shard.node.cache.insert(address, len) {
+        shard.store.evict(&evicted).await?;
+    }
+    Ok(())
+}
+
+/// Buffers that stay free for readers while copies are written.
+const CACHE_BUFFERS_SPARE: usize = CHUNKS_IN_FLIGHT_PER_SHARD;

@@ -1,0 +1,258 @@
+//! `get`: finds what the target names, then streams it out of the fastest owners.
+//!
+//! A name is read by quorum; a content id by the sealed capsules that its root's owners hold; a link carries all it
+//! needs. On a node without the vault key none of the three is decrypted: the command fetches the ciphertext of a link
+//! chunk by chunk ([`fetch_chunks`]) and decrypts it in its own process.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::{Client, Failure, Watch, code, vault_key};
+use crate::crypto::cipher::ChunkKey;
+use crate::format::link::Link;
+use crate::format::name::{Metadata, Name, NameBody};
+use crate::format::{Address, ContentId};
+use crate::io::{Buffer, spawn};
+use crate::limits::{CHUNK_BYTES_MAX, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES};
+use crate::node::chunks::ClusterSource;
+use crate::node::control::{Bytes, ControlEvent, ControlRequest, OutputKind, Target};
+use crate::node::shard::{Shard, send_job};
+use crate::node::{names, owners};
+use crate::vault::{ChunkError, ChunkSource, GetError, GetJob, GetOptions, Output};
+
+pub struct Get {
+    pub target: Target,
+    pub range: Option<(u64, u64)>,
+    pub remote: bool,
+    pub resume: bool,
+    pub output: OutputKind,
+}
+
+/// What a target turned out to be.
+pub struct Found {
+    pub bucket: String,
+    pub key: String,
+    pub root: Address,
+    pub root_key: ChunkKey,
+    pub depth: u8,
+    pub length: u64,
+    /// Nothing for a link: it carries none.
+    pub metadata: Metadata,
+    pub stamp_ms: u64,
+}
+
+impl Found {
+    fn from_body(body: NameBody, stamp_ms: u64) -> Self {
+        Self {
+            root: body.root,
+            root_key: ChunkKey::from_bytes(body.root_key),
+            depth: body.depth,
+            length: body.length,
+            metadata: body.metadata.clone(),
+            bucket: body.bucket.clone(),
+            key: body.key.clone(),
+            stamp_ms,
+        }
+    }
+}
+
+pub async fn find(shard: &Rc<Shard>, target: &Target) -> Result<Found, Failure> {
+    match target {
+        Target::Name { bucket, key } => find_name(shard, bucket, key).await,
+        Target::Content { address } => find_content(shard, address).await,
+        Target::Link { text } => {
+            let link =
+                Link::from_str(text.as_str()).map_err(|error| Failure::new(code::KEY, format!("the link {error}")))?;
+            if !shard.node.is_member() {
+                return Err(Failure::new(
+                    code::KEY,
+                    "a storage node decrypts no link: the command does that by itself",
+                ));
+            }
+            Ok(Found {
+                bucket: String::new(),
+                key: String::new(),
+                root: link.root,
+                root_key: ChunkKey::from_bytes(link.root_key),
+                depth: link.depth,
+                length: link.length,
+                metadata: Metadata::default(),
+                stamp_ms: 0,
+            })
+        }
+    }
+}
+
+pub async fn find_name(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<Found, Failure> {
+    let vault = vault_key(shard)?;
+    let name = Name::new(bucket, key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
+    let (bucket_id, name_id) = (vault.bucket_id(bucket), vault.name_id(bucket, key));
+    let record =
+        names::read(shard, &bucket_id, &name_id).await?.filter(|record| !record.tombstone).ok_or_else(|| {
+            Failure::new(code::NOT_FOUND, format!("no file is named {name}: gabion ls shows what there is"))
+        })?;
+    let body = vault
+        .open_name(&shard.node.network_id(), &record)
+        .map_err(|error| Failure::new(code::INTEGRITY, format!("the record of {name} does not open: {error}")))?;
+    Ok(Found::from_body(body, record.clock.millis()))
+}
+
+async fn find_content(shard: &Rc<Shard>, root: &Address) -> Result<Found, Failure> {
+    let vault = vault_key(shard)?;
+    let not_found = || {
+        let id = ContentId(*root);
+        Failure::new(code::NOT_FOUND, format!("no living file has the content id {id}"))
+    };
+    if root.is_zero() {
+        return Ok(Found {
+            bucket: String::new(),
+            key: String::new(),
+            root: *root,
+            root_key: ChunkKey::from_bytes([0; 32]),
+            depth: 0,
+            length: 0,
+            metadata: Metadata::default(),
+            stamp_ms: 0,
+        });
+    }
+    for (version, sealed) in owners::capsules(shard, root).await? {
+        if let Ok(capsule) = vault.open_capsule(&shard.node.network_id(), &version, root, &sealed) {
+            return Ok(Found {
+                bucket: String::new(),
+                key: String::new(),
+                root: *root,
+                root_key: ChunkKey::from_bytes(capsule.root_key),
+                depth: capsule.depth,
+                length: capsule.length,
+                metadata: capsule.metadata.clone(),
+                stamp_ms: u64::from(version.minted_s()) * 1000,
+            });
+        }
+    }
+    Err(not_found())
+}
+
+pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: Option<OwnedFd>) -> Result<(), Failure> {
+    let found = find(shard, &get.target).await?;
+    client
+        .send(ControlEvent::Info { metadata: found.metadata.clone(), length: found.length, content: found.root })
+        .await?;
+    let is_symlink = found.metadata.symlink_target.is_some();
+    if is_symlink {
+        return client.send(ControlEvent::Fetched { bytes: 0, bytes_resumed: 0 }).await;
+    }
+    let descriptor = descriptor.ok_or_else(|| Failure::new(code::OTHER, "get without an output descriptor"))?;
+    let range = byte_range(get.range, found.length)?;
+    let output = match get.output {
+        OutputKind::File => Output::File(descriptor),
+        OutputKind::Stream => Output::Stream(descriptor),
+    };
+    let job = GetJob::new(GetOptions {
+        root: found.root,
+        root_key: found.root_key,
+        depth: found.depth,
+        length: found.length,
+        range,
+        output,
+        resume: get.resume,
+        width: CHUNKS_IN_FLIGHT_PER_SHARD,
+    });
+    let remote = get.remote;
+    if job.leaf_count() > SINGLE_SHARD_LEAVES_MAX {
+        for index in (0..shard.node.shards.len()).filter(|index| *index != shard.index) {
+            let job = job.clone();
+            send_job(&shard.node, index, move |shard| async move { work(&job, &shard, remote).await });
+        }
+    }
+    let own = (job.clone(), shard.clone());
+    spawn(async move { work(&own.0, &own.1, remote).await });
+    let watch = watch(shard, client, &job);
+    let source = Rc::new(ClusterSource::new(shard.clone(), remote));
+    let outcome = job.walk(&shard.pool, &source).await;
+    watch.stop().await;
+    let result = outcome.map_err(get_failure)?;
+    client.send(progress_event(&job)).await?;
+    client.send(ControlEvent::Fetched { bytes: result.bytes_written, bytes_resumed: result.bytes_resumed }).await
+}
+
+/// A get this short is not worth waking the other shards for.
+const SINGLE_SHARD_LEAVES_MAX: u64 = 4;
+
+async fn work(job: &Arc<GetJob>, shard: &Rc<Shard>, remote: bool) {
+    job.work(&shard.pool, &Rc::new(ClusterSource::new(shard.clone(), remote))).await;
+}
+
+/// Inclusive ends, as in HTTP, cut at the end of the file.
+fn byte_range(range: Option<(u64, u64)>, length: u64) -> Result<Option<std::ops::Range<u64>>, Failure> {
+    let Some((first, last)) = range else { return Ok(None) };
+    if first > last || first >= length {
+        return Err(Failure::new(
+            code::USAGE,
+            format!("the range {first}-{last} is outside of a file of {length} bytes"),
+        ));
+    }
+    Ok(Some(first..last.saturating_add(1).min(length)))
+}
+
+fn get_failure(error: GetError) -> Failure {
+    match error {
+        GetError::Chunk(error) => error.into(),
+        GetError::Tree(error) => Failure::new(code::INTEGRITY, error.to_string()),
+        other => Failure::new(code::OTHER, other.to_string()),
+    }
+}
+
+fn progress_event(job: &GetJob) -> ControlEvent {
+    let progress = job.progress();
+    ControlEvent::Progress { done: progress.bytes_done, total: progress.bytes_total, new: progress.bytes_new }
+}
+
+fn watch(shard: &Rc<Shard>, client: &Rc<Client>, job: &Arc<GetJob>) -> Watch {
+    let (cancelled, reported) = (job.clone(), job.clone());
+    Watch::start(shard, client, move || cancelled.cancel(), move || progress_event(&reported))
+}
+
+/// Chunks for a client that checks and decrypts them itself, one after the other on one connection.
+pub async fn fetch_chunks(shard: &Rc<Shard>, client: &Rc<Client>, address: Address, len: u32) -> Result<(), Failure> {
+    let mut wanted = Some((address, len));
+    while let Some((address, len)) = wanted {
+        let event = match fetch_chunk(shard, address, len as usize).await {
+            Ok(payload) => ControlEvent::Chunk { payload: Bytes(payload) },
+            Err(error) => {
+                let failure = Failure::from(error);
+                ControlEvent::Error { code: failure.code, message: failure.message }
+            }
+        };
+        client.send(event).await?;
+        wanted = match super::receive(&client.stream).await {
+            Ok((message, _)) => match ControlRequest::decode(&message) {
+                Ok(ControlRequest::FetchChunk { address, len }) => Some((address, len)),
+                _ => return Err(Failure::new(code::USAGE, "only chunks can be asked for on this connection")),
+            },
+            Err(_) => None, // hung up: it has all it wanted
+        };
+    }
+    Ok(())
+}
+
+async fn fetch_chunk(shard: &Rc<Shard>, address: Address, len: usize) -> Result<Vec<u8>, ChunkError> {
+    if len > CHUNK_BYTES_MAX {
+        return Err(ChunkError::Other { reason: format!("a chunk of {len} bytes: at most {CHUNK_BYTES_MAX}") });
+    }
+    let source = ClusterSource::new(shard.clone(), false);
+    for attempt in 0..FETCH_ATTEMPTS_MAX {
+        let buffer: Buffer = shard.pool.take().await;
+        let buffer = source.fetch(address, len, buffer, attempt).await?;
+        let payload = buffer.as_slice().get(RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + len).unwrap_or_default();
+        if crate::crypto::hash::address_of(payload) == address {
+            return Ok(payload.to_vec());
+        }
+        source.damaged(&address);
+    }
+    Err(ChunkError::Damaged { address })
+}
+
+/// Each attempt asks another holder.
+const FETCH_ATTEMPTS_MAX: u32 = 8;

@@ -1,0 +1,293 @@
+//! The commands: what the node does for whoever may open its control socket.
+//!
+//! One connection, one command ([`super::control`]). A command runs on one shard and may spread its chunks over all;
+//! when its client hangs up it is cancelled, which leaves nothing but chunks without a name.
+//!
+//! | file | commands |
+//! | --- | --- |
+//! | [`put`] | put |
+//! | [`get`] | get, and fetching a chunk for a client that decrypts by itself |
+//! | [`names`] | stat, remove, list, share |
+//! | [`network`] | status, peers, ticket, key export |
+//! | [`upkeep`] | verify, reclaim |
+
+mod get;
+mod names;
+mod network;
+mod put;
+mod upkeep;
+
+pub use network::class;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::control::{ControlEvent, ControlRequest, LENGTH_BYTES, MESSAGE_BYTES_MAX, message_len};
+use super::shard::{Shard, send_job};
+use crate::crypto::keys::VaultKey;
+use crate::io::{Buffer, SendSource, UnixListener, UnixStream, spawn};
+use crate::node::names::NameError;
+use crate::vault::ChunkError;
+
+/// A client that takes no event for this long is gone.
+const CLIENT_STALL: Duration = Duration::from_secs(60);
+/// How often a running command says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Exit codes, as the command line defines them.
+pub mod code {
+    pub const OTHER: u8 = 1;
+    pub const USAGE: u8 = 2;
+    pub const NOT_FOUND: u8 = 4;
+    pub const NETWORK: u8 = 5;
+    pub const INTEGRITY: u8 = 6;
+    pub const KEY: u8 = 7;
+    pub const SPACE: u8 = 8;
+}
+
+/// Why a command failed: what the client exits with, and one line that names the thing and the way out.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: u8,
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl From<NameError> for Failure {
+    fn from(error: NameError) -> Self {
+        let code = match &error {
+            NameError::TooFewOwners { .. } => code::SPACE,
+            NameError::NotJoined | NameError::LayoutChanged => code::NETWORK,
+            NameError::ClockAhead(_) | NameError::Clock(_) => code::OTHER,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<ChunkError> for Failure {
+    fn from(error: ChunkError) -> Self {
+        let code = match &error {
+            ChunkError::NotFound { .. } => code::NOT_FOUND,
+            ChunkError::Damaged { .. } => code::INTEGRITY,
+            ChunkError::TooFewNodes { .. } | ChunkError::NoSpace => code::SPACE,
+            ChunkError::Network { .. } => code::NETWORK,
+            ChunkError::Cancelled | ChunkError::Other { .. } => code::OTHER,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<crate::catalog::CatalogError> for Failure {
+    fn from(error: crate::catalog::CatalogError) -> Self {
+        Self::new(code::OTHER, error.to_string())
+    }
+}
+
+impl From<crate::store::StoreError> for Failure {
+    fn from(error: crate::store::StoreError) -> Self {
+        match error {
+            crate::store::StoreError::NoSpace { .. } => Self::new(code::SPACE, error.to_string()),
+            other => Self::new(code::OTHER, other.to_string()),
+        }
+    }
+}
+
+/// The client of one command.
+pub struct Client {
+    stream: UnixStream,
+}
+
+impl Client {
+    /// Fails when the client has hung up; the command then stops at its next step.
+    pub async fn send(&self, event: ControlEvent) -> Result<(), Failure> {
+        self.stream
+            .send_all(SendSource::Bytes(event.encode()), CLIENT_STALL)
+            .await
+            .map_err(|error| Failure::new(code::OTHER, format!("the command has hung up: {error}")))
+    }
+
+    /// Returns once the client has closed its end (or sent what it must not).
+    async fn hung_up(&self) {
+        let (outcome, _) = self.stream.recv(Buffer::heap(1), 0..1).await;
+        tracing::trace!(?outcome, "control connection ended");
+    }
+}
+
+/// What runs beside a long command: its progress reports, and the eye on its client. A client that hangs up cancels the
+/// command.
+struct Watch {
+    stop: Rc<tokio::sync::Notify>,
+    stopped: tokio::sync::oneshot::Receiver<()>,
+}
+
+impl Watch {
+    fn start(
+        shard: &Rc<Shard>,
+        client: &Rc<Client>,
+        cancel: impl Fn() + 'static,
+        event: impl Fn() -> ControlEvent + 'static,
+    ) -> Self {
+        let stop = Rc::new(tokio::sync::Notify::new());
+        let (ended, stopped) = tokio::sync::oneshot::channel();
+        let cancel = Rc::new(cancel);
+        let hung_up = {
+            let (client, cancel) = (client.clone(), cancel.clone());
+            spawn(async move {
+                client.hung_up().await;
+                cancel();
+            })
+        };
+        let (client, stopping, told) = (client.clone(), shard.node.stopping(), stop.clone());
+        spawn(async move {
+            loop {
+                // Timers and notifications only: no ring operation is ever dropped half-way here.
+                tokio::select! {
+                    () = told.notified() => break,
+                    () = stopping.clone().wait() => { cancel(); break }
+                    () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
+                }
+                if client.send(event()).await.is_err() {
+                    cancel();
+                    break;
+                }
+            }
+            hung_up.abort();
+            let _ = ended.send(());
+        });
+        Self { stop, stopped }
+    }
+
+    /// Ends the reports; nothing is sent behind the caller's back once this returns.
+    async fn stop(self) {
+        self.stop.notify_one();
+        let _ = self.stopped.await;
+    }
+}
+
+/// Accepts commands until the listener is cancelled; they go round over the shards.
+pub async fn serve(shard: Rc<Shard>, listener: Rc<UnixListener>) {
+    let next = AtomicUsize::new(0);
+    loop {
+        match listener.accept().await {
+            Ok(stream) => {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                send_job(&shard.node, index, move |shard| run_session(shard, stream));
+            }
+            Err(error) if shard.node.is_stopping() => {
+                tracing::debug!(%error, "control socket closed");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "control socket: accept failed");
+                tokio::time::sleep(PROGRESS_INTERVAL).await;
+            }
+        }
+    }
+}
+
+async fn run_session(shard: Rc<Shard>, stream: StdUnixStream) {
+    let stream = match UnixStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "control connection"),
+    };
+    let client = Rc::new(Client { stream });
+    let (message, descriptor) = match receive(&client.stream).await {
+        Ok(received) => received,
+        Err(error) => {
+            tracing::debug!(%error, "control connection without a request");
+            return;
+        }
+    };
+    let request = match ControlRequest::decode(&message) {
+        Ok(request) => request,
+        Err(error) => {
+            let _ = client.send(ControlEvent::Error { code: code::OTHER, message: error.to_string() }).await;
+            return;
+        }
+    };
+    let last = match run(&shard, &client, request, descriptor).await {
+        Ok(Some(last)) => last,
+        Ok(None) => ControlEvent::Done,
+        Err(failure) => ControlEvent::Error { code: failure.code, message: failure.message },
+    };
+    if client.send(last).await.is_err() {
+        tracing::debug!("the command hung up before its end");
+    }
+}
+
+/// One message and the descriptor that came with it.
+async fn receive(stream: &UnixStream) -> std::io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let invalid = |error: String| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+    let (outcome, head) = stream.recv_with_fds(Buffer::heap(LENGTH_BYTES), 0..LENGTH_BYTES).await;
+    let (received, descriptors) = outcome?;
+    let (outcome, head) = stream.recv_exact(head, received..LENGTH_BYTES, CLIENT_STALL).await;
+    outcome?;
+    let head = head.as_slice().first_chunk::<LENGTH_BYTES>().copied().unwrap_or_default();
+    let len = message_len(head).map_err(|error| invalid(error.to_string()))?;
+    debug_assert!(len <= MESSAGE_BYTES_MAX);
+    let (outcome, body) = stream.recv_exact(Buffer::heap(len), 0..len, CLIENT_STALL).await;
+    outcome?;
+    let message = body.as_slice().get(..len).unwrap_or_default().to_vec();
+    Ok((message, descriptors.into_iter().next()))
+}
+
+/// Runs one command; an event given back takes the place of `Done`.
+async fn run(
+    shard: &Rc<Shard>,
+    client: &Rc<Client>,
+    request: ControlRequest,
+    descriptor: Option<OwnedFd>,
+) -> Result<Option<ControlEvent>, Failure> {
+    match request {
+        ControlRequest::Put { bucket, key, no_dedup, no_clobber, metadata, length_hint: _ } => {
+            let put = put::Put { bucket, key, no_dedup, no_clobber, metadata };
+            put::run(shard, client, put, descriptor).await?;
+        }
+        ControlRequest::Get { target, range, remote, resume, output } => {
+            let get = get::Get { target, range, remote, resume, output };
+            get::run(shard, client, get, descriptor).await?;
+        }
+        ControlRequest::FetchChunk { address, len } => {
+            get::fetch_chunks(shard, client, address, len).await?;
+            return Ok(None);
+        }
+        ControlRequest::Stat { target } => names::stat(shard, client, target).await?,
+        ControlRequest::Remove { bucket, key } => names::remove(shard, &bucket, &key).await?,
+        ControlRequest::List { bucket, prefix, after, limit } => {
+            names::list(shard, client, bucket.as_deref(), &prefix, after, limit).await?;
+        }
+        ControlRequest::Share { bucket, key } => names::share(shard, client, &bucket, &key).await?,
+        ControlRequest::Status => network::status(shard, client).await?,
+        ControlRequest::Peers => network::peers(shard, client).await?,
+        ControlRequest::Ticket { member, zone, expires_s } => {
+            network::ticket(shard, client, member, zone, expires_s).await?;
+        }
+        ControlRequest::KeyExport => network::key_export(shard, client).await?,
+        ControlRequest::Verify => upkeep::verify(shard, client).await?,
+        ControlRequest::Reclaim => upkeep::reclaim(shard, client).await?,
+    }
+    Ok(None)
+}
+
+/// The vault key, or the error of a node that must not have one.
+fn vault_key(shard: &Rc<Shard>) -> Result<VaultKey, Failure> {
+    if let Some(key) = shard.node.vault_key() {
+        return Ok(key);
+    }
+    Err(Failure::new(
+        code::KEY,
+        if shard.node.is_member() {
+            "this node has not received the vault key yet: wait until it has reached another member"
+        } else {
+            "this is a storage node and holds no vault key: use a member node, or a link (gabion share)"
+        },
+    ))
+}

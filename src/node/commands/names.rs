@@ -1,0 +1,100 @@
+//! `stat`, `rm`, `ls`, `share`: names and nothing else.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::get::{find, find_name};
+use super::{Client, Failure, code, vault_key};
+use crate::crypto::keys::NameStamp;
+use crate::format::link::Link;
+use crate::format::name::{Name, NameBody, NameRecord};
+use crate::node::control::{ControlEvent, Entry, LIST_PAGE_MAX, SecretText, Target};
+use crate::node::shard::Shard;
+use crate::node::{deaths, names};
+
+pub async fn stat(shard: &Rc<Shard>, client: &Rc<Client>, target: Target) -> Result<(), Failure> {
+    let found = find(shard, &target).await?;
+    let entry = Entry {
+        bucket: found.bucket,
+        key: found.key,
+        content: found.root,
+        length: found.length,
+        metadata: found.metadata,
+        stamp_ms: found.stamp_ms,
+    };
+    client.send(ControlEvent::Entry { entry }).await
+}
+
+/// Writes a tombstone with a later clock to a majority, then signs the death of what it replaced.
+pub async fn remove(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<(), Failure> {
+    let vault = vault_key(shard)?;
+    let name = Name::new(bucket, key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
+    let (bucket_id, name_id) = (vault.bucket_id(bucket), vault.name_id(bucket, key));
+    let earlier = names::read(shard, &bucket_id, &name_id)
+        .await?
+        .filter(|record| !record.tombstone)
+        .ok_or_else(|| Failure::new(code::NOT_FOUND, format!("no file is named {name}: nothing to remove")))?;
+    let version = shard.node.mint(bucket_id.slot());
+    let (network, body) = (shard.node.network_id(), NameBody::tombstone(&name));
+    let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: true }, &body);
+    let written = names::write(shard, &bucket_id, &name_id, earlier.clock, seal).await?;
+    deaths::sign_replaced(shard, Some(&earlier), &written).await
+}
+
+/// The first `limit` names after `after`, in order of bucket and key. Names lie in the order of their hashes, so a page
+/// is the smallest `limit` of all that match: memory is bounded by the page, and a page costs one pass over the bucket.
+pub async fn list(
+    shard: &Rc<Shard>,
+    client: &Rc<Client>,
+    bucket: Option<&str>,
+    prefix: &str,
+    after: Option<(String, String)>,
+    limit: u32,
+) -> Result<(), Failure> {
+    let vault = vault_key(shard)?;
+    let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
+    let bucket_id = bucket.map(|bucket| vault.bucket_id(bucket));
+    let network = shard.node.network_id();
+    let mut page: BTreeMap<(String, String), Entry> = BTreeMap::new();
+    let mut keep = |record: &NameRecord| -> Result<(), Failure> {
+        if record.tombstone {
+            return Ok(());
+        }
+        let body = vault.open_name(&network, record).map_err(|error| {
+            Failure::new(code::INTEGRITY, format!("a name record of the bucket does not open: {error}"))
+        })?;
+        let place = (body.bucket.clone(), body.key.clone());
+        let is_wanted = body.key.starts_with(prefix) && after.as_ref().is_none_or(|after| place > *after);
+        if !is_wanted || page.len() == limit && page.last_key_value().is_some_and(|(last, _)| place > *last) {
+            return Ok(());
+        }
+        page.insert(place, entry(body, record));
+        if page.len() > limit {
+            page.pop_last();
+        }
+        Ok(())
+    };
+    names::scan(shard, bucket_id.as_ref(), &mut keep).await?;
+    for entry in page.into_values() {
+        client.send(ControlEvent::Entry { entry }).await?;
+    }
+    Ok(())
+}
+
+fn entry(body: NameBody, record: &NameRecord) -> Entry {
+    Entry {
+        bucket: body.bucket.clone(),
+        key: body.key.clone(),
+        content: body.root,
+        length: body.length,
+        metadata: body.metadata.clone(),
+        stamp_ms: record.clock.millis(),
+    }
+}
+
+pub async fn share(shard: &Rc<Shard>, client: &Rc<Client>, bucket: &str, key: &str) -> Result<(), Failure> {
+    let found = find_name(shard, bucket, key).await?;
+    let link =
+        Link { root: found.root, root_key: *found.root_key.as_bytes(), depth: found.depth, length: found.length };
+    client.send(ControlEvent::Text { text: SecretText::new(link.to_string()) }).await
+}

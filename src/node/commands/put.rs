@@ -1,0 +1,157 @@
+//! `put`: the file's chunks to their owners, then the name to a majority, then the old version's death.
+//!
+//! Order, and what a crash after each step leaves behind:
+//!
+//! | step | left behind |
+//! | --- | --- |
+//! | 1. quorum read of the name: its clock, what it would replace | nothing |
+//! | 2. chunks and their references, durable on W owners each | references of a version without a name |
+//! | 3. the root's reference with its sealed capsule | the same |
+//! | 4. the name record, durable on a majority of its owners | the new version, acknowledged or not |
+//! | 5. the old version's death, signed and durable here, then sent until every node has it | - |
+//!
+//! Success is reported after step 5 has become durable here.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::{Client, Failure, Watch, code, vault_key};
+use crate::crypto::cipher::ScopeKey;
+use crate::crypto::keys::{NameStamp, VaultKey};
+use crate::format::name::{Capsule, Metadata, Name, NameBody};
+use crate::format::{Stamp, VersionId};
+use crate::limits::CHUNKS_IN_FLIGHT_PER_SHARD;
+use crate::node::chunks::ClusterSink;
+use crate::node::control::ControlEvent;
+use crate::node::shard::{Shard, send_job};
+use crate::node::{deaths, names, owners};
+use crate::vault::{Input, PutError, PutJob, PutOptions, PutResult};
+
+pub struct Put {
+    pub bucket: String,
+    pub key: String,
+    pub no_dedup: bool,
+    pub no_clobber: bool,
+    pub metadata: Metadata,
+}
+
+pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: Option<OwnedFd>) -> Result<(), Failure> {
+    let vault = vault_key(shard)?;
+    let name = Name::new(&put.bucket, &put.key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
+    let (bucket_id, name_id) = (vault.bucket_id(name.bucket()), vault.name_id(name.bucket(), name.key()));
+    let earlier = names::read(shard, &bucket_id, &name_id).await?;
+    if put.no_clobber && earlier.as_ref().is_some_and(|record| !record.tombstone) {
+        return Err(Failure::new(
+            code::OTHER,
+            format!("{name} exists already: remove it, or put without --no-clobber"),
+        ));
+    }
+    let version = shard.node.mint(bucket_id.slot());
+    let result = match descriptor {
+        Some(descriptor) => store_content(shard, client, &vault, &put, version, descriptor).await?,
+        None => PutResult::empty(),
+    };
+    refer_root(shard, &vault, &result, &put.metadata, version).await?;
+    let body = name_body(&name, &put, &result);
+    let network = shard.node.network_id();
+    let after = earlier.as_ref().map_or(Stamp::ZERO, |earlier| earlier.clock);
+    let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: false }, &body);
+    let written = names::write(shard, &bucket_id, &name_id, after, seal).await?;
+    deaths::sign_replaced(shard, earlier.as_ref(), &written).await?;
+    client
+        .send(ControlEvent::Stored {
+            bucket: name.bucket().into(),
+            key: name.key().into(),
+            content: result.root,
+            bytes: result.length,
+            bytes_new: result.bytes_new,
+        })
+        .await
+}
+
+/// Streams the content over all shards and reports progress; a client that hangs up cancels it.
+async fn store_content(
+    shard: &Rc<Shard>,
+    client: &Rc<Client>,
+    vault: &VaultKey,
+    put: &Put,
+    version: VersionId,
+    descriptor: OwnedFd,
+) -> Result<PutResult, Failure> {
+    let input = Input::of(descriptor);
+    let scope = if put.no_dedup { ScopeKey::random() } else { vault.scope() };
+    let job = PutJob::new(input, PutOptions { scope, version, width: CHUNKS_IN_FLIGHT_PER_SHARD });
+    if job.leaf_count().is_none_or(|leaves| leaves > SINGLE_SHARD_LEAVES_MAX) {
+        for index in (0..shard.node.shards.len()).filter(|index| *index != shard.index) {
+            let job = job.clone();
+            send_job(&shard.node, index, move |shard| async move { work(&job, &shard).await });
+        }
+    }
+    let (own, sink) = ((job.clone(), shard.clone()), Rc::new(ClusterSink::new(shard.clone())));
+    crate::io::spawn(async move { work(&own.0, &own.1).await });
+    let watch = watch(shard, client, &job);
+    let outcome = job.finish(&shard.pool, &sink).await;
+    watch.stop().await;
+    let result = outcome.map_err(|error| put_failure(error, put))?;
+    client.send(progress_event(&job)).await?;
+    Ok(result)
+}
+
+/// A file this short is not worth waking the other shards for.
+const SINGLE_SHARD_LEAVES_MAX: u64 = 4;
+
+async fn work(job: &Arc<PutJob>, shard: &Rc<Shard>) {
+    job.work(&shard.pool, &Rc::new(ClusterSink::new(shard.clone()))).await;
+}
+
+fn put_failure(error: PutError, put: &Put) -> Failure {
+    match error {
+        PutError::Chunk(error) => error.into(),
+        other => Failure::new(code::OTHER, format!("{}/{}: {other}", put.bucket, put.key)),
+    }
+}
+
+fn progress_event(job: &PutJob) -> ControlEvent {
+    let progress = job.progress();
+    ControlEvent::Progress { done: progress.bytes_done, total: progress.bytes_total, new: progress.bytes_new }
+}
+
+fn watch(shard: &Rc<Shard>, client: &Rc<Client>, job: &Arc<PutJob>) -> Watch {
+    let (cancelled, reported) = (job.clone(), job.clone());
+    Watch::start(shard, client, move || cancelled.cancel(), move || progress_event(&reported))
+}
+
+/// Makes the root's reference carry the sealed capsule on its owners, so that a member can get by content id alone.
+async fn refer_root(
+    shard: &Rc<Shard>,
+    vault: &VaultKey,
+    result: &PutResult,
+    metadata: &Metadata,
+    version: VersionId,
+) -> Result<(), Failure> {
+    if result.root.is_zero() {
+        return Ok(()); // the empty file has no chunk to refer to
+    }
+    let capsule = Capsule {
+        root_key: *result.root_key.as_bytes(),
+        depth: result.depth,
+        length: result.length,
+        metadata: metadata.clone(),
+    };
+    let sealed = vault.seal_capsule(&shard.node.network_id(), &version, &result.root, &capsule);
+    owners::refer(shard, &result.root, &version, &sealed).await?;
+    Ok(())
+}
+
+fn name_body(name: &Name, put: &Put, result: &PutResult) -> NameBody {
+    NameBody {
+        bucket: name.bucket().into(),
+        key: name.key().into(),
+        root: result.root,
+        root_key: *result.root_key.as_bytes(),
+        depth: result.depth,
+        length: result.length,
+        metadata: put.metadata.clone(),
+    }
+}

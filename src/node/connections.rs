@@ -1,0 +1,156 @@
+//! A shard's connections: found when there, dialled when needed, shared by all that need the same peer.
+//!
+//! Rules:
+//! - Connections are symmetric: one that the peer dialled serves our requests just as well.
+//! - One dial per peer at a time; who comes meanwhile waits for its outcome.
+//! - A peer whose dial failed is not dialled again for [`REDIAL_PAUSE`]: a dead replica costs its callers nothing.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::serve::Serve;
+use super::shard::Shard;
+use crate::cluster::membership::ConnectionId;
+use crate::format::NodeId;
+use crate::wire::Connection;
+
+/// After a failed dial, callers on the data path get the same answer for this long.
+const REDIAL_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PeerError {
+    #[error("node {0:?} is not known here")]
+    Unknown(NodeId),
+    #[error("node {node:?} cannot be reached: {reason}")]
+    Unreachable { node: NodeId, reason: String },
+}
+
+#[derive(Default)]
+pub struct Connections {
+    peers: RefCell<HashMap<NodeId, Rc<Slot>>>,
+    /// Those that count for membership, by its number for them.
+    settled: RefCell<HashMap<ConnectionId, Connection>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    open: RefCell<Vec<Connection>>,
+    dialling: tokio::sync::Mutex<Option<(Instant, String)>>,
+}
+
+impl Connections {
+    fn slot(&self, node: &NodeId) -> Rc<Slot> {
+        self.peers.borrow_mut().entry(*node).or_default().clone()
+    }
+
+    /// An open connection to `node`, if this shard has one.
+    pub fn find(&self, node: &NodeId) -> Option<Connection> {
+        let peers = self.peers.borrow();
+        let open = peers.get(node)?.open.borrow();
+        open.iter().find(|connection| connection.is_open()).cloned()
+    }
+
+    /// Requests of this shard that `node` has not answered yet.
+    pub fn in_flight(&self, node: &NodeId) -> usize {
+        self.find(node).map_or(0, |connection| connection.in_flight())
+    }
+
+    pub fn add(&self, connection: Connection) {
+        let slot = self.slot(&connection.peer().certificate.node_id);
+        let mut open = slot.open.borrow_mut();
+        open.retain(Connection::is_open);
+        open.push(connection);
+    }
+
+    pub fn all(&self) -> Vec<Connection> {
+        let peers = self.peers.borrow();
+        peers.values().flat_map(|slot| slot.open.borrow().clone()).filter(Connection::is_open).collect()
+    }
+
+    pub fn settle(&self, number: ConnectionId, connection: Connection) {
+        self.settled.borrow_mut().insert(number, connection);
+    }
+
+    pub fn unsettle(&self, number: ConnectionId) {
+        self.settled.borrow_mut().remove(&number);
+    }
+
+    pub fn settled(&self, number: ConnectionId) -> Option<Connection> {
+        self.settled.borrow().get(&number).cloned()
+    }
+
+    pub fn all_settled(&self) -> Vec<Connection> {
+        self.settled.borrow().values().filter(|connection| connection.is_open()).cloned().collect()
+    }
+
+    /// A connection has ended.
+    pub fn forget(&self, connection: &Connection) {
+        if let Some(slot) = self.peers.borrow().get(&connection.peer().certificate.node_id) {
+            slot.open.borrow_mut().retain(|open| !open.is_same(connection));
+        }
+    }
+
+    /// Closes everything; nothing new is added after the listeners have stopped.
+    pub async fn close_all(&self, reason: &str) {
+        for connection in self.all() {
+            connection.close(reason).await;
+        }
+    }
+}
+
+/// The connection of this shard to `node`, dialled if there is none.
+pub async fn connect(shard: &Rc<Shard>, node: &NodeId) -> Result<Connection, PeerError> {
+    if let Some(connection) = shard.connections.find(node) {
+        return Ok(connection);
+    }
+    let slot = shard.connections.slot(node);
+    let mut last_failure = slot.dialling.lock().await;
+    if let Some(connection) = shard.connections.find(node) {
+        return Ok(connection);
+    }
+    if let Some((at, reason)) = last_failure.as_ref().filter(|(at, _)| at.elapsed() < REDIAL_PAUSE) {
+        tracing::trace!(?node, ?at, "dial skipped");
+        return Err(PeerError::Unreachable { node: *node, reason: reason.clone() });
+    }
+    let outcome = dial(shard, node).await;
+    *last_failure = match &outcome {
+        Ok(_) => None,
+        Err(error) => Some((Instant::now(), error.to_string())),
+    };
+    outcome
+}
+
+async fn dial(shard: &Rc<Shard>, node: &NodeId) -> Result<Connection, PeerError> {
+    let addresses = shard.node.peers.addresses(node);
+    if addresses.is_empty() {
+        return Err(PeerError::Unknown(*node));
+    }
+    let mut reason = String::new();
+    for address in addresses {
+        match dial_at(shard, &address, Some(*node)).await {
+            Ok((connection, _)) => return Ok(connection),
+            Err(error) => reason = error,
+        }
+    }
+    Err(PeerError::Unreachable { node: *node, reason })
+}
+
+/// Dials `host:port`, every address that it resolves to.
+pub async fn dial_at(
+    shard: &Rc<Shard>,
+    address: &str,
+    expect: Option<NodeId>,
+) -> Result<(Connection, Rc<Serve>), String> {
+    let resolved = tokio::net::lookup_host(address).await.map_err(|error| format!("{address}: {error}"))?;
+    let mut reason = format!("{address} resolves to nothing");
+    for address in resolved {
+        let serve = Rc::new(Serve::new(shard.clone()));
+        match Connection::dial(address, &shard.node.identity, expect, shard.pool.clone(), serve.clone()).await {
+            Ok(connection) => return Ok((connection, serve)),
+            Err(error) => reason = format!("{address}: {error}"),
+        }
+    }
+    Err(reason)
+}

@@ -1,0 +1,201 @@
+//! Deaths: signed here when a name moved on, made durable, sent until every node has confirmed them.
+//!
+//! The rule (model-checked; kept to the letter): a member signs the death of a version only when it knows a later clock
+//! for that name to be durable on a majority of the name's owners. `rm` and an overwrite know it: they have just written
+//! that later clock. Absence, time-outs and partitions never kill.
+//!
+//! A death is a record of the log on every node that got it. Who signed it also keeps a document that lists who has
+//! confirmed; it goes once all nodes of the newest layout, and all others known, have.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::commands::{Failure, code};
+use super::connections::connect;
+use super::log;
+use super::names::Written;
+use super::shard::Shard;
+use super::shared::{Shared, lock};
+use crate::catalog::CatalogError;
+use crate::cluster::deaths::{DOCUMENT_PREFIX, Superseded, TooManyDeaths, may_sign};
+use crate::cluster::{DeathId, PendingDeaths};
+use crate::crypto::identity::{sign_death, verify_death};
+use crate::crypto::keys::VaultKey;
+use crate::format::certificate::Death;
+use crate::format::frame::{FrameKind, Status};
+use crate::format::name::NameRecord;
+use crate::format::{Address, NodeId, VersionId, message};
+use crate::io::spawn;
+use crate::store::{SmallRecord, StoreError};
+
+/// A peer makes a death durable before it confirms.
+const DEATH_PATIENCE: Duration = Duration::from_secs(10);
+/// Signs the death of what a write has replaced, if the rule allows it; durable here when it returns, and under way to
+/// everybody else.
+pub async fn sign_replaced(shard: &Rc<Shard>, earlier: Option<&NameRecord>, written: &Written) -> Result<(), Failure> {
+    let Some(earlier) = earlier.filter(|earlier| !earlier.tombstone) else { return Ok(()) };
+    let known =
+        Superseded { clock: earlier.clock, version: earlier.version, later: written.order, holders: &written.holders };
+    match may_sign(&known, &written.quorums) {
+        Some(version) => sign(shard, version).await,
+        None => Ok(()), // somebody else's later write has won: whoever sees that signs
+    }
+}
+
+async fn sign(shard: &Rc<Shard>, version: VersionId) -> Result<(), Failure> {
+    let node = &shard.node;
+    if !lock(&node.deaths).has_room() {
+        return Err(Failure::new(code::OTHER, TooManyDeaths.to_string()));
+    }
+    let mut death = Death {
+        signer: node.certificate.certificate().clone(),
+        key_generation: VaultKey::GENERATION,
+        versions: vec![version],
+        signature: [0; 64],
+    };
+    sign_death(&mut death, node.key_ring().node(), &node.network_id());
+    let (bytes, others) = (death.encode(), others(node));
+    let pending = {
+        let mut deaths = PendingDeaths::new();
+        let id = deaths.add(bytes.clone(), others.clone(), Duration::ZERO).map_err(too_many)?;
+        deaths.encode(&id).map(|document| (id, document))
+    };
+    let mut records = vec![SmallRecord::Death(bytes.clone())];
+    if let Some((id, document)) = pending.filter(|_| !others.is_empty()) {
+        records.push(log::document(node.document_serial(), &id.document_key(), &document));
+    }
+    shard.store.append_all(records).await?;
+    if !others.is_empty() {
+        lock(&node.deaths).add(bytes, others, node.uptime()).map_err(too_many)?;
+        node.deaths_changed.notify_one();
+    }
+    Ok(())
+}
+
+fn too_many(error: TooManyDeaths) -> Failure {
+    Failure::new(code::OTHER, error.to_string())
+}
+
+/// Every other node of the newest layout, and every other that is known: all of them must hear of a death.
+fn others(node: &Arc<Shared>) -> Vec<NodeId> {
+    let mut nodes: Vec<NodeId> = node.peers.known_nodes();
+    if let Ok(layout) = node.layout() {
+        nodes.extend(layout.nodes().iter().map(|known| known.node));
+    }
+    nodes.sort();
+    nodes.dedup();
+    nodes.retain(|known| *known != node.id());
+    nodes
+}
+
+/// A death that a peer sent: checked, then durable here before it is confirmed.
+pub async fn accept(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), Status> {
+    let death = Death::decode(bytes).map_err(|_| Status::Malformed)?;
+    verify_death(&death, &shard.node.network_id()).map_err(|error| {
+        tracing::warn!(%error, "a death was refused");
+        Status::Forbidden
+    })?;
+    let mut is_known = true;
+    for version in &death.versions {
+        is_known &= shard.node.catalog.is_dead(version).await.map_err(|_| Status::Unavailable)?;
+    }
+    if is_known {
+        return Ok(());
+    }
+    shard.store.append(SmallRecord::Death(bytes.to_vec())).await.map_err(|error| match error {
+        StoreError::NoSpace { .. } => Status::NoSpace,
+        _ => Status::Unavailable,
+    })
+}
+
+/// Takes the deaths back in that were not confirmed by all before the last stop.
+pub async fn restore(node: &Arc<Shared>) -> Result<(), CatalogError> {
+    for (key, document) in node.catalog.documents(DOCUMENT_PREFIX.as_bytes()).await? {
+        if document.is_empty() {
+            continue; // confirmed by all
+        }
+        if let Err(error) = lock(&node.deaths).restore(&document, node.uptime()) {
+            tracing::warn!(%error, key = %String::from_utf8_lossy(&key), "a pending death was not understood");
+        }
+    }
+    Ok(())
+}
+
+/// A peer can be reached again: whatever it owes is due now.
+pub fn on_reachable(node: &Arc<Shared>, peer: NodeId) {
+    lock(&node.deaths).on_reachable(peer, node.uptime());
+    node.deaths_changed.notify_one();
+}
+
+/// Whoever is new in the layout owes a confirmation of every death that is still pending.
+pub fn on_layout(node: &Arc<Shared>) {
+    let now = node.uptime();
+    for peer in others(node) {
+        lock(&node.deaths).on_joined(peer, now);
+    }
+    node.deaths_changed.notify_one();
+}
+
+/// Sends what is due, for ever.
+pub fn start(shard: &Rc<Shard>) {
+    let shard = shard.clone();
+    spawn(async move {
+        let stopping = shard.node.stopping();
+        loop {
+            send_due(&shard).await;
+            let next = lock(&shard.node.deaths).next_deadline();
+            let pause = next.map_or(IDLE, |at| at.saturating_sub(shard.node.uptime())).min(IDLE);
+            tokio::select! {
+                () = stopping.clone().wait() => return,
+                () = shard.node.deaths_changed.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    });
+}
+
+async fn send_due(shard: &Rc<Shard>) {
+    let node = &shard.node;
+    let due = lock(&node.deaths).next_to_send(node.uptime(), SENT_AT_ONCE_MAX);
+    let mut by_node: BTreeMap<NodeId, Vec<(DeathId, Vec<u8>)>> = BTreeMap::new();
+    for death in due {
+        if node.peers.is_alive(&death.node) {
+            by_node.entry(death.node).or_default().push((death.id, death.death));
+        }
+    }
+    for (peer, deaths) in by_node {
+        if let Err(reason) = send(shard, peer, deaths).await {
+            tracing::debug!(?peer, %reason, "deaths not confirmed yet");
+        }
+    }
+}
+
+async fn send(shard: &Rc<Shard>, peer: NodeId, mut deaths: Vec<(DeathId, Vec<u8>)>) -> Result<(), String> {
+    while !deaths.is_empty() {
+        let (body, count) = message::encode_page(deaths.iter().map(|(_, death)| death.as_slice()));
+        let connection = connect(shard, &peer).await.map_err(|error| error.to_string())?;
+        let answer = connection
+            .request(FrameKind::Deaths, Address::ZERO, shard.node.layout_number(), body, None, DEATH_PATIENCE)
+            .await
+            .map_err(|error| error.to_string())?;
+        if answer.status != Status::Ok {
+            return Err(format!("answered {:?}", answer.status));
+        }
+        let rest = deaths.split_off(count.max(1).min(deaths.len()));
+        let mut done = Vec::new();
+        for (id, _) in std::mem::replace(&mut deaths, rest) {
+            if lock(&shard.node.deaths).on_confirm(peer, id) {
+                done.push(log::document(shard.node.document_serial(), &id.document_key(), &[]));
+            }
+        }
+        shard.store.append_all(done).await.map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// A round of sending takes at most this many, so that none starves.
+const SENT_AT_ONCE_MAX: usize = 4096;
+/// Nothing is due: look again after this.
+const IDLE: Duration = Duration::from_secs(5);

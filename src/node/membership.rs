@@ -1,0 +1,453 @@
+//! Membership carried out: the machine's dials, hellos and roles, the layouts, and the vault key for a new member.
+//!
+//! - A connection counts for membership once a hello has gone over it, in either direction; those that shards dial for
+//!   data alone never say one.
+//! - Everything here that touches a connection runs on the shard where it lives; the machine itself is shared.
+//! - Layouts: whoever hears of a newer one fetches it from whom it heard of it, checks the authority's signature, makes it
+//!   durable, and says hello to everybody again. The founder makes the next one when a certified node is known that
+//!   the newest does not name.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use super::serve::Serve;
+use super::shard::{Shard, send_job};
+use super::shared::Shared;
+use super::start::write_durably;
+use super::{NodeError, log, wall_ms};
+use crate::cluster::membership::{ConnectionId, Known};
+use crate::cluster::{ActiveLayout, MembershipAction, MembershipEvent};
+use crate::crypto::identity::{sign_layout, verify_certificate, verify_layout, verify_role};
+use crate::crypto::keys::VaultKey;
+use crate::format::certificate::{Class, Layout, LayoutEntry, NodeCertificate, Role};
+use crate::format::frame::{FrameKind, Status};
+use crate::format::message::{self, Hello};
+use crate::format::{Address, NodeId};
+use crate::io::spawn;
+use crate::limits::STALL_MAX;
+use crate::wire::Connection;
+
+const BOOK_FILE: &str = "address-book";
+const LAYOUT_PREFIX: &str = "layout/";
+/// The machine is asked at least this often.
+const TICK_MAX: Duration = Duration::from_secs(5);
+/// A layout's bytes are bounded by its nodes; this bounds them before anything is allocated.
+const LAYOUT_BYTES_MAX: usize = crate::limits::NODES_MAX * 2048;
+
+/// What a connection is to membership.
+#[derive(Default)]
+pub struct Standing {
+    connection: Cell<Option<ConnectionId>>,
+}
+
+/// Reads back what was learnt before the last stop.
+pub async fn restore(node: &Arc<Shared>) -> Result<(), NodeError> {
+    let mut documents = node.catalog.documents(LAYOUT_PREFIX.as_bytes()).await?;
+    documents.sort();
+    for (_, bytes) in documents {
+        if let Err(reason) = adopt(node, &bytes) {
+            tracing::warn!(%reason, "a layout in the log was not understood");
+        }
+    }
+    match std::fs::read(node.config.data_dir.join(BOOK_FILE)) {
+        Ok(book) => {
+            if let Err(error) = node.peers.restore(&book) {
+                tracing::warn!(%error, "the address book is damaged and was left out: tickets lead back");
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, "the address book cannot be read"),
+    }
+    Ok(())
+}
+
+/// Keeps the address book. It is knowledge that can be learnt again: a failure is a warning.
+pub fn save(node: &Shared) {
+    if let Err(error) = write_durably(&node.config.data_dir, BOOK_FILE, &node.peers.encode()) {
+        tracing::warn!(%error, "the address book was not written");
+    }
+}
+
+/// Founds layout 1 where that is this node's to do, and begins to dial.
+pub async fn start(shard: &Rc<Shard>) -> Result<(), NodeError> {
+    propose_layout(shard).await;
+    if shard.node.layout_number() > 0 {
+        feed(shard, MembershipEvent::Joined);
+    }
+    let shard = shard.clone();
+    spawn(async move {
+        let stopping = shard.node.stopping();
+        loop {
+            feed(&shard, MembershipEvent::Tick);
+            let next = shard.node.peers.next_deadline();
+            let pause = next.map_or(TICK_MAX, |at| at.saturating_sub(shard.node.uptime())).min(TICK_MAX);
+            tokio::select! {
+                () = stopping.clone().wait() => return,
+                () = shard.node.peers.changed.notified() => tokio::time::sleep(TICK_MIN).await,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Between two looks at a machine that was just fed.
+const TICK_MIN: Duration = Duration::from_millis(20);
+
+/// Feeds the machine and carries out what it wants.
+fn feed(shard: &Rc<Shard>, event: MembershipEvent) {
+    for action in shard.node.peers.handle(event, shard.node.uptime()) {
+        carry_out(shard, action);
+    }
+}
+
+fn carry_out(shard: &Rc<Shard>, action: MembershipAction) {
+    let node = &shard.node;
+    match action {
+        MembershipAction::Dial { address, expect } => {
+            // Dials live on shard 0, whoever fed the machine.
+            send_job(node, 0, move |shard| async move { dial(&shard, address, expect).await });
+        }
+        MembershipAction::SendRoles { to: _, connection, known } => {
+            let Some(home) = node.peers.home(connection) else { return };
+            send_job(node, home, move |shard| async move { send_roles(&shard, connection, &known).await });
+        }
+        MembershipAction::Close { connection, reason } => {
+            let Some(home) = node.peers.home(connection) else { return };
+            send_job(node, home, move |shard| async move {
+                if let Some(connection) = shard.connections.settled(connection) {
+                    connection.close(reason).await;
+                }
+            });
+        }
+        MembershipAction::Alive(peer) => {
+            tracing::info!(?peer, "connected");
+            super::deaths::on_reachable(node, peer);
+        }
+        MembershipAction::Gone(peer) => tracing::info!(?peer, "gone"),
+        MembershipAction::Save => node.book_changed.notify_one(),
+    }
+}
+
+async fn dial(shard: &Rc<Shard>, address: String, expect: Option<NodeId>) {
+    match super::connections::dial_at(shard, &address, expect).await {
+        Ok((connection, serve)) => {
+            settle(shard, &connection, &serve, Some(address));
+            let hello = own_hello(shard);
+            let answer = connection.request(FrameKind::Hello, Address::ZERO, 0, hello, None, STALL_MAX).await;
+            match answer {
+                Ok(answer) if answer.status == Status::Ok => heard(shard, &connection, &answer.body).await,
+                Ok(answer) => tracing::warn!(status = ?answer.status, "a hello was refused"),
+                Err(error) => tracing::info!(%error, "a hello was not answered"),
+            }
+        }
+        Err(error) => {
+            tracing::info!(%address, %error, "cannot dial");
+            feed(shard, MembershipEvent::DialFailed { address });
+        }
+    }
+}
+
+/// Counts a connection for membership.
+fn settle(shard: &Rc<Shard>, connection: &Connection, serve: &Serve, dialled: Option<String>) {
+    if serve.standing.connection.get().is_some() {
+        return;
+    }
+    let number = shard.node.peers.settle(shard.index);
+    serve.standing.connection.set(Some(number));
+    shard.connections.settle(number, connection.clone());
+    let certificate = connection.peer().certificate.certificate().clone();
+    feed(shard, MembershipEvent::Connected { connection: number, certificate: Box::new(certificate), dialled, wall_ms: wall_ms() });
+}
+
+pub fn on_closed(shard: &Rc<Shard>, standing: &Standing) {
+    if let Some(connection) = standing.connection.take() {
+        shard.connections.unsettle(connection);
+        shard.node.peers.unsettle(connection);
+        feed(shard, MembershipEvent::Closed { connection });
+    }
+}
+
+pub fn own_hello(shard: &Rc<Shard>) -> Vec<u8> {
+    let node = &shard.node;
+    Hello { incarnation: node.incarnation, layout: node.layout_number(), role: &node.peers.own_role().encode() }
+        .encode()
+}
+
+/// A peer says hello: its connection counts from now on.
+pub async fn on_hello(shard: &Rc<Shard>, connection: &Connection, serve: &Serve, body: &[u8]) {
+    settle(shard, connection, serve, None);
+    heard(shard, connection, body).await;
+}
+
+/// What a hello tells, in either direction.
+async fn heard(shard: &Rc<Shard>, connection: &Connection, body: &[u8]) {
+    let certificate = &connection.peer().certificate;
+    let (role, layout) = match Hello::decode(body).and_then(|hello| Ok((Role::decode(hello.role)?, hello.layout))) {
+        Ok(heard) => heard,
+        Err(error) => return tracing::warn!(%error, peer = ?certificate.node_id, "a hello was malformed"),
+    };
+    learn(shard, certificate.node_id, vec![(certificate.certificate().clone(), role)]).await;
+    if layout > shard.node.layout_number() {
+        fetch_layout(shard, connection).await;
+    }
+    fetch_vault_key(shard, connection).await;
+}
+
+/// Roles a peer sent: pairs of certificate and role.
+pub async fn on_roles(shard: &Rc<Shard>, from: NodeId, items: Vec<&[u8]>) -> Result<(), crate::format::Malformed> {
+    let mut known = Vec::with_capacity(items.len() / 2);
+    for pair in items.chunks(2) {
+        let [certificate, role] = pair else { return Err(crate::format::Malformed::new("odd number of roles")) };
+        known.push((NodeCertificate::decode(certificate)?, Role::decode(role)?));
+    }
+    learn(shard, from, known).await;
+    Ok(())
+}
+
+/// Checks what was heard, and tells the machine the rest.
+async fn learn(shard: &Rc<Shard>, from: NodeId, heard: Vec<(NodeCertificate, Role)>) {
+    let network = shard.node.network_id();
+    let mut known = Vec::with_capacity(heard.len());
+    for (certificate, role) in heard {
+        let checked =
+            verify_certificate(&certificate, &network).map(|_| ()).and_then(|()| verify_role(&role, &network));
+        match checked {
+            Ok(()) if role.node == certificate.node => known.push(Known { certificate, role }),
+            Ok(()) => tracing::warn!(?from, "a role of another node than its certificate's was dropped"),
+            Err(error) => tracing::warn!(?from, %error, "a role was dropped"),
+        }
+    }
+    feed(shard, MembershipEvent::Roles { from, known });
+    if shard.node.key_ring().authority().is_some() {
+        send_job(&shard.node, 0, |shard| async move { propose_layout(&shard).await });
+    }
+}
+
+async fn send_roles(shard: &Rc<Shard>, number: ConnectionId, known: &[Known]) {
+    let Some(connection) = shard.connections.settled(number) else { return };
+    let encoded: Vec<[Vec<u8>; 2]> =
+        known.iter().map(|known| [known.certificate.encode(), known.role.encode()]).collect();
+    let mut pairs = encoded.as_slice();
+    while !pairs.is_empty() {
+        let (body, count) = message::encode_page(pairs.iter().flatten().map(Vec::as_slice));
+        // A page may end between certificate and role: only whole pairs go.
+        let whole = count / 2;
+        let body = if count % 2 == 0 {
+            body
+        } else {
+            message::encode_page(pairs.iter().take(whole).flatten().map(Vec::as_slice)).0
+        };
+        let answer = connection.request(FrameKind::Roles, Address::ZERO, 0, body, None, STALL_MAX).await;
+        if let Err(error) = answer {
+            return tracing::debug!(%error, "roles were not taken");
+        }
+        pairs = pairs.get(whole.max(1)..).unwrap_or_default();
+    }
+}
+
+/// The founder's: makes the next layout when somebody is known whom the newest does not name.
+async fn propose_layout(shard: &Rc<Shard>) {
+    let node = &shard.node;
+    let Some(next) = next_layout(node) else { return };
+    let bytes = next.encode();
+    if let Err(reason) = keep_layout(shard, &bytes).await {
+        tracing::error!(%reason, "the next layout was not made");
+    }
+}
+
+/// The next layout, signed; `None` when this node is not the one to make it or there is nothing to add.
+fn next_layout(node: &Arc<Shared>) -> Option<Layout> {
+    let ring = node.key_ring();
+    let authority = ring.authority()?;
+    let newest = node.layout().ok();
+    let now_s = wall_ms() / 1000;
+    let mut next: Option<Layout> = None;
+    for known in node.peers.known() {
+        if newest.as_ref().is_some_and(|newest| newest.node(&known.role.node).is_some()) {
+            continue;
+        }
+        let checked = match verify_certificate(&known.certificate, &node.network_id()) {
+            Ok(checked) => checked,
+            Err(_) => continue,
+        };
+        if let Err(error) = checked.is_admissible(now_s) {
+            tracing::warn!(peer = ?known.role.node, %error, "a node was not admitted");
+            continue;
+        }
+        let entry = LayoutEntry { certificate: known.certificate, role: known.role };
+        match (&mut next, &newest) {
+            (Some(next), _) => next.entries.push(entry),
+            (None, Some(newest)) => next = Some(newest.next_with(entry)),
+            (None, None) => next = Some(first_layout(node, entry)),
+        }
+    }
+    let mut next = next?;
+    next.entries.sort_by_key(|entry| entry.role.node);
+    sign_layout(&mut next, authority);
+    Some(next)
+}
+
+fn first_layout(node: &Arc<Shared>, entry: LayoutEntry) -> Layout {
+    Layout {
+        number: 1,
+        replicas: node.config.replicas,
+        voters: vec![node.id()],
+        settings: Vec::new(),
+        entries: vec![entry],
+        signature: [0; 64],
+    }
+}
+
+/// Makes a layout durable, active, and known to everybody connected.
+async fn keep_layout(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), String> {
+    let node = &shard.node;
+    let layout = Layout::decode(bytes).map_err(|error| error.to_string())?;
+    verify_layout(&layout, &node.network_id()).map_err(|error| error.to_string())?;
+    let _one_at_a_time = node.layout_change.lock().await;
+    if layout.number <= node.layout_number() {
+        return Ok(());
+    }
+    let key = format!("{LAYOUT_PREFIX}{:010}", layout.number);
+    let document = log::document(node.document_serial(), key.as_bytes(), bytes);
+    shard.store.append(document).await.map_err(|error| error.to_string())?;
+    adopt(node, bytes)?;
+    tracing::info!(number = layout.number, nodes = layout.entries.len(), "layout");
+    feed(shard, MembershipEvent::Joined);
+    super::deaths::on_layout(node);
+    for index in 0..node.shards.len() {
+        send_job(node, index, |shard| async move { say_hello_again(&shard).await });
+    }
+    Ok(())
+}
+
+/// Puts a layout into the table. The later number wins; an earlier one is remembered for reads.
+fn adopt(node: &Arc<Shared>, bytes: &[u8]) -> Result<(), String> {
+    let layout = Layout::decode(bytes).map_err(|error| error.to_string())?;
+    verify_layout(&layout, &node.network_id()).map_err(|error| error.to_string())?;
+    let layout = ActiveLayout::from_checked(layout);
+    let mut layouts = node.layouts.write().unwrap_or_else(PoisonError::into_inner);
+    if layouts.newest().is_none_or(|newest| newest.number() < layout.number()) {
+        layouts.adopt(layout).map_err(|error| error.to_string())
+    } else {
+        layouts.remember(layout);
+        Ok(())
+    }
+}
+
+/// Tells every connected node that there is a newer layout here.
+async fn say_hello_again(shard: &Rc<Shard>) {
+    for connection in shard.connections.all_settled() {
+        let (own, hello) = (shard.clone(), own_hello(shard));
+        spawn(async move {
+            let answer = connection.request(FrameKind::Hello, Address::ZERO, 0, hello, None, STALL_MAX).await;
+            if let Ok(answer) = answer
+                && answer.status == Status::Ok
+            {
+                heard(&own, &connection, &answer.body).await;
+            }
+        });
+    }
+}
+
+/// Fetches the newest layout and, before it, those that this node has missed: older chunks lie by them.
+async fn fetch_layout(shard: &Rc<Shard>, connection: &Connection) {
+    match ask_layout(connection, 0).await {
+        Ok(newest) => {
+            let known = shard.node.layout_number();
+            let number = Layout::decode(&newest).map_or(0, |layout| layout.number);
+            for missed in (known + 1..number).rev().take(LAYOUTS_MISSED_MAX) {
+                if let Ok(bytes) = ask_layout(connection, missed).await {
+                    remember_layout(shard, missed, &bytes).await;
+                }
+            }
+            if let Err(reason) = keep_layout(shard, &newest).await {
+                tracing::warn!(%reason, "a layout was refused");
+            }
+        }
+        Err(reason) => tracing::info!(%reason, "no layout from a peer"),
+    }
+}
+
+/// How many missed layouts a node that was away asks for.
+const LAYOUTS_MISSED_MAX: usize = 16;
+
+async fn remember_layout(shard: &Rc<Shard>, number: u32, bytes: &[u8]) {
+    let Ok(layout) = Layout::decode(bytes) else { return };
+    if layout.number != number || verify_layout(&layout, &shard.node.network_id()).is_err() {
+        return;
+    }
+    let key = format!("{LAYOUT_PREFIX}{number:010}");
+    let document = log::document(shard.node.document_serial(), key.as_bytes(), bytes);
+    if let Err(error) = shard.store.append(document).await {
+        return tracing::warn!(%error, "a layout was not kept");
+    }
+    shard.node.missed_layout(ActiveLayout::from_checked(layout));
+}
+
+async fn ask_layout(connection: &Connection, number: u32) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    loop {
+        let body = message::encode_layout_request(number, bytes.len() as u32);
+        let answer = connection
+            .request(FrameKind::Layout, Address::ZERO, 0, body, None, STALL_MAX)
+            .await
+            .map_err(|error| error.to_string())?;
+        if answer.status != Status::Ok {
+            return Err(format!("answered {:?}", answer.status));
+        }
+        let (total, part) = message::decode_layout_part(&answer.body).map_err(|error| error.to_string())?;
+        if total as usize > LAYOUT_BYTES_MAX || part.is_empty() {
+            return Err("the layout's length makes no sense".into());
+        }
+        bytes.extend_from_slice(part);
+        if bytes.len() >= total as usize {
+            return Ok(bytes);
+        }
+    }
+}
+
+/// Asks every connected peer of this shard for a newer layout; pauses a little when there is none, since then it is the
+/// other side that is behind and catches up.
+pub async fn refresh_layout(shard: &Rc<Shard>) {
+    let before = shard.node.layout_number();
+    for connection in shard.connections.all() {
+        fetch_layout(shard, &connection).await;
+    }
+    if shard.node.layout_number() == before {
+        tokio::time::sleep(CATCH_UP_PAUSE).await;
+    }
+}
+
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(100);
+
+/// A peer runs under a newer layout than we know.
+pub fn catch_up(shard: &Rc<Shard>, connection: &Connection) {
+    let (shard, connection) = (shard.clone(), connection.clone());
+    spawn(async move { fetch_layout(&shard, &connection).await });
+}
+
+/// A member without the vault key asks the first other member that it meets.
+async fn fetch_vault_key(shard: &Rc<Shard>, connection: &Connection) {
+    let node = &shard.node;
+    if !node.is_member() || node.vault_key().is_some() || connection.peer().certificate.class != Class::Member {
+        return;
+    }
+    let answer = connection.request(FrameKind::VaultKey, Address::ZERO, 0, Vec::new(), None, STALL_MAX).await;
+    let Ok(answer) = answer.inspect_err(|error| tracing::info!(%error, "no vault key from a peer")) else { return };
+    if answer.status != Status::Ok {
+        return tracing::info!(status = ?answer.status, "no vault key from a peer");
+    }
+    match message::decode_vault_key(&answer.body) {
+        Ok((VaultKey::GENERATION, key)) => {
+            if let Err(error) = node.keep_vault_key(VaultKey::from_bytes(key)) {
+                tracing::error!(%error, "the vault key was not kept");
+            }
+        }
+        Ok((generation, _)) => tracing::warn!(generation, "a vault key of an unknown generation"),
+        Err(error) => tracing::warn!(%error, "a vault key was malformed"),
+    }
+}

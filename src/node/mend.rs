@@ -1,0 +1,43 @@
+//! Mending: a chunk that is damaged or missing here is fetched again from another holder.
+
+use std::rc::Rc;
+
+use super::chunks::fetch_from;
+use super::shard::Shard;
+use crate::format::{Address, NodeId, VersionId};
+use crate::limits::RECORD_HEAD_BYTES;
+use crate::store::Hold;
+
+/// Fetches the chunk from the first holder that has it right, and stores it again under its living versions.
+pub async fn mend(shard: &Rc<Shard>, address: &Address) -> Result<NodeId, String> {
+    let node = &shard.node;
+    let versions = node.catalog.references(address).await.map_err(|error| error.to_string())?;
+    let Some(version) = versions.first() else {
+        return Err("no living version refers to it: nothing is lost; gabion reclaim removes it".into());
+    };
+    let holders = node.chunk_holders(address).all();
+    let mut reason = "no other node holds a copy".to_owned();
+    for holder in holders {
+        match fetch_from(shard, &holder, address).await {
+            Ok(payload) => return store(shard, address, version, payload).await.map(|()| holder),
+            Err(error) => reason = error.to_string(),
+        }
+    }
+    Err(reason)
+}
+
+async fn store(
+    shard: &Rc<Shard>,
+    address: &Address,
+    version: &VersionId,
+    payload: crate::wire::Payload,
+) -> Result<(), String> {
+    debug_assert!(payload.buffer.len() >= RECORD_HEAD_BYTES + payload.len);
+    match shard.store.hold(address, version).await.map_err(|error| error.to_string())? {
+        Hold::Held => Ok(()), // somebody stored it meanwhile
+        Hold::Absent(claim) => {
+            let staged = shard.store.stage(claim, payload.buffer, payload.len, version, 0).await;
+            staged.map_err(|error| error.to_string())?.commit().await.map_err(|error| error.to_string())
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! Names over the cluster: read and written by majority of a bucket's owners among the members.
+//!
+//! - A write first reads a quorum, picks a later clock than it saw, and is done once W owners hold it durably.
+//! - A read takes the latest of R + 1 - W answers, and waits until a majority holds it before it answers
+//!   (write-back), so that reads never go backwards.
+//! - Every request carries the layout's number. An owner that runs under another refuses, the operation starts over
+//!   under the newest, and earlier answers count for nothing.
+//! - Reads under a new layout also ask the owners of the one before and add what they answer: a name is never lost by
+//!   a change of owners.
+//!
+//! The decisions are [`NameRead`]'s and [`NameWrite`]'s; this file carries their questions to the owners.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::connections::connect;
+use super::shard::Shard;
+use super::shared::lock;
+use super::{log, wall_ms};
+use crate::catalog::hlc::check_ahead;
+use crate::catalog::{CatalogError, ClockAhead, check_age};
+use crate::cluster::names::{NameReadStep, NameWriteStep};
+use crate::cluster::{ActiveLayout, NameRead, NameWrite, Quorum};
+use crate::format::certificate::Class;
+use crate::format::frame::{FrameKind, Status};
+use crate::format::name::NameRecord;
+use crate::format::{Address, BucketId, NameId, NodeId, Stamp, VersionId, message};
+use crate::io::spawn;
+use crate::limits::STALL_MAX;
+use crate::store::SmallRecord;
+
+/// A durable write may wait behind a disk.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often an operation starts over because the layout changed under it.
+const RESTARTS_MAX: u32 = 8;
+
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    #[error(
+        "only {have} of the name's owners answered, and {need} are needed: start the missing members or wait for them ({reason})"
+    )]
+    TooFewOwners { have: usize, need: usize, reason: String },
+    #[error("this node does not hold the network's layout yet: wait until it has joined")]
+    NotJoined,
+    #[error("the layout kept changing: try again")]
+    LayoutChanged,
+    #[error(transparent)]
+    ClockAhead(#[from] ClockAhead),
+    #[error("the clock's floor cannot be made durable: {0}")]
+    Clock(String),
+}
+
+/// What one owner answered to a read or a write.
+enum Answer {
+    Record(Option<NameRecord>),
+    Written,
+    /// It runs under another layout, or knows the version as dead.
+    Refused,
+    Failed,
+}
+
+/// Keeps a record here, durably, or says why not. Called for a peer's write and for our own.
+pub async fn accept(shard: &Rc<Shard>, record: &NameRecord) -> Result<(), Status> {
+    let now_ms = wall_ms();
+    check_ahead(record.clock, now_ms).map_err(|_| Status::ClockAhead)?;
+    let catalog = &shard.node.catalog;
+    let unavailable = |error: CatalogError| {
+        tracing::warn!(%error, "a name record was not accepted");
+        Status::Unavailable
+    };
+    if catalog.is_dead(&record.version).await.map_err(unavailable)? {
+        return Err(Status::Dead);
+    }
+    let held = catalog.name(&record.bucket, &record.name).await.map_err(unavailable)?;
+    if held.as_ref().is_some_and(|held| held.order() >= record.order()) {
+        return Ok(()); // something as late or later is durable here already
+    }
+    let is_first = held.as_ref().is_none_or(|held| held.version != record.version);
+    // Who is slower than a version's time to be named mints a new one and refers again.
+    if is_first && !record.tombstone && check_age(&record.version, now_ms / 1000).is_err() {
+        return Err(Status::Dead);
+    }
+    shard.store.append(SmallRecord::Name(record.encode())).await.map_err(|error| {
+        tracing::warn!(%error, "a name record could not be made durable");
+        Status::NoSpace
+    })?;
+    shard.node.observe(record.clock);
+    Ok(())
+}
+
+/// The latest record of a name that a quorum knows, held by a majority when this returns. Tombstones are returned too.
+pub async fn read(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result<Option<NameRecord>, NameError> {
+    for _ in 0..RESTARTS_MAX {
+        if let Some(outcome) = read_once(shard, bucket, name).await? {
+            return Ok(outcome);
+        }
+        super::membership::refresh_layout(shard).await;
+    }
+    Err(NameError::LayoutChanged)
+}
+
+/// `None`: an owner runs under another layout, start over.
+async fn read_once(
+    shard: &Rc<Shard>,
+    bucket: &BucketId,
+    name: &NameId,
+) -> Result<Option<Option<NameRecord>>, NameError> {
+    let (mut machine, mut asked) = {
+        let quorums = quorums(shard, bucket)?;
+        (NameRead::new(quorums), Asked::new(shard))
+    };
+    let body = message::encode_name_read(bucket, name);
+    for owner in machine.owners() {
+        asked.ask(owner, FrameKind::NameRead, body.clone());
+    }
+    // What owners under earlier layouts know is added: the quorum's verdict waits for those of them that live.
+    let voters = machine.owners();
+    let mut awaited = earlier_owners(shard, bucket);
+    for owner in awaited.iter().filter(|owner| !voters.contains(owner)) {
+        asked.ask(*owner, FrameKind::NameRead, body.clone());
+    }
+    let mut held_back = VecDeque::new();
+    while let Some((owner, answer)) = asked.next().await {
+        awaited.retain(|known| *known != owner);
+        if voters.contains(&owner) {
+            held_back.push_back((owner, answer));
+        } else if let Answer::Record(record) = answer {
+            machine.on_answer(owner, record);
+        }
+        while let Some((owner, answer)) = awaited.is_empty().then(|| held_back.pop_front()).flatten() {
+            match step_read(&mut machine, owner, answer) {
+                NameReadStep::Wait => {}
+                NameReadStep::WriteBack { record, to } => {
+                    for owner in to {
+                        asked.ask(owner, FrameKind::NameWrite, record.encode());
+                    }
+                }
+                NameReadStep::Done(record) => return Ok(Some(record)),
+                NameReadStep::Failed { have, need } => return Err(asked.too_few(have, need)),
+                NameReadStep::Restart => return Ok(None),
+            }
+        }
+    }
+    Err(asked.too_few(0, 1))
+}
+
+/// Living owners of a bucket's names under the layouts before the newest.
+fn earlier_owners(shard: &Rc<Shard>, bucket: &BucketId) -> Vec<NodeId> {
+    let layouts = shard.node.layouts();
+    let mut owners: Vec<NodeId> =
+        layouts.earlier().iter().flat_map(|layout| layout.name_owners(bucket).as_slice().to_vec()).collect();
+    owners.sort();
+    owners.dedup();
+    owners.retain(|owner| shard.node.peers.is_alive(owner));
+    owners
+}
+
+fn step_read(machine: &mut NameRead, owner: NodeId, answer: Answer) -> NameReadStep {
+    match answer {
+        Answer::Record(record) => machine.on_answer(owner, record),
+        Answer::Written => machine.on_ack(owner),
+        Answer::Refused => machine.on_refused(owner),
+        Answer::Failed => machine.on_fail(owner),
+    }
+}
+
+/// What a write has made sure of: the ground on which the death of what it replaced may be signed.
+pub struct Written {
+    pub order: (Stamp, VersionId),
+    pub holders: Vec<NodeId>,
+    pub quorums: Vec<Quorum>,
+}
+
+/// Writes the record that `make` seals, under a clock later than `after` and than all that a quorum knows, to a majority of
+/// its owners.
+pub async fn write(
+    shard: &Rc<Shard>,
+    bucket: &BucketId,
+    name: &NameId,
+    after: Stamp,
+    make: impl Fn(Stamp) -> NameRecord,
+) -> Result<Written, NameError> {
+    for _ in 0..RESTARTS_MAX {
+        if let Some(written) = write_once(shard, bucket, name, after, &make).await? {
+            return Ok(written);
+        }
+        super::membership::refresh_layout(shard).await;
+    }
+    Err(NameError::LayoutChanged)
+}
+
+async fn write_once(
+    shard: &Rc<Shard>,
+    bucket: &BucketId,
+    name: &NameId,
+    after: Stamp,
+    make: &impl Fn(Stamp) -> NameRecord,
+) -> Result<Option<Written>, NameError> {
+    let quorums = quorums(shard, bucket)?;
+    let (mut machine, mut asked) = (NameWrite::new(quorums.clone()), Asked::new(shard));
+    let body = message::encode_name_read(bucket, name);
+    for owner in machine.owners() {
+        asked.ask(owner, FrameKind::NameRead, body.clone());
+    }
+    let mut order = None;
+    while let Some((owner, answer)) = asked.next().await {
+        let mut step = match answer {
+            Answer::Record(record) => machine.on_clock(owner, record.map(|record| record.clock)),
+            Answer::Written => machine.on_ack(owner),
+            Answer::Refused => machine.on_refused(owner),
+            Answer::Failed => machine.on_fail(owner),
+        };
+        if let (NameWriteStep::PickClock { later_than }, None) = (&step, &order) {
+            let record = make(later_clock(shard, after.max(*later_than)).await?);
+            order = Some(record.order());
+            step = machine.picked();
+            asked.forget_running();
+            for owner in machine.owners() {
+                asked.ask(owner, FrameKind::NameWrite, record.encode());
+            }
+        }
+        match (step, order) {
+            (NameWriteStep::Done, Some(order)) => {
+                return Ok(Some(Written { order, holders: machine.holders(), quorums }));
+            }
+            (NameWriteStep::Failed { have, need }, _) => return Err(asked.too_few(have, need)),
+            (NameWriteStep::Restart, _) => return Ok(None),
+            _ => {}
+        }
+    }
+    Err(asked.too_few(0, 1))
+}
+
+fn quorums(shard: &Rc<Shard>, bucket: &BucketId) -> Result<Vec<Quorum>, NameError> {
+    let quorums = shard.node.layouts().name_quorums(bucket);
+    if quorums.is_empty() { Err(NameError::NotJoined) } else { Ok(quorums) }
+}
+
+/// Questions under way to several owners. Those that nobody waits for any more go on in the background, so that a write
+/// reaches every owner that can be reached.
+struct Asked {
+    shard: Rc<Shard>,
+    layout: u32,
+    answers: mpsc::UnboundedSender<(u32, NodeId, Answer, Option<String>)>,
+    arrived: mpsc::UnboundedReceiver<(u32, NodeId, Answer, Option<String>)>,
+    round: u32,
+    running: usize,
+    failures: Vec<String>,
+}
+
+impl Asked {
+    fn new(shard: &Rc<Shard>) -> Self {
+        let (answers, arrived) = mpsc::unbounded_channel();
+        let layout = shard.node.layout_number();
+        Self { shard: shard.clone(), layout, answers, arrived, round: 0, running: 0, failures: Vec::new() }
+    }
+
+    fn ask(&mut self, owner: NodeId, kind: FrameKind, body: Vec<u8>) {
+        let (shard, answers, layout, round) = (self.shard.clone(), self.answers.clone(), self.layout, self.round);
+        self.running += 1;
+        spawn(async move {
+            let (answer, reason) = match ask_one(&shard, owner, layout, kind, body).await {
+                Ok(answer) => (answer, None),
+                Err(reason) => (Answer::Failed, Some(format!("{owner:?}: {reason}"))),
+            };
+            let _ = answers.send((round, owner, answer, reason));
+        });
+    }
+
+    /// Answers to what was asked so far are of no interest any more.
+    fn forget_running(&mut self) {
+        self.round += 1;
+        self.running = 0;
+    }
+
+    async fn next(&mut self) -> Option<(NodeId, Answer)> {
+        while self.running > 0 {
+            let (round, owner, answer, reason) = self.arrived.recv().await?;
+            if round != self.round {
+                continue;
+            }
+            self.running -= 1;
+            self.failures.extend(reason);
+            return Some((owner, answer));
+        }
+        None
+    }
+
+    fn too_few(&self, have: usize, need: usize) -> NameError {
+        NameError::TooFewOwners { have, need, reason: self.failures.join("; ") }
+    }
+}
+
+async fn ask_one(
+    shard: &Rc<Shard>,
+    owner: NodeId,
+    layout: u32,
+    kind: FrameKind,
+    body: Vec<u8>,
+) -> Result<Answer, String> {
+    if owner == shard.node.id() {
+        return ask_self(shard, kind, &body).await;
+    }
+    let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
+    let patience = if kind == FrameKind::NameWrite { WRITE_PATIENCE } else { STALL_MAX };
+    let answer = connection
+        .request(kind, Address::ZERO, layout, body, None, patience)
+        .await
+        .map_err(|error| error.to_string())?;
+    match (answer.status, kind) {
+        (Status::Ok, FrameKind::NameWrite) => Ok(Answer::Written),
+        (Status::Ok, _) => NameRecord::decode(&answer.body)
+            .map(|record| Answer::Record(Some(record)))
+            .map_err(|error| error.to_string()),
+        (Status::NotFound, FrameKind::NameRead) => Ok(Answer::Record(None)),
+        (Status::WrongLayout | Status::Dead, _) => Ok(Answer::Refused),
+        (status, _) => Err(format!("answered {status:?}")),
+    }
+}
+
+async fn ask_self(shard: &Rc<Shard>, kind: FrameKind, body: &[u8]) -> Result<Answer, String> {
+    if kind == FrameKind::NameWrite {
+        let record = NameRecord::decode(body).map_err(|error| error.to_string())?;
+        return match accept(shard, &record).await {
+            Ok(()) => Ok(Answer::Written),
+            Err(Status::Dead) => Ok(Answer::Refused),
+            Err(status) => Err(format!("answered {status:?}")),
+        };
+    }
+    let (bucket, name) = message::decode_name_read(body).map_err(|error| error.to_string())?;
+    let record = shard.node.catalog.name(&bucket, &name).await.map_err(|error| error.to_string())?;
+    Ok(Answer::Record(record))
+}
+
+/// A stamp later than `after` and than everything this node has seen. It does not leave the node before a floor above it
+/// is durable, so that no restart goes back behind it.
+async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp, NameError> {
+    let node = &shard.node;
+    let (stamp, floor) = {
+        let mut clock = lock(&node.clock);
+        let stamp = clock.later_than(after, wall_ms())?;
+        (stamp, clock.floor_to_persist())
+    };
+    if let Some(floor) = floor {
+        let document = log::document(node.document_serial(), CLOCK_DOCUMENT, &floor.get().to_le_bytes());
+        shard.store.append(document).await.map_err(|error| NameError::Clock(error.to_string()))?;
+        lock(&node.clock).persisted(floor);
+    }
+    Ok(stamp)
+}
+
+/// The clock's floor, over restarts.
+pub const CLOCK_DOCUMENT: &[u8] = b"clock/floor";
+
+/// Shows `keep` every record (tombstones too) of a bucket, or of all: the latest that a quorum holds of each, merged
+/// page by page, so that memory is one page per owner. No snapshot: what changes meanwhile may be seen or not.
+pub async fn scan<E: From<NameError>>(
+    shard: &Rc<Shard>,
+    bucket: Option<&BucketId>,
+    keep: &mut impl FnMut(&NameRecord) -> Result<(), E>,
+) -> Result<(), E> {
+    let layout = shard.node.layout().map_err(|_| NameError::NotJoined)?;
+    let owners = match bucket {
+        Some(bucket) => layout.name_owners(bucket).as_slice().to_vec(),
+        None => layout.nodes().iter().filter(|node| node.class == Class::Member).map(|node| node.node).collect(),
+    };
+    // Whoever of W - 1 owners is missing, each name is still seen on one of the others.
+    let replicas = owners.len().min(usize::from(layout.replicas()));
+    let need = owners.len() - replicas / 2;
+    let mut pages: Vec<Pages> = owners.into_iter().map(Pages::new).collect();
+    let mut failures = Vec::new();
+    loop {
+        let mut live = Vec::with_capacity(pages.len());
+        for mut source in pages {
+            match source.fill(shard, &layout, bucket).await {
+                Ok(()) => live.push(source),
+                Err(reason) => failures.push(format!("{:?}: {reason}", source.owner)),
+            }
+        }
+        pages = live;
+        if pages.len() < need {
+            return Err(NameError::TooFewOwners { have: pages.len(), need, reason: failures.join("; ") }.into());
+        }
+        // Up to where every owner's page reaches, the merge is complete.
+        let Some(next) = pages.iter().filter_map(Pages::first).min() else { return Ok(()) };
+        let mut latest: Option<NameRecord> = None;
+        for source in &mut pages {
+            if source.first() == Some(next)
+                && let Some(record) = source.page.pop_front()
+                && latest.as_ref().is_none_or(|latest| latest.order() < record.order())
+            {
+                latest = Some(record);
+            }
+        }
+        if let Some(record) = latest {
+            keep(&record)?;
+        }
+    }
+}
+
+/// One owner's listing, a page at a time.
+struct Pages {
+    owner: NodeId,
+    page: VecDeque<NameRecord>,
+    after: Option<(BucketId, NameId)>,
+    ended: bool,
+}
+
+impl Pages {
+    fn new(owner: NodeId) -> Self {
+        Self { owner, page: Default::default(), after: None, ended: false }
+    }
+
+    fn first(&self) -> Option<(BucketId, NameId)> {
+        self.page.front().map(|record| (record.bucket, record.name))
+    }
+
+    async fn fill(
+        &mut self,
+        shard: &Rc<Shard>,
+        layout: &Arc<ActiveLayout>,
+        bucket: Option<&BucketId>,
+    ) -> Result<(), String> {
+        if self.ended || !self.page.is_empty() {
+            return Ok(());
+        }
+        let records = if self.owner == shard.node.id() {
+            let page = shard.node.catalog.names(bucket, self.after, NAME_PAGE_RECORDS).await;
+            page.map_err(|error| error.to_string())?
+        } else {
+            self.ask(shard, layout, bucket).await?
+        };
+        self.ended = records.is_empty();
+        let is_forward = records.first().is_none_or(|first| Some((first.bucket, first.name)) > self.after);
+        if !is_forward || !records.is_sorted_by_key(|record| (record.bucket, record.name)) {
+            return Err("its listing is out of order".into());
+        }
+        self.after = records.last().map(|last| (last.bucket, last.name)).or(self.after);
+        self.page = records.into();
+        Ok(())
+    }
+
+    async fn ask(
+        &self,
+        shard: &Rc<Shard>,
+        layout: &Arc<ActiveLayout>,
+        bucket: Option<&BucketId>,
+    ) -> Result<Vec<NameRecord>, String> {
+        let connection = connect(shard, &self.owner).await.map_err(|error| error.to_string())?;
+        let body = message::encode_name_list(bucket, self.after.as_ref());
+        let answer = connection
+            .request(FrameKind::NameList, Address::ZERO, layout.number(), body, None, STALL_MAX)
+            .await
+            .map_err(|error| error.to_string())?;
+        if answer.status != Status::Ok {
+            return Err(format!("answered {:?}", answer.status));
+        }
+        let items = message::decode_page(&answer.body, "name record").map_err(|error| error.to_string())?;
+        items.into_iter().map(|item| NameRecord::decode(item).map_err(|error| error.to_string())).collect()
+    }
+}
+
+/// Records in one page of a listing, before the limit of a body cuts it.
+pub const NAME_PAGE_RECORDS: usize = 256;

@@ -1,0 +1,97 @@
+//! What is asked of a chunk's owners beside its bytes: references with capsules.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::connections::connect;
+use super::shard::Shard;
+use crate::format::frame::{FrameKind, Status};
+use crate::format::{Address, NodeId, VersionId, message};
+use crate::io::spawn;
+use crate::limits::STALL_MAX;
+use crate::store::SmallRecord;
+use crate::vault::ChunkError;
+
+const REFER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Makes {root, version, capsule} durable on W of the root's owners.
+pub async fn refer(shard: &Rc<Shard>, root: &Address, version: &VersionId, capsule: &[u8]) -> Result<(), ChunkError> {
+    let layout = shard.node.layout()?;
+    let owners = layout.chunk_owners(root);
+    let need = owners.write_quorum();
+    let (acks, mut arrived) = mpsc::unbounded_channel();
+    for owner in owners.as_slice().iter().copied() {
+        let (shard, acks, number) = (shard.clone(), acks.clone(), layout.number());
+        let (root, version, capsule) = (*root, *version, capsule.to_vec());
+        spawn(async move {
+            let _ = acks.send(refer_at(&shard, owner, number, root, version, capsule).await);
+        });
+    }
+    drop(acks);
+    let mut have = 0;
+    while have < need {
+        match arrived.recv().await {
+            Some(Ok(())) => have += 1,
+            Some(Err(reason)) => tracing::debug!(%reason, "an owner did not take a reference"),
+            None => return Err(ChunkError::TooFewNodes { have, need }),
+        }
+    }
+    Ok(())
+}
+
+async fn refer_at(
+    shard: &Rc<Shard>,
+    owner: NodeId,
+    layout: u32,
+    root: Address,
+    version: VersionId,
+    capsule: Vec<u8>,
+) -> Result<(), String> {
+    if owner == shard.node.id() {
+        let record = SmallRecord::Reference { address: root, version, capsule };
+        return shard.store.append(record).await.map_err(|error| error.to_string());
+    }
+    let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
+    let body = message::encode_refer(&version, &capsule);
+    let answer = connection
+        .request(FrameKind::Refer, root, layout, body, None, REFER_PATIENCE)
+        .await
+        .map_err(|error| error.to_string())?;
+    match answer.status {
+        Status::Ok => Ok(()),
+        status => Err(format!("{owner:?} answered {status:?}")),
+    }
+}
+
+/// The sealed capsules of a root's living versions: from here, else from the first owner (of any known layout) that has
+/// some.
+pub async fn capsules(shard: &Rc<Shard>, root: &Address) -> Result<Vec<(VersionId, Vec<u8>)>, ChunkError> {
+    let local =
+        shard.node.catalog.capsules(root).await.map_err(|error| ChunkError::Other { reason: error.to_string() })?;
+    if !local.is_empty() {
+        return Ok(local);
+    }
+    let mut unreachable = None;
+    for owner in shard.node.chunk_holders(root).all() {
+        let asked = async {
+            let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
+            let number = shard.node.layout_number();
+            let request = connection.request(FrameKind::Capsules, *root, number, Vec::new(), None, STALL_MAX);
+            request.await.map_err(|error| error.to_string())
+        };
+        match asked.await {
+            Ok(answer) if answer.status == Status::Ok => {
+                return message::decode_capsules(&answer.body)
+                    .map_err(|error| ChunkError::Other { reason: error.to_string() });
+            }
+            Ok(_) => {}
+            Err(reason) => unreachable = Some(reason),
+        }
+    }
+    match unreachable {
+        Some(reason) => Err(ChunkError::Network { reason }),
+        None => Ok(Vec::new()),
+    }
+}

@@ -1,0 +1,313 @@
+//! What this node answers its peers.
+//!
+//! Every request is checked against the asker's certificate and, where it changes anything, against the layout that it
+//! runs under: an owner refuses any other than its own newest, and the asker starts over.
+//!
+//! | request | member asks | storage node asks |
+//! | --- | --- | --- |
+//! | hello, roles, layout | answered | answered |
+//! | vault key | answered by members | refused |
+//! | offer, store, store small, refer | answered | refused: only members introduce chunks |
+//! | fetch, prove | answered | answered |
+//! | names, capsules, deaths | answered by members (deaths by all) | refused, but for deaths |
+
+use std::cell::OnceCell;
+use std::rc::Rc;
+
+use super::membership::{self, Standing};
+use super::names::NAME_PAGE_RECORDS;
+use super::shard::Shard;
+use crate::catalog::CatalogError;
+use crate::crypto::hash::{address_of, proof_of_holding};
+use crate::crypto::keys::VaultKey;
+use crate::format::certificate::Class;
+use crate::format::frame::{FrameKind, Status};
+use crate::format::name::NameRecord;
+use crate::format::record::FLAG_STAND_IN;
+use crate::format::{Malformed, Reader, VersionId, message};
+use crate::io::Buffer;
+use crate::limits::{CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
+use crate::store::{Hold, ReadOutcome, SmallRecord, StoreError};
+use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Reply, Request};
+
+/// Answers one connection's requests.
+pub struct Serve {
+    shard: Rc<Shard>,
+    connection: OnceCell<Connection>,
+    pub standing: Standing,
+}
+
+impl Serve {
+    pub fn new(shard: Rc<Shard>) -> Self {
+        Self { shard, connection: OnceCell::new(), standing: Standing::default() }
+    }
+}
+
+impl Handler for Serve {
+    async fn handle(self: Rc<Self>, peer: Rc<PeerInfo>, request: Request) -> Reply {
+        let is_member = peer.certificate.class == Class::Member;
+        let outcome = match request.kind {
+            FrameKind::Hello => self.hello(&request).await,
+            FrameKind::Roles => self.roles(&peer, &request).await,
+            FrameKind::Layout => self.layout(&request),
+            FrameKind::Fetch => self.fetch(&request).await,
+            FrameKind::Deaths => self.deaths(&request).await,
+            FrameKind::Prove => self.prove(&request).await,
+            _ if !is_member => Err(Refusal::plain(Status::Forbidden)),
+            FrameKind::VaultKey => self.vault_key(),
+            FrameKind::Offer => self.offer(&request).await,
+            FrameKind::Store => self.store(request).await,
+            FrameKind::StoreSmall => self.store_small(&request).await,
+            FrameKind::Refer => self.refer(&request).await,
+            FrameKind::Capsules => self.capsules(&request).await,
+            FrameKind::NameRead => self.name_read(&request).await,
+            FrameKind::NameWrite => self.name_write(&request).await,
+            FrameKind::NameList => self.name_list(&request).await,
+            FrameKind::Keepalive | FrameKind::Cancel | FrameKind::Answer | FrameKind::Goodbye => {
+                Err(Refusal::plain(Status::Malformed))
+            }
+        };
+        outcome.unwrap_or_else(Refusal::into_reply)
+    }
+
+    fn connected(&self, connection: &Connection) {
+        self.shard.connections.add(connection.clone());
+        // It is set once: a handler serves one connection.
+        let _ = self.connection.set(connection.clone());
+    }
+
+    fn closed(&self, connection: &Connection, reason: &CloseReason) {
+        tracing::debug!(peer = ?connection.peer().certificate.node_id, %reason, "connection closed");
+        self.shard.connections.forget(connection);
+        membership::on_closed(&self.shard, &self.standing);
+    }
+}
+
+/// Why a request is not answered with what it asked for.
+struct Refusal {
+    status: Status,
+    body: Vec<u8>,
+}
+
+impl Refusal {
+    fn plain(status: Status) -> Self {
+        Self { status, body: Vec::new() }
+    }
+
+    fn into_reply(self) -> Reply {
+        Reply { body: self.body, ..Reply::status(self.status) }
+    }
+}
+
+impl From<Malformed> for Refusal {
+    fn from(error: Malformed) -> Self {
+        Self { status: Status::Malformed, body: error.to_string().into_bytes() }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        tracing::warn!(%error, "a peer's request failed in the store");
+        match error {
+            StoreError::NoSpace { .. } => Self::plain(Status::NoSpace),
+            _ => Self::plain(Status::Unavailable),
+        }
+    }
+}
+
+impl From<CatalogError> for Refusal {
+    fn from(error: CatalogError) -> Self {
+        tracing::warn!(%error, "a peer's request failed in the catalog");
+        Self::plain(Status::Unavailable)
+    }
+}
+
+fn answer(body: Vec<u8>) -> Result<Reply, Refusal> {
+    Ok(Reply::ok(body))
+}
+
+/// Puts a payload at its place in a buffer.
+fn copy_payload(buffer: &mut Buffer, payload: &[u8]) {
+    let place = buffer.as_mut_slice().get_mut(RECORD_HEAD_BYTES..).and_then(|place| place.get_mut(..payload.len()));
+    if let Some(place) = place {
+        place.copy_from_slice(payload);
+    }
+}
+
+/// Chunks and names.
+impl Serve {
+    /// An owner refuses every layout but its newest; the asker reads the number and starts over.
+    fn check_layout(&self, request: &Request) -> Result<(), Refusal> {
+        let newest = self.shard.node.layout_number();
+        if newest == 0 {
+            return Err(Refusal::plain(Status::Unavailable));
+        }
+        let asked = request.header.layout.get();
+        if asked > newest
+            && let Some(connection) = self.connection.get()
+        {
+            membership::catch_up(&self.shard, connection);
+        }
+        if asked != newest {
+            return Err(Refusal { status: Status::WrongLayout, body: newest.to_le_bytes().to_vec() });
+        }
+        Ok(())
+    }
+
+    async fn offer(&self, request: &Request) -> Result<Reply, Refusal> {
+        self.check_layout(request)?;
+        let (version, addresses) = message::decode_offer(&request.body)?;
+        self.check_alive(&version).await?;
+        let mut held = Vec::with_capacity(addresses.len());
+        for address in &addresses {
+            // The claim is dropped: the chunk's bytes, if they come, come with a request of their own.
+            held.push(u8::from(matches!(self.shard.store.hold(address, &version).await?, Hold::Held)));
+        }
+        answer(held)
+    }
+
+    async fn check_alive(&self, version: &VersionId) -> Result<(), Refusal> {
+        if self.shard.node.catalog.is_dead(version).await? { Err(Refusal::plain(Status::Dead)) } else { Ok(()) }
+    }
+
+    async fn store(&self, request: Request) -> Result<Reply, Refusal> {
+        self.check_layout(&request)?;
+        let (version, flags) = message::decode_store(&request.body)?;
+        let payload = request.payload.ok_or(Malformed::new("store without a payload"))?;
+        if payload.len < CHUNK_BYTES_MIN || flags & !FLAG_STAND_IN != 0 {
+            return Err(Malformed::new("store: payload length or flags").into());
+        }
+        self.check_alive(&version).await?;
+        if let Hold::Absent(claim) = self.shard.store.hold(&request.header.address, &version).await? {
+            let staged = self.shard.store.stage(claim, payload.buffer, payload.len, &version, flags).await?;
+            staged.commit().await?;
+        }
+        answer(Vec::new())
+    }
+
+    async fn store_small(&self, request: &Request) -> Result<Reply, Refusal> {
+        self.check_layout(request)?;
+        let mut statuses = Vec::new();
+        for chunk in message::decode_small_chunks(&request.body)? {
+            if chunk.bytes.len() < CHUNK_BYTES_MIN || address_of(chunk.bytes) != chunk.address {
+                return Err(Malformed::new("small chunk does not match its address").into());
+            }
+            self.check_alive(&chunk.version).await?;
+            if let Hold::Absent(claim) = self.shard.store.hold(&chunk.address, &chunk.version).await? {
+                let mut buffer = self.shard.pool.take().await;
+                copy_payload(&mut buffer, chunk.bytes);
+                let staged =
+                    self.shard.store.stage(claim, buffer, chunk.bytes.len(), &chunk.version, chunk.flags).await?;
+                staged.commit().await?;
+            }
+            statuses.push(Status::Ok as u8);
+        }
+        answer(statuses)
+    }
+
+    async fn fetch(&self, request: &Request) -> Result<Reply, Refusal> {
+        let address = request.header.address;
+        let buffer = self.shard.pool.take().await;
+        match self.shard.store.read(&address, buffer).await? {
+            ReadOutcome::Found { buffer, len, guard } => {
+                let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + len;
+                drop(guard); // the bytes are in our buffer: punching cannot reach them any more
+                let payload = Some(PayloadSource::Shared(buffer.freeze(), range));
+                Ok(Reply { status: Status::Ok, address, layout: 0, body: Vec::new(), payload })
+            }
+            ReadOutcome::Absent { .. } => Err(Refusal::plain(Status::NotFound)),
+            ReadOutcome::Damaged { .. } => Err(Refusal::plain(Status::Damaged)),
+        }
+    }
+
+    async fn prove(&self, request: &Request) -> Result<Reply, Refusal> {
+        let mut reader = Reader::new(&request.body);
+        let nonce: [u8; 32] = *reader.take("prove nonce")?;
+        let (offset, length) = (reader.u32("prove offset")? as usize, reader.u32("prove length")? as usize);
+        let buffer = self.shard.pool.take().await;
+        let ReadOutcome::Found { buffer, len, .. } = self.shard.store.read(&request.header.address, buffer).await?
+        else {
+            return Err(Refusal::plain(Status::NotFound));
+        };
+        let end = offset.checked_add(length).filter(|end| *end <= len).ok_or(Malformed::new("prove range"))?;
+        let bytes = buffer.as_slice().get(RECORD_HEAD_BYTES + offset..RECORD_HEAD_BYTES + end).unwrap_or_default();
+        answer(proof_of_holding(&nonce, bytes).to_vec())
+    }
+
+    async fn refer(&self, request: &Request) -> Result<Reply, Refusal> {
+        self.check_layout(request)?;
+        let (version, capsule) = message::decode_refer(&request.body)?;
+        self.check_alive(&version).await?;
+        let address = request.header.address;
+        let record = SmallRecord::Reference { address, version, capsule: capsule.to_vec() };
+        self.shard.store.append(record).await?;
+        answer(Vec::new())
+    }
+
+    async fn capsules(&self, request: &Request) -> Result<Reply, Refusal> {
+        let capsules = self.shard.node.catalog.capsules(&request.header.address).await?;
+        if capsules.is_empty() {
+            return Err(Refusal::plain(Status::NotFound));
+        }
+        answer(message::encode_capsules(&capsules))
+    }
+
+    async fn name_read(&self, request: &Request) -> Result<Reply, Refusal> {
+        self.check_layout(request)?;
+        let (bucket, name) = message::decode_name_read(&request.body)?;
+        match self.shard.node.catalog.name(&bucket, &name).await? {
+            Some(record) => answer(record.encode()),
+            None => Err(Refusal::plain(Status::NotFound)),
+        }
+    }
+
+    async fn name_write(&self, request: &Request) -> Result<Reply, Refusal> {
+        self.check_layout(request)?;
+        let record = NameRecord::decode(&request.body)?;
+        super::names::accept(&self.shard, &record).await.map_err(Refusal::plain)?;
+        answer(Vec::new())
+    }
+
+    async fn name_list(&self, request: &Request) -> Result<Reply, Refusal> {
+        self.check_layout(request)?;
+        let (bucket, after) = message::decode_name_list(&request.body)?;
+        let records = self.shard.node.catalog.names(bucket.as_ref(), after, NAME_PAGE_RECORDS).await?;
+        let encoded: Vec<Vec<u8>> = records.iter().map(NameRecord::encode).collect();
+        answer(message::encode_page(encoded.iter().map(Vec::as_slice)).0)
+    }
+}
+
+/// Membership and deaths.
+impl Serve {
+    async fn hello(&self, request: &Request) -> Result<Reply, Refusal> {
+        let connection = self.connection.get().ok_or(Refusal::plain(Status::Unavailable))?;
+        membership::on_hello(&self.shard, connection, self, &request.body).await;
+        answer(membership::own_hello(&self.shard))
+    }
+
+    async fn roles(&self, peer: &PeerInfo, request: &Request) -> Result<Reply, Refusal> {
+        let items = message::decode_page(&request.body, "role")?;
+        membership::on_roles(&self.shard, peer.certificate.node_id, items).await?;
+        answer(Vec::new())
+    }
+
+    fn layout(&self, request: &Request) -> Result<Reply, Refusal> {
+        let (number, offset) = message::decode_layout_request(&request.body)?;
+        match self.shard.node.layout_bytes(number) {
+            Some(bytes) => answer(message::encode_layout_part(&bytes, offset)),
+            None => Err(Refusal::plain(Status::NotFound)),
+        }
+    }
+
+    fn vault_key(&self) -> Result<Reply, Refusal> {
+        let key = self.shard.node.vault_key().ok_or(Refusal::plain(Status::Unavailable))?;
+        answer(message::encode_vault_key(VaultKey::GENERATION, key.as_bytes()))
+    }
+
+    async fn deaths(&self, request: &Request) -> Result<Reply, Refusal> {
+        for bytes in message::decode_page(&request.body, "death")? {
+            super::deaths::accept(&self.shard, bytes).await.map_err(Refusal::plain)?;
+        }
+        answer(Vec::new())
+    }
+}

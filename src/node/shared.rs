@@ -1,0 +1,211 @@
+//! What all threads of the node share: who it is, what it knows, what it holds.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::cache::Cache;
+use super::peers::Peers;
+use super::shard::Job;
+use crate::catalog::{Catalog, Clock, versions};
+use crate::cluster::{ActiveLayout, Layouts, PendingDeaths};
+use crate::config::NodeConfig;
+use crate::crypto::identity::CheckedCertificate;
+use crate::crypto::keyfile::{KeyFileError, KeyRing};
+use crate::crypto::keys::VaultKey;
+use crate::crypto::replay::ReplayFilter;
+use crate::format::certificate::Class;
+use crate::format::{Address, Incarnation, NetworkId, NodeId, Stamp, VersionId};
+use crate::vault::ChunkError;
+use crate::wire::{Admission, Identity};
+
+pub struct Shared {
+    pub config: NodeConfig,
+    /// As bound: port 0 has become a real one.
+    pub listen: SocketAddr,
+    pub started: Instant,
+    pub identity: Arc<Identity>,
+    pub keys: RwLock<KeyRing>,
+    pub certificate: CheckedCertificate,
+    pub incarnation: Incarnation,
+    pub store: Arc<crate::store::Shared>,
+    pub catalog: Catalog,
+    /// The newest is active, the earlier ones say where older chunks lie.
+    pub layouts: RwLock<Layouts>,
+    pub peers: Peers,
+    pub clock: Mutex<Clock>,
+    pub deaths: Mutex<PendingDeaths>,
+    pub cache: Cache,
+    pub admission: Arc<Admission>,
+    pub replay: Arc<ReplayFilter>,
+    pub shards: Vec<mpsc::UnboundedSender<Job>>,
+    pub stop: Stop,
+    /// A death waits to be sent.
+    pub deaths_changed: Notify,
+    /// The address book waits to be written.
+    pub book_changed: Notify,
+    /// Held while a layout is made durable and adopted.
+    pub layout_change: tokio::sync::Mutex<()>,
+    pub document_serial: AtomicU64,
+}
+
+/// Nodes that may hold a chunk: those that own it, and those that did under an earlier layout.
+pub struct Holders {
+    pub owners: Vec<NodeId>,
+    pub earlier: Vec<NodeId>,
+}
+
+impl Holders {
+    pub fn retain(&mut self, keep: impl Fn(&NodeId) -> bool) {
+        self.owners.retain(&keep);
+        self.earlier.retain(&keep);
+    }
+
+    pub fn all(self) -> impl Iterator<Item = NodeId> {
+        self.owners.into_iter().chain(self.earlier)
+    }
+}
+
+/// What a mutex guards here is valid after every statement: a panic elsewhere does not spoil it.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub fn id(&self) -> NodeId {
+        self.certificate.node_id
+    }
+
+    pub fn network_id(&self) -> NetworkId {
+        self.certificate.network
+    }
+
+    pub fn is_member(&self) -> bool {
+        self.certificate.class == Class::Member
+    }
+
+    pub fn vault_key(&self) -> Option<VaultKey> {
+        self.key_ring().vault().cloned()
+    }
+
+    /// All keys of this node.
+    pub fn key_ring(&self) -> RwLockReadGuard<'_, KeyRing> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the vault key that another member gave.
+    pub fn keep_vault_key(&self, key: VaultKey) -> Result<(), KeyFileError> {
+        self.keys.write().unwrap_or_else(PoisonError::into_inner).store_vault_key(key)
+    }
+
+    pub fn layouts(&self) -> RwLockReadGuard<'_, Layouts> {
+        self.layouts.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest layout; none before this node has joined.
+    pub fn layout(&self) -> Result<Arc<ActiveLayout>, ChunkError> {
+        self.layouts().newest().cloned().ok_or_else(|| ChunkError::Network {
+            reason: "this node has not joined its network yet: no layout is known here".into(),
+        })
+    }
+
+    pub fn layout_number(&self) -> u32 {
+        self.layouts().newest().map_or(0, |layout| layout.number())
+    }
+
+    /// A layout's bytes as signed; 0 asks for the newest.
+    pub fn layout_bytes(&self, number: u32) -> Option<Vec<u8>> {
+        let layouts = self.layouts();
+        let found = match number {
+            0 => layouts.newest(),
+            number => layouts.active().iter().chain(layouts.earlier()).find(|layout| layout.number() == number),
+        };
+        found.map(|layout| layout.layout().encode())
+    }
+
+    /// Which other nodes may hold a chunk.
+    pub fn chunk_holders(&self, address: &Address) -> Holders {
+        let layouts = self.layouts();
+        let mut holders = Holders {
+            owners: layouts.chunk_owners(address).as_slice().to_vec(),
+            earlier: layouts.chunk_owners_before(address),
+        };
+        holders.retain(|holder| *holder != self.id());
+        holders
+    }
+
+    /// Merges a stamp seen elsewhere; one too far ahead is not merged.
+    pub fn observe(&self, stamp: Stamp) {
+        if let Err(error) = lock(&self.clock).observe(stamp, super::wall_ms()) {
+            tracing::warn!(%error, "a clock was not merged");
+        }
+    }
+
+    pub fn mint(&self, slot: u32) -> VersionId {
+        versions::mint(slot, super::wall_ms() / 1000, &mut rand::rng())
+    }
+
+    /// How long this node has run: the clock of everything that waits.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Later documents have higher serials, over restarts too.
+    pub fn document_serial(&self) -> u64 {
+        let now = super::wall_ms() << 16;
+        self.document_serial.fetch_max(now, Ordering::Relaxed);
+        self.document_serial.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A layout from before the newest, that this node was away for.
+    pub fn missed_layout(&self, layout: ActiveLayout) {
+        self.layouts.write().unwrap_or_else(PoisonError::into_inner).remember(layout);
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_stopping()
+    }
+
+    pub fn stopping(&self) -> Stopping {
+        self.stop.stopping()
+    }
+}
+
+/// The end of the node, told to everybody at once.
+pub struct Stop {
+    sender: watch::Sender<bool>,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { sender: watch::Sender::new(false) }
+    }
+}
+
+impl Stop {
+    pub fn begin(&self) {
+        self.sender.send_replace(true);
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        *self.sender.borrow()
+    }
+
+    pub fn stopping(&self) -> Stopping {
+        Stopping(self.sender.subscribe())
+    }
+}
+
+#[derive(Clone)]
+pub struct Stopping(watch::Receiver<bool>);
+
+impl Stopping {
+    /// Returns once the node begins to stop.
+    pub async fn wait(mut self) {
+        // An error means that the sender is gone, and with it the node.
+        let _ = self.0.wait_for(|stopping| *stopping).await;
+    }
+}

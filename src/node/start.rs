@@ -1,0 +1,391 @@
+//! Start-up and shutdown.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Instant;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::cache::Cache;
+use super::connections::Connections;
+use super::peers::Peers;
+use super::serve::Serve;
+use super::shard::{Job, Shard};
+use super::shared::{Shared, Stop};
+use super::{NodeError, Ready, commands, deaths, log, membership, names, reclaim, wall_ms};
+use crate::catalog::{Catalog, Clock};
+use crate::cluster::{Layouts, PendingDeaths};
+use crate::config::NodeConfig;
+use crate::crypto::keyfile::KeyRing;
+use crate::crypto::replay::ReplayFilter;
+use crate::format::{Incarnation, Stamp};
+use crate::io::{
+    BufferPool, Ring, RingOptions, StopSignals, TcpListener, UnixListener, lock_directory, raise_fd_limit,
+    restrict_new_files, spawn, thread_count_default,
+};
+use crate::limits::{BUFFERS_PER_SHARD, SHUTDOWN_MAX};
+use crate::node::control::SOCKET_NAME;
+use crate::store::{self, RingDisk, Store, StoreOptions};
+use crate::wire::{Admission, Connection, Identity};
+
+/// Version of the data directory as a whole; each file in it carries one of its own too.
+const DATA_FORMAT: u32 = 1;
+const FORMAT_FILE: &str = "format";
+const FORMAT_WORDS: &str = "gabion data directory, format ";
+
+/// Runs a node until it is told to stop.
+pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), NodeError> {
+    raise_fd_limit();
+    restrict_new_files();
+    let dir = config.data_dir.clone();
+    prepare_directory(&dir)?;
+    let unusable = |error: std::io::Error| NodeError::DataDir { path: dir.clone(), reason: error.to_string() };
+    let _lock = lock_directory(&dir).map_err(unusable)?.ok_or_else(|| NodeError::Locked { path: dir.clone() })?;
+    check_format(&dir)?;
+    let (keys, founded) = keys(&config)?;
+    let threads = config.threads.unwrap_or_else(thread_count_default).max(1);
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::unbounded_channel::<Job>()).unzip();
+    let mut ring = Ring::new(&RingOptions::default())?;
+    let mut receivers = receivers.into_iter();
+    let first_jobs = receivers.next().ok_or(NodeError::ThreadLost)?;
+    ring.block_on(async {
+        let listener = listen(config.listen)?;
+        let node = open(config, keys, &listener, senders).await?;
+        let others = start_threads(&node, receivers.collect())?;
+        let shard = attach(0, &node)?;
+        let ready = Ready {
+            node_id: node.id(),
+            listen: node.listen,
+            data_dir: node.config.data_dir.clone(),
+            founded,
+            member: node.is_member(),
+        };
+        let outcome = serve_first(&shard, listener, first_jobs, move || on_ready(&ready)).await;
+        for ended in others {
+            if ended.await.is_err() {
+                tracing::warn!("a shard thread ended before its time");
+            }
+        }
+        finish_first(&shard).await?;
+        outcome
+    })
+}
+
+fn prepare_directory(dir: &Path) -> Result<(), NodeError> {
+    std::fs::create_dir_all(dir.join("segments"))
+        .map_err(|error| NodeError::DataDir { path: dir.to_owned(), reason: error.to_string() })
+}
+
+/// Reads the format file, or writes it into a new directory.
+fn check_format(dir: &Path) -> Result<(), NodeError> {
+    let path = dir.join(FORMAT_FILE);
+    let damaged = |reason: String| NodeError::DataDir { path: path.clone(), reason };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let number = text.trim().strip_prefix(FORMAT_WORDS).and_then(|number| number.parse().ok());
+            let found: u32 = number.ok_or_else(|| {
+                damaged(format!("it should read `{FORMAT_WORDS}{DATA_FORMAT}`: restore it, or use another directory"))
+            })?;
+            if found > DATA_FORMAT {
+                return Err(NodeError::NewerFormat { path, found, known: DATA_FORMAT });
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            write_durably(dir, FORMAT_FILE, format!("{FORMAT_WORDS}{DATA_FORMAT}\n").as_bytes())
+                .map_err(|error| damaged(error.to_string()))
+        }
+        Err(error) => Err(damaged(error.to_string())),
+    }
+}
+
+/// A file that is whole after a crash, or not there.
+pub fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    let temporary = dir.join(format!("{name}.new"));
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, dir.join(name))?;
+    std::fs::File::open(dir)?.sync_all()
+}
+
+/// The keys of this data directory; new ones when it has none: of the ticket's network, or of one founded now.
+fn keys(config: &NodeConfig) -> Result<(KeyRing, bool), NodeError> {
+    let dir = &config.data_dir;
+    if let Some(keys) = KeyRing::load(dir)? {
+        if config.join.iter().any(|ticket| ticket.network != keys.network()) {
+            return Err(NodeError::OtherNetwork);
+        }
+        return Ok((keys, false));
+    }
+    let zone = config.zone.as_deref().unwrap_or_default();
+    match config.join.first() {
+        Some(ticket) => Ok((KeyRing::join(dir, ticket, zone)?, false)),
+        None => Ok((KeyRing::found(dir, zone)?, true)),
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, NodeError> {
+    TcpListener::bind(address).map_err(|error| NodeError::Listen {
+        address,
+        reason: match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "the port is in use: stop who uses it, or give --listen another port".to_owned()
+            }
+            _ => error.to_string(),
+        },
+    })
+}
+
+const CATALOG_DIRECTORY: &str = "catalog";
+const INCARNATION_FILE: &str = "incarnation";
+
+/// One life of the store: random, written once; an emptied directory gets another.
+fn incarnation(dir: &Path) -> Result<Incarnation, NodeError> {
+    let path = dir.join(INCARNATION_FILE);
+    let unusable = |reason: String| NodeError::DataDir { path: path.clone(), reason };
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let bytes = <[u8; 16]>::try_from(bytes.as_slice()).map_err(|_| unusable("it is damaged".into()))?;
+            Ok(Incarnation(bytes))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let incarnation = Incarnation(rand::random());
+            write_durably(dir, INCARNATION_FILE, &incarnation.0).map_err(|error| unusable(error.to_string()))?;
+            Ok(incarnation)
+        }
+        Err(error) => Err(unusable(error.to_string())),
+    }
+}
+
+/// Opens store and catalog, and builds what the threads share.
+async fn open(
+    config: NodeConfig,
+    keys: KeyRing,
+    listener: &TcpListener,
+    shards: Vec<mpsc::UnboundedSender<Job>>,
+) -> Result<Arc<Shared>, NodeError> {
+    let dir = config.data_dir.clone();
+    let listen =
+        listener.local_addr().map_err(|source| NodeError::Io { what: "reading the listening address", source })?;
+    let incarnation = incarnation(&dir)?;
+    let (catalog, positions) = Catalog::open(&dir.join(CATALOG_DIRECTORY))?;
+    let disk = RingDisk::new(&dir).map_err(|source| NodeError::Io { what: "opening the data directory", source })?;
+    let options = StoreOptions::new(shards.len(), incarnation, 0);
+    let mut replay = log::Replay::new(&catalog);
+    let (store, report) = store::open(&disk, options, &positions, &mut |replayed| replay.apply(replayed)).await?;
+    replay.finish().await?;
+    tracing::info!(
+        segments = report.segments,
+        chunks = report.chunks,
+        quarantined = report.quarantined.len(),
+        clean = report.clean,
+        "store opened"
+    );
+    let floor = catalog.document(names::CLOCK_DOCUMENT).await?.and_then(|bytes| bytes.as_slice().try_into().ok());
+    let floor = Stamp(u64::from_le_bytes(floor.unwrap_or_default()).into());
+    let identity = Arc::new(Identity {
+        keys: keys.node().clone(),
+        certificate: keys.certificate().certificate().encode(),
+        network: keys.network(),
+        network_keys: keys.network_keys().to_vec(),
+    });
+    let replay_filter = ReplayFilter::load(&dir, wall_ms())
+        .map_err(|error| NodeError::DataDir { path: dir.clone(), reason: error.to_string() })?;
+    let certificate = keys.certificate().clone();
+    let cache = Cache::new(config.cache);
+    let node = Arc::new(Shared {
+        peers: Peers::new(&config, &certificate, keys.node(), incarnation, listen),
+        config,
+        listen,
+        started: Instant::now(),
+        identity,
+        certificate,
+        keys: RwLock::new(keys),
+        incarnation,
+        store,
+        catalog,
+        layouts: RwLock::new(Layouts::new()),
+        clock: Mutex::new(Clock::new(floor)),
+        deaths: Mutex::new(PendingDeaths::default()),
+        cache,
+        admission: Admission::new(Instant::now()),
+        replay: Arc::new(replay_filter),
+        shards,
+        stop: Stop::default(),
+        deaths_changed: Notify::new(),
+        book_changed: Notify::new(),
+        layout_change: tokio::sync::Mutex::new(()),
+        document_serial: AtomicU64::new(0),
+    });
+    membership::restore(&node).await?;
+    deaths::restore(&node).await?;
+    Ok(node)
+}
+
+/// The threads of shards 1 and up. Each tells when it has ended.
+fn start_threads(
+    node: &Arc<Shared>,
+    jobs: Vec<mpsc::UnboundedReceiver<Job>>,
+) -> Result<Vec<oneshot::Receiver<()>>, NodeError> {
+    let mut ended = Vec::new();
+    for (index, jobs) in (1..).zip(jobs) {
+        let (done, receiver) = oneshot::channel();
+        let node = node.clone();
+        std::thread::Builder::new()
+            .name(format!("shard-{index}"))
+            .spawn(move || {
+                match run_thread(index, &node, jobs) {
+                    Ok(()) => {}
+                    Err(error) => {
+                        tracing::error!(index, %error, "a shard thread cannot run");
+                        node.stop.begin();
+                    }
+                }
+                let _ = done.send(());
+            })
+            .map_err(|source| NodeError::Io { what: "starting a thread", source })?;
+        ended.push(receiver);
+    }
+    Ok(ended)
+}
+
+fn run_thread(index: usize, node: &Arc<Shared>, jobs: mpsc::UnboundedReceiver<Job>) -> Result<(), NodeError> {
+    let mut ring = Ring::new(&RingOptions::default())?;
+    ring.block_on(async {
+        let listener = Rc::new(listen(node.listen)?);
+        let shard = attach(index, node)?;
+        start_shard(&shard, &listener, jobs);
+        node.stopping().wait().await;
+        stop_shard(&shard, &listener).await;
+        shard.store.close().await?;
+        Ok(())
+    })
+}
+
+fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> {
+    let pool = BufferPool::new(BUFFERS_PER_SHARD)
+        .map_err(|source| NodeError::Io { what: "allocating the buffers", source })?;
+    let disk = RingDisk::new(&node.config.data_dir)
+        .map_err(|source| NodeError::Io { what: "opening the data directory", source })?;
+    let catalog = node.catalog.clone();
+    let observer = Rc::new(move |applied| log::observe(&catalog, applied));
+    let store = Store::attach(node.store.clone(), disk, index, observer, |task| {
+        spawn(task);
+    });
+    Ok(Rc::new(Shard {
+        index,
+        node: node.clone(),
+        store,
+        pool,
+        connections: Connections::default(),
+        latencies: Default::default(),
+    }))
+}
+
+/// Jobs and accepted connections run from now on.
+fn start_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>, jobs: mpsc::UnboundedReceiver<Job>) {
+    let (own, accepting, listener) = (shard.clone(), shard.clone(), listener.clone());
+    spawn(async move { own.run_jobs(jobs).await });
+    spawn(async move { accept(accepting, listener).await });
+}
+
+async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let shard = shard.clone();
+                spawn(async move {
+                    let handler = Rc::new(Serve::new(shard.clone()));
+                    let node = &shard.node;
+                    let pool = shard.pool.clone();
+                    let accepted = Connection::accept(
+                        stream,
+                        address,
+                        &node.identity,
+                        &node.admission,
+                        &node.replay,
+                        pool,
+                        handler,
+                    );
+                    if let Err(refused) = accepted.await {
+                        tracing::info!(%address, %refused, "connection refused");
+                    }
+                });
+            }
+            Err(_) if shard.node.is_stopping() => return,
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// After a failed accept (no descriptors left, say).
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+async fn stop_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>) {
+    listener.cancel().await;
+    shard.connections.close_all("the node stops").await;
+}
+
+/// Shard 0: what a shard does, and the work that is there once per node.
+async fn serve_first(
+    shard: &Rc<Shard>,
+    listener: TcpListener,
+    jobs: mpsc::UnboundedReceiver<Job>,
+    on_ready: impl FnOnce(),
+) -> Result<(), NodeError> {
+    let listener = Rc::new(listener);
+    let mut signals = StopSignals::new().map_err(|source| NodeError::Io { what: "catching signals", source })?;
+    let socket = shard.node.config.data_dir.join(SOCKET_NAME);
+    let control = Rc::new(
+        UnixListener::bind(&socket).map_err(|source| NodeError::Io { what: "binding the control socket", source })?,
+    );
+    start_shard(shard, &listener, jobs);
+    let (served, accepting) = (shard.clone(), control.clone());
+    spawn(async move { commands::serve(served, accepting).await });
+    membership::start(shard).await?;
+    deaths::start(shard);
+    reclaim::start(shard);
+    on_ready();
+    let stopping = shard.node.stopping();
+    tokio::select! {
+        signal = signals.next() => tracing::info!(signal, "stopping"),
+        () = stopping.wait() => {}
+    }
+    shard.node.stop.begin();
+    cut_off_after(SHUTDOWN_MAX);
+    control.cancel().await;
+    stop_shard(shard, &listener).await;
+    remove_socket(&socket);
+    Ok(())
+}
+
+/// Closes the store behind the others and ends the catalog.
+async fn finish_first(shard: &Rc<Shard>) -> Result<(), NodeError> {
+    membership::save(&shard.node);
+    shard.store.close().await?;
+    shard.node.catalog.close().await?;
+    Ok(())
+}
+
+fn remove_socket(socket: &PathBuf) {
+    if let Err(error) = std::fs::remove_file(socket) {
+        tracing::debug!(%error, "the control socket was gone already");
+    }
+}
+
+/// Whatever hangs, the process ends: nothing that was acknowledged depends on what comes after.
+fn cut_off_after(limit: std::time::Duration) {
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        tracing::warn!("shutdown took longer than {} s: cut off", limit.as_secs());
+        std::process::exit(0);
+    });
+}

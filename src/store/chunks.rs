@@ -1,0 +1,471 @@
+//! Chunks: deciding whether one is here, writing, reading, doubting and removing it.
+//!
+//! Everything that decides about one chunk does so under its address lock. What may end a chunk's life:
+//!
+//! | who | under | does |
+//! | --- | --- | --- |
+//! | `remove` | lock, no pin, nobody refers | `removed` record, index entry dropped, space back after the guards |
+//! | a new copy of a cached or quarantined chunk | the claim's lock | the old place is dropped and retired |
+//! | compaction | lock | the copy at the new place is durable before the old one goes |
+
+use std::rc::Rc;
+
+use tokio::sync::oneshot;
+use zerocopy::IntoBytes;
+
+use super::appender::Slot;
+use super::committer::{Message, Op, entry_of};
+use super::context::{Confirmed, Context, FLAG_REMOVED_AS_DAMAGED, Superseded, check_header, reference_op};
+use super::disk::{Disk, DiskFile};
+use super::finish::{Durable, Effect};
+use super::index::Place;
+use super::locks::{AddressLock, PlaceGuard};
+use super::segment::name_of;
+use super::{Store, StoreError};
+use crate::format::record::{Batch, FLAG_CACHED, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
+use crate::format::{Address, VersionId};
+use crate::io::buffers::{Buffer, SharedBuffer};
+use crate::limits::{
+    BLOCK_BYTES, BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, FREE_BYTES_RESERVE, RECORD_HEAD_BYTES,
+};
+
+const HEADER_AT: usize = RECORD_HEAD_BYTES - RECORD_HEADER_BYTES;
+
+/// Answer to "do you hold this chunk for this version?"
+pub enum Hold {
+    /// It is here, and the reference is durable.
+    Held,
+    /// It is not: whoever has the claim is the one to bring it. Dropping the claim lets the next one try.
+    Absent(Claim),
+}
+
+/// The right to write one chunk.
+pub struct Claim {
+    address: Address,
+    lock: AddressLock,
+    superseded: Vec<Superseded>,
+}
+
+impl Claim {
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+}
+
+/// A chunk on its way to the disk. Dropping this does not take it back.
+pub struct Staged {
+    buffer: SharedBuffer,
+    done: oneshot::Receiver<Result<(), StoreError>>,
+}
+
+impl Staged {
+    /// The payload lies where it lay: at `RECORD_HEAD_BYTES`.
+    pub fn buffer(&self) -> &SharedBuffer {
+        &self.buffer
+    }
+
+    /// Returns once the chunk and its reference are durable and in the index.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        drop(self.buffer);
+        self.done.await.unwrap_or(Err(StoreError::Closed))
+    }
+}
+
+pub enum ReadOutcome {
+    /// The payload lies at `RECORD_HEAD_BYTES`, `len` bytes of it. It is NOT verified yet.
+    Found {
+        buffer: Buffer,
+        len: usize,
+        guard: PlaceGuard,
+    },
+    Absent {
+        buffer: Buffer,
+    },
+    /// It was here, and what lies there now is not it: quarantined.
+    Damaged {
+        buffer: Buffer,
+    },
+}
+
+/// Where a chunk's payload lies in a sealed segment.
+#[derive(Clone)]
+pub struct Located {
+    pub segment: u64,
+    pub offset: u64,
+    pub len: usize,
+    pub guard: PlaceGuard,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Removal {
+    /// It is not here.
+    Absent,
+    /// Somebody refers to it, or is about to.
+    Kept,
+    Removed,
+}
+
+impl<D: Disk> Store<D> {
+    /// The dedup decision, in one step.
+    pub async fn hold(&self, address: &Address, version: &VersionId) -> Result<Hold, StoreError> {
+        let shared = self.shared();
+        let lock = shared.locks.lock(address).await;
+        let mut superseded = Vec::new();
+        for place in shared.index.candidates(address) {
+            let (confirmed, version_there) = self.context().confirm(address, &place).await?;
+            match confirmed {
+                Confirmed::Other => {}
+                Confirmed::Yes if !place.is_quarantined() && place.flags & FLAG_CACHED == 0 => {
+                    // The pin keeps the chunk while the reference is written, so that others need not wait for that.
+                    let pin = shared.locks.pin(address);
+                    drop(lock);
+                    let result = self.context().commit(vec![reference_op(address, version)]).await;
+                    drop(pin);
+                    return result.map(|()| Hold::Held);
+                }
+                Confirmed::Yes | Confirmed::Damaged => {
+                    let version = version_there.filter(|_| place.flags & FLAG_CACHED == 0);
+                    superseded.push(Superseded { place, version });
+                }
+            }
+        }
+        Ok(Hold::Absent(Claim { address: *address, lock, superseded }))
+    }
+
+    /// A claim to write a chunk of which there is no sound copy at all, cached ones included; none when there is one.
+    pub async fn claim(&self, address: &Address) -> Result<Option<Claim>, StoreError> {
+        let shared = self.shared();
+        let lock = shared.locks.lock(address).await;
+        let mut superseded = Vec::new();
+        for place in shared.index.candidates(address) {
+            let (confirmed, version) = self.context().confirm(address, &place).await?;
+            match confirmed {
+                Confirmed::Other => {}
+                Confirmed::Yes if !place.is_quarantined() => return Ok(None),
+                Confirmed::Yes | Confirmed::Damaged => superseded.push(Superseded { place, version }),
+            }
+        }
+        Ok(Some(Claim { address: *address, lock, superseded }))
+    }
+
+    /// Starts writing a chunk whose payload lies at `buffer[RECORD_HEAD_BYTES..][..payload_len]`.
+    pub async fn stage(
+        &self,
+        claim: Claim,
+        buffer: Buffer,
+        payload_len: usize,
+        version: &VersionId,
+        flags: u8,
+    ) -> Result<Staged, StoreError> {
+        check_length(&buffer, payload_len)?;
+        let context = self.context();
+        let free =
+            context.disk.free_bytes().map_err(|error| StoreError::io("asking for the free space of", "", error))?;
+        if free < FREE_BYTES_RESERVE {
+            return Err(StoreError::no_space(free));
+        }
+        let Claim { address, lock, superseded } = claim;
+        let effect = Effect::Insert { superseded, lock };
+        let header = RecordHeader::new(RecordKind::Chunk, flags, payload_len as u32, address, *version);
+        if payload_len >= BULK_PAYLOAD_BYTES_MIN {
+            self.stage_bulk(buffer, header, effect).await
+        } else {
+            self.stage_small(buffer, header, effect).await
+        }
+    }
+
+    async fn stage_bulk(&self, mut buffer: Buffer, header: RecordHeader, effect: Effect) -> Result<Staged, StoreError> {
+        let payload_len = header.payload_bytes.get() as usize;
+        let len = RECORD_HEAD_BYTES + payload_len.next_multiple_of(BLOCK_BYTES);
+        if let Some(rest) = buffer.as_mut_slice().get_mut(RECORD_HEAD_BYTES + payload_len..len) {
+            rest.fill(0);
+        }
+        let (sender, done) = oneshot::channel();
+        let mut frozen = None;
+        let build = |slot: &Slot| {
+            let entry = fill_head(&mut buffer, slot, header, len);
+            let shared = buffer.freeze();
+            frozen = Some(shared.clone());
+            (shared, vec![Durable { entry, payload: Vec::new(), effect }])
+        };
+        let tell = Box::new(move |result| {
+            let _ = sender.send(result);
+        });
+        self.0.bulk.write(len, 1, build, tell).await?;
+        let buffer = frozen.ok_or(StoreError::Closed)?;
+        Ok(Staged { buffer, done })
+    }
+
+    async fn stage_small(&self, buffer: Buffer, header: RecordHeader, effect: Effect) -> Result<Staged, StoreError> {
+        let payload = buffer.as_slice().get(RECORD_HEAD_BYTES..).unwrap_or_default();
+        let payload = payload.get(..header.payload_bytes.get() as usize).unwrap_or_default().to_vec();
+        let op = Op {
+            kind: RecordKind::Chunk,
+            flags: header.flags,
+            address: header.address,
+            version: header.version,
+            payload,
+            effect,
+        };
+        let (answer, done) = oneshot::channel();
+        self.context().send(Message::Write { ops: vec![op], answer }).await?;
+        Ok(Staged { buffer: buffer.freeze(), done })
+    }
+
+    /// Whether a committed, sound chunk with this fingerprint is here.
+    pub fn contains(&self, address: &Address) -> bool {
+        self.flags(address).is_some()
+    }
+
+    /// The flags of the chunk's record, by fingerprint.
+    pub fn flags(&self, address: &Address) -> Option<u8> {
+        self.shared().index.flags(address)
+    }
+
+    /// Reads a chunk for whoever verifies it. The buffer must have room for it behind the record head.
+    pub async fn read(&self, address: &Address, mut buffer: Buffer) -> Result<ReadOutcome, StoreError> {
+        'again: loop {
+            for place in self.shared().index.candidates(address) {
+                if place.is_quarantined() {
+                    continue;
+                }
+                let guard = self.shared().locks.guard(place.segment, place.offset);
+                if !self.shared().index.has(address, &place) {
+                    continue 'again; // removed or moved before the guard was there
+                }
+                let confirmed;
+                (confirmed, buffer) = self.read_place(address, &place, buffer).await?;
+                if confirmed != Confirmed::Yes && !self.shared().index.has(address, &place) {
+                    continue 'again; // its segment went while it was opened
+                }
+                match confirmed {
+                    Confirmed::Yes => return Ok(ReadOutcome::Found { buffer, len: place.len as usize, guard }),
+                    Confirmed::Other => {}
+                    Confirmed::Damaged => {
+                        self.flag_damaged(address, vec![place]).await;
+                        return Ok(ReadOutcome::Damaged { buffer });
+                    }
+                }
+            }
+            return Ok(ReadOutcome::Absent { buffer });
+        }
+    }
+
+    /// Header and payload in one read; the header is checked.
+    async fn read_place(
+        &self,
+        address: &Address,
+        place: &Place,
+        buffer: Buffer,
+    ) -> Result<(Confirmed, Buffer), StoreError> {
+        let range = HEADER_AT..RECORD_HEAD_BYTES + place.len as usize;
+        if range.end > buffer.len() {
+            return Err(StoreError::Length {
+                what: "read buffer",
+                len_bytes: buffer.len(),
+                min_bytes: range.end,
+                max_bytes: RECORD_HEAD_BYTES + CHUNK_BYTES_MAX,
+            });
+        }
+        let Some(entry) = self.shared().segment(place.segment) else { return Ok((Confirmed::Other, buffer)) };
+        let file = match self.context().reader(place.segment).await {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Confirmed::Damaged, buffer)),
+            Err(error) => return Err(StoreError::io("opening", &name_of(place.segment), error)),
+        };
+        let (result, buffer) = file.read_at(buffer, range.clone(), place.offset).await;
+        let confirmed = match result {
+            Ok(read) if read == range.len() => {
+                let header = buffer.as_slice().get(HEADER_AT..RECORD_HEAD_BYTES).unwrap_or_default();
+                check_header(header, address, place, &entry.nonce)
+            }
+            Ok(_) => Confirmed::Damaged,
+            Err(error) => {
+                tracing::warn!(?address, ?place, %error, "a chunk cannot be read");
+                Confirmed::Damaged
+            }
+        };
+        Ok((confirmed, buffer))
+    }
+
+    /// Where the payload lies, for sending it from a mapping: sealed segments only, and by fingerprint: the receiver
+    /// checks what it gets. None also when that would be ambiguous: use [`Store::read`].
+    pub fn locate(&self, address: &Address) -> Option<Located> {
+        let candidates = self.shared().index.candidates(address);
+        let [place] = candidates.as_slice() else { return None };
+        let entry = self.shared().segment(place.segment)?;
+        if place.is_quarantined() || !entry.is_sealed() {
+            return None;
+        }
+        let guard = self.shared().locks.guard(place.segment, place.offset);
+        self.shared().index.has(address, place).then(|| Located {
+            segment: place.segment,
+            offset: place.offset + RECORD_HEADER_BYTES as u64,
+            len: place.len as usize,
+            guard,
+        })
+    }
+
+    /// A descriptor for reading this segment.
+    pub async fn reader(&self, segment: u64) -> std::io::Result<D::File> {
+        self.context().reader(segment).await
+    }
+
+    /// A user of the bytes found them wrong. They are read again: what is wrong then too is served no more, and the
+    /// next `hold` asks for the chunk.
+    pub async fn quarantine(&self, address: &Address) {
+        let lock = self.shared().locks.lock(address).await;
+        let mut damaged = Vec::new();
+        for place in self.shared().index.candidates(address) {
+            if !place.is_quarantined() && !self.is_sound(address, &place).await {
+                damaged.push(place);
+            }
+        }
+        self.flag_damaged(address, damaged).await;
+        drop(lock);
+    }
+
+    /// Whether the bytes at this place are the chunk's, or another chunk's with the same fingerprint.
+    async fn is_sound(&self, address: &Address, place: &Place) -> bool {
+        match self.read_place(address, place, Buffer::heap(RECORD_HEAD_BYTES + place.len as usize)).await {
+            Ok((Confirmed::Yes, buffer)) => {
+                let payload = buffer.as_slice().get(RECORD_HEAD_BYTES..).unwrap_or_default();
+                blake3::hash(payload).as_bytes() == &address.0
+            }
+            Ok((Confirmed::Other, _)) => true,
+            Ok((Confirmed::Damaged, _)) | Err(_) => false,
+        }
+    }
+
+    /// In memory at once, and in the log so that it outlives a restart.
+    pub(super) async fn flag_damaged(&self, address: &Address, places: Vec<Place>) {
+        let shared = self.shared();
+        let context = self.context();
+        let mut ops = Vec::new();
+        for place in places {
+            if shared.index.quarantine(address, place.segment, place.offset) {
+                tracing::warn!(?address, ?place, "a chunk is damaged here and will be fetched again");
+                shared.quarantined().insert(*address);
+                let effect = Effect::Quarantine { place };
+                ops.push(context.removed_op(address, &place, FLAG_REMOVED_AS_DAMAGED, effect));
+            }
+        }
+        if ops.is_empty() {
+            return;
+        }
+        if let Err(error) = context.commit(ops).await {
+            tracing::warn!(?address, %error, "a quarantine was not recorded; it lasts until the next start");
+        }
+    }
+
+    /// Removes a chunk that nobody refers to. Returns when its space is given back, or will be at the sealing.
+    pub async fn remove(
+        &self,
+        address: &Address,
+        still_referenced: &dyn Fn(&Address) -> bool,
+    ) -> Result<Removal, StoreError> {
+        self.remove_if(address, still_referenced, |_| true).await
+    }
+
+    /// Removes a copy that is only cached; one that is held stays.
+    pub async fn evict(&self, address: &Address) -> Result<Removal, StoreError> {
+        self.remove_if(address, &|_| false, |place| place.flags & FLAG_CACHED != 0).await
+    }
+
+    async fn remove_if(
+        &self,
+        address: &Address,
+        still_referenced: &dyn Fn(&Address) -> bool,
+        may_go: impl Fn(&Place) -> bool,
+    ) -> Result<Removal, StoreError> {
+        let context = self.context();
+        let lock = context.shared.locks.lock(address).await;
+        if context.shared.locks.is_pinned(address) {
+            return Ok(Removal::Kept);
+        }
+        let mut places = Vec::new();
+        for place in context.shared.index.candidates(address) {
+            // A damaged header is nobody else's as far as 58 bits of keyed hash tell.
+            if context.confirm(address, &place).await?.0 != Confirmed::Other {
+                places.push(place);
+            }
+        }
+        if places.is_empty() {
+            return Ok(Removal::Absent);
+        }
+        if !places.iter().all(may_go) {
+            return Ok(Removal::Kept);
+        }
+        if context.shared.locks.is_pinned(address) || still_referenced(address) {
+            return Ok(Removal::Kept);
+        }
+        // In a task of its own: a caller that gives up must not leave a removed chunk's space behind.
+        let (sender, receiver) = oneshot::channel();
+        let task = remove_places(context.clone(), *address, places, lock, sender);
+        (context.spawn)(Box::pin(task));
+        receiver.await.unwrap_or(Err(StoreError::Closed)).map(|()| Removal::Removed)
+    }
+}
+
+async fn remove_places<D: Disk>(
+    context: Rc<Context<D>>,
+    address: Address,
+    places: Vec<Place>,
+    lock: AddressLock,
+    answer: oneshot::Sender<Result<(), StoreError>>,
+) {
+    let ops =
+        places.iter().map(|place| context.removed_op(&address, place, 0, Effect::Drop { place: *place })).collect();
+    let result = context.commit(ops).await;
+    drop(lock);
+    if result.is_ok() {
+        for place in places {
+            context.release(&place).await;
+        }
+    }
+    let _ = answer.send(result);
+}
+
+fn check_length(buffer: &Buffer, payload_len: usize) -> Result<(), StoreError> {
+    let room = buffer.len().saturating_sub(RECORD_HEAD_BYTES);
+    // A bulk chunk is written in whole blocks, from this very buffer.
+    let room = if payload_len >= BULK_PAYLOAD_BYTES_MIN { room / BLOCK_BYTES * BLOCK_BYTES } else { room };
+    let max_bytes = CHUNK_BYTES_MAX.min(room);
+    if (CHUNK_BYTES_MIN..=max_bytes).contains(&payload_len) {
+        return Ok(());
+    }
+    Err(StoreError::Length { what: "chunk", len_bytes: payload_len, min_bytes: CHUNK_BYTES_MIN, max_bytes })
+}
+
+/// The first block of a bulk write: batch record, a padding record over the middle, the chunk's header at the end.
+fn fill_head(
+    buffer: &mut Buffer,
+    slot: &Slot,
+    mut header: RecordHeader,
+    len: usize,
+) -> crate::format::segment::FooterEntry {
+    let bytes = buffer.as_mut_slice();
+    let (head, payload) = bytes.split_at_mut(RECORD_HEAD_BYTES);
+    let (payload, _) = payload.split_at(header.payload_bytes.get() as usize);
+    head.fill(0);
+    let batch = Batch {
+        sequence: slot.sequence.into(),
+        bytes: (len as u64).into(),
+        watermark: slot.watermark.into(),
+        records: 1.into(),
+        reserved: 0.into(),
+    };
+    let mut batch = RecordHeader::batch(&batch);
+    batch.seal(&slot.nonce, slot.offset, &[]);
+    let (middle, last) = head.split_at_mut(HEADER_AT);
+    let (first, middle) = middle.split_at_mut(RECORD_HEADER_BYTES);
+    first.copy_from_slice(batch.as_bytes());
+    let (padding_head, zeros) = middle.split_at_mut(RECORD_HEADER_BYTES);
+    let mut padding = RecordHeader::new(RecordKind::Padding, 0, zeros.len() as u32, Address::ZERO, VersionId::ZERO);
+    padding.seal(&slot.nonce, slot.offset + RECORD_HEADER_BYTES as u64, zeros);
+    padding_head.copy_from_slice(padding.as_bytes());
+    let offset = slot.offset + HEADER_AT as u64;
+    header.seal(&slot.nonce, offset, payload);
+    last.copy_from_slice(header.as_bytes());
+    entry_of(&header, offset)
+}

@@ -1,0 +1,246 @@
+//! The one writer of small records of all threads: references, names, deaths, removals, documents, short chunks.
+//!
+//! It runs on shard 0. It takes all that waits (up to a batch), writes it as one batch, syncs, tells; what arrives
+//! meanwhile is the next batch, so a batch grows with the load and a lone record waits for nothing but its own sync.
+//!
+//! A batch, block-aligned: batch record, records at multiples of 64 bytes, a padding record up to the block's end.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use tokio::sync::{mpsc, oneshot};
+use zerocopy::IntoBytes;
+
+use super::appender::{Appender, Slot};
+use super::disk::Disk;
+use super::finish::{Durable, Effect};
+use super::segment::record_bytes;
+use super::{Context, StoreError};
+use crate::format::record::{Batch, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
+use crate::format::segment::{FooterEntry, SegmentClass};
+use crate::format::{Address, VersionId};
+use crate::io::buffers::{Buffer, SharedBuffer};
+use crate::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
+
+/// A small record to be.
+pub(super) struct Op {
+    pub kind: RecordKind,
+    pub flags: u8,
+    pub address: Address,
+    pub version: VersionId,
+    pub payload: Vec<u8>,
+    pub effect: Effect,
+}
+
+pub(super) type Answer = oneshot::Sender<Result<(), StoreError>>;
+
+pub(super) enum Message {
+    /// Durable all of them when answered.
+    Write {
+        ops: Vec<Op>,
+        answer: Answer,
+    },
+    /// Seal the open segment: when it holds dead chunks, or in any case.
+    Seal {
+        always: bool,
+        answer: Answer,
+    },
+    Close {
+        answer: Answer,
+    },
+}
+
+/// Tells once all records of a message are durable, or at the first that is not.
+struct Ack {
+    left: Cell<usize>,
+    answer: RefCell<Option<Answer>>,
+}
+
+impl Ack {
+    fn settle(&self, result: &Result<(), StoreError>) {
+        self.left.set(self.left.get().saturating_sub(1));
+        if result.is_ok() && self.left.get() > 0 {
+            return;
+        }
+        if let Some(answer) = self.answer.take() {
+            let _ = answer.send(result.clone());
+        }
+    }
+}
+
+pub(super) struct Committer<D: Disk> {
+    appender: Rc<Appender<D>>,
+    inbox: mpsc::Receiver<Message>,
+    queue: VecDeque<(Op, Rc<Ack>)>,
+    queued_bytes: usize,
+    records_max: usize,
+}
+
+impl<D: Disk> Committer<D> {
+    pub fn new(context: Rc<Context<D>>, inbox: mpsc::Receiver<Message>) -> Self {
+        let records_max = context.shared.options.segment_records_max as usize;
+        Self {
+            appender: Appender::new(context, SegmentClass::Small),
+            inbox,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            records_max,
+        }
+    }
+
+    pub async fn run(mut self) {
+        loop {
+            let control = self.fill().await;
+            while !self.queue.is_empty() {
+                self.commit().await;
+            }
+            match control {
+                None => {}
+                Some(Message::Seal { always, answer }) => {
+                    self.appender.seal(|entry| always || !entry.phase().dead.is_empty() || has_dead(entry)).await;
+                    let _ = answer.send(Ok(()));
+                }
+                Some(Message::Close { answer }) => {
+                    self.inbox.close();
+                    self.appender.close().await;
+                    let _ = answer.send(Ok(()));
+                    return;
+                }
+                Some(Message::Write { .. }) => unreachable!("writes were queued"),
+            }
+            if self.inbox.is_closed() && self.inbox.is_empty() && self.queue.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the first message, takes what else waits, up to a batch. What is no write ends it and comes back.
+    async fn fill(&mut self) -> Option<Message> {
+        let mut next = self.inbox.recv().await;
+        while let Some(message) = next {
+            match message {
+                Message::Write { ops, answer } => self.enqueue(ops, answer),
+                control => return Some(control),
+            }
+            if self.queued_bytes >= BATCH_BYTES_MAX {
+                break;
+            }
+            next = self.inbox.try_recv().ok();
+        }
+        None
+    }
+
+    fn enqueue(&mut self, ops: Vec<Op>, answer: Answer) {
+        if ops.is_empty() {
+            let _ = answer.send(Ok(()));
+            return;
+        }
+        let ack = Rc::new(Ack { left: Cell::new(ops.len()), answer: RefCell::new(Some(answer)) });
+        for op in ops {
+            self.queued_bytes += record_bytes(op.payload.len());
+            self.queue.push_back((op, ack.clone()));
+        }
+    }
+
+    async fn commit(&mut self) {
+        let mut bytes = RECORD_HEADER_BYTES;
+        let mut ops = Vec::new();
+        let mut acks = Vec::new();
+        while let Some((op, _)) = self.queue.front() {
+            let more = record_bytes(op.payload.len());
+            if !ops.is_empty() && (bytes + more > BATCH_BYTES_MAX || ops.len() >= self.records_max) {
+                break;
+            }
+            bytes += more;
+            self.queued_bytes -= more;
+            if let Some((op, ack)) = self.queue.pop_front() {
+                ops.push(op);
+                acks.push(ack);
+            }
+        }
+        let len = bytes.next_multiple_of(BLOCK_BYTES);
+        let (sender, receiver) = oneshot::channel();
+        let done = Box::new(move |result| {
+            let _ = sender.send(result);
+        });
+        let records = ops.len();
+        let result = match self.appender.write(len, records, |slot| build(slot, ops, len), done).await {
+            Ok(()) => receiver.await.unwrap_or(Err(StoreError::Closed)),
+            Err(error) => Err(error),
+        };
+        acks.into_iter().for_each(|ack| ack.settle(&result));
+    }
+}
+
+/// Short chunks, being many to a block, are counted as dead instead of remembered for punching.
+fn has_dead(entry: &super::shared::SegmentEntry) -> bool {
+    entry.dead_bytes.load(std::sync::atomic::Ordering::Relaxed) > 0
+}
+
+fn build(slot: &Slot, ops: Vec<Op>, len: usize) -> (SharedBuffer, Vec<Durable>) {
+    let mut buffer = Buffer::heap(len);
+    let mut writer = RecordWriter { slot, bytes: buffer.as_mut_slice(), at: 0 };
+    writer.put(
+        RecordHeader::batch(&Batch {
+            sequence: slot.sequence.into(),
+            bytes: (len as u64).into(),
+            watermark: slot.watermark.into(),
+            records: (ops.len() as u32).into(),
+            reserved: 0.into(),
+        }),
+        &[],
+    );
+    let mut records = Vec::with_capacity(ops.len());
+    for op in ops {
+        let offset = slot.offset + writer.at as u64;
+        let header = RecordHeader::new(op.kind, op.flags, op.payload.len() as u32, op.address, op.version);
+        writer.put(header, &op.payload);
+        let told = matches!(op.kind, RecordKind::Name | RecordKind::Death | RecordKind::Document);
+        records.push(Durable {
+            entry: entry_of(&header, offset),
+            payload: if told { op.payload } else { Vec::new() },
+            effect: op.effect,
+        });
+    }
+    let rest = len - writer.at;
+    if let Some(zeros) = rest.checked_sub(RECORD_HEADER_BYTES) {
+        let zeros = vec![0; zeros];
+        let header = RecordHeader::new(RecordKind::Padding, 0, zeros.len() as u32, Address::ZERO, VersionId::ZERO);
+        writer.put(header, &zeros);
+    }
+    (buffer.freeze(), records)
+}
+
+/// The footer's entry of a record.
+pub(super) fn entry_of(header: &RecordHeader, offset: u64) -> FooterEntry {
+    FooterEntry {
+        address: header.address,
+        version: header.version,
+        offset: offset.into(),
+        payload_bytes: header.payload_bytes,
+        kind: header.kind,
+        flags: header.flags,
+        reserved: 0.into(),
+    }
+}
+
+struct RecordWriter<'a> {
+    slot: &'a Slot,
+    bytes: &'a mut [u8],
+    at: usize,
+}
+
+impl RecordWriter<'_> {
+    fn put(&mut self, mut header: RecordHeader, payload: &[u8]) {
+        header.seal(&self.slot.nonce, self.slot.offset + self.at as u64, payload);
+        let end = self.at + record_bytes(payload.len());
+        assert!(end <= self.bytes.len(), "a batch is longer than was reserved for it");
+        let (_, rest) = self.bytes.split_at_mut(self.at);
+        let (head, rest) = rest.split_at_mut(RECORD_HEADER_BYTES);
+        head.copy_from_slice(header.as_bytes());
+        let (place, _) = rest.split_at_mut(payload.len());
+        place.copy_from_slice(payload);
+        self.at = end;
+    }
+}

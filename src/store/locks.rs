@@ -1,0 +1,233 @@
+//! Who works on which chunk right now, across all threads: address locks, pins and place guards.
+//!
+//! - An **address lock** makes each decision about one chunk (have it, write it, remove it, replace it) one step. It is
+//!   handed on in order of arrival and travels as a value: a claim carries it until its record is durable.
+//! - A **pin** says that a new reference is on its way to the log: the chunk is not removed meanwhile. It lets many
+//!   references to one chunk be written at once, which a lock would put one behind the other.
+//! - A **place guard** says that somebody reads that place: it is not punched meanwhile. Taken first, and the index asked
+//!   again after: either the reader sees that the chunk went, or the remover sees the guard.
+//!
+//! Nothing here is held across anything but memory operations; waiting is by oneshot channels.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::format::Address;
+
+const PARTS: usize = 64;
+
+/// A map in parts, each with its own lock.
+struct Parts<K, V> {
+    hasher: RandomState,
+    parts: Box<[Mutex<HashMap<K, V>>]>,
+}
+
+impl<K: Hash + Eq, V> Parts<K, V> {
+    fn new() -> Self {
+        Self { hasher: RandomState::new(), parts: (0..PARTS).map(|_| Mutex::default()).collect() }
+    }
+
+    fn of(&self, key: &K) -> MutexGuard<'_, HashMap<K, V>> {
+        #[allow(clippy::indexing_slicing)] // a remainder of PARTS
+        self.parts[self.hasher.hash_one(key) as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// {segment, offset}
+type PlaceKey = (u64, u64);
+
+#[derive(Default)]
+struct Guarded {
+    count: usize,
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+/// The three tables.
+pub(super) struct Locks {
+    addresses: Parts<Address, VecDeque<oneshot::Sender<AddressLock>>>,
+    pins: Parts<Address, usize>,
+    places: Parts<PlaceKey, Guarded>,
+}
+
+impl Locks {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { addresses: Parts::new(), pins: Parts::new(), places: Parts::new() })
+    }
+
+    pub async fn lock(self: &Arc<Self>, address: &Address) -> AddressLock {
+        loop {
+            let receiver = {
+                let mut part = self.addresses.of(address);
+                match part.get_mut(address) {
+                    None => {
+                        part.insert(*address, VecDeque::new());
+                        return AddressLock { locks: Some(self.clone()), address: *address };
+                    }
+                    Some(waiting) => {
+                        let (sender, receiver) = oneshot::channel();
+                        waiting.push_back(sender);
+                        receiver
+                    }
+                }
+            };
+            if let Ok(lock) = receiver.await {
+                return lock;
+            }
+        }
+    }
+
+    pub fn try_lock(self: &Arc<Self>, address: &Address) -> Option<AddressLock> {
+        let mut part = self.addresses.of(address);
+        if part.contains_key(address) {
+            return None;
+        }
+        part.insert(*address, VecDeque::new());
+        Some(AddressLock { locks: Some(self.clone()), address: *address })
+    }
+
+    pub fn pin(self: &Arc<Self>, address: &Address) -> Pin {
+        *self.pins.of(address).entry(*address).or_default() += 1;
+        Pin { locks: self.clone(), address: *address }
+    }
+
+    pub fn is_pinned(&self, address: &Address) -> bool {
+        self.pins.of(address).contains_key(address)
+    }
+
+    pub fn guard(self: &Arc<Self>, segment: u64, offset: u64) -> PlaceGuard {
+        self.places.of(&(segment, offset)).entry((segment, offset)).or_default().count += 1;
+        PlaceGuard { locks: self.clone(), key: (segment, offset) }
+    }
+
+    /// Waits until no guard of this place is left.
+    pub async fn unguarded(&self, segment: u64, offset: u64) {
+        let receiver = {
+            let mut part = self.places.of(&(segment, offset));
+            let Some(guarded) = part.get_mut(&(segment, offset)) else { return };
+            let (sender, receiver) = oneshot::channel();
+            guarded.waiting.push(sender);
+            receiver
+        };
+        let _ = receiver.await;
+    }
+}
+
+/// Held until dropped; dropping hands it to whoever waited longest.
+pub(super) struct AddressLock {
+    /// None once handed on.
+    locks: Option<Arc<Locks>>,
+    address: Address,
+}
+
+impl Drop for AddressLock {
+    fn drop(&mut self) {
+        let Some(locks) = self.locks.take() else { return };
+        loop {
+            let next = {
+                let mut part = locks.addresses.of(&self.address);
+                match part.get_mut(&self.address).and_then(VecDeque::pop_front) {
+                    Some(next) => next,
+                    None => {
+                        part.remove(&self.address);
+                        return;
+                    }
+                }
+            };
+            match next.send(AddressLock { locks: Some(locks.clone()), address: self.address }) {
+                Ok(()) => return,
+                // That one gave up waiting: the lock came back unused.
+                Err(mut unused) => unused.locks = None,
+            }
+        }
+    }
+}
+
+/// A reference to the chunk is being written.
+pub(super) struct Pin {
+    locks: Arc<Locks>,
+    address: Address,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut part = self.locks.pins.of(&self.address);
+        if let Some(count) = part.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                part.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// As long as one lives, the place that it was given for keeps its bytes.
+pub struct PlaceGuard {
+    locks: Arc<Locks>,
+    key: PlaceKey,
+}
+
+impl Clone for PlaceGuard {
+    fn clone(&self) -> Self {
+        self.locks.guard(self.key.0, self.key.1)
+    }
+}
+
+impl Drop for PlaceGuard {
+    fn drop(&mut self) {
+        let mut part = self.locks.places.of(&self.key);
+        if let Some(guarded) = part.get_mut(&self.key) {
+            guarded.count -= 1;
+            if guarded.count == 0 {
+                part.remove(&self.key).into_iter().flat_map(|guarded| guarded.waiting).for_each(|waiting| {
+                    let _ = waiting.send(());
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn lock_passes_over_those_who_gave_up() {
+        let locks = Locks::new();
+        let address = Address([3; 32]);
+        let first = locks.lock(&address).await;
+        let gave_up = tokio::spawn({
+            let locks = locks.clone();
+            async move { drop(locks.lock(&address).await) }
+        });
+        let waits = tokio::spawn({
+            let locks = locks.clone();
+            async move { drop(locks.lock(&address).await) }
+        });
+        tokio::task::yield_now().await;
+        gave_up.abort();
+        assert!(locks.try_lock(&address).is_none());
+        drop(first);
+        waits.await.unwrap();
+        assert!(locks.try_lock(&address).is_some());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn place_is_free_only_after_the_last_guard() {
+        let locks = Locks::new();
+        locks.unguarded(1, 64).await;
+        let guard = locks.guard(1, 64);
+        let second = guard.clone();
+        let free = tokio::spawn({
+            let locks = locks.clone();
+            async move { locks.unguarded(1, 64).await }
+        });
+        drop(guard);
+        tokio::task::yield_now().await;
+        assert!(!free.is_finished());
+        drop(second);
+        free.await.unwrap();
+    }
+}

@@ -1,0 +1,5 @@
+//! Tests of the whole layer on the simulated disk, and a few on a real one.
+
+mod basic;
+mod crash;
+mod support;
