@@ -160,7 +160,15 @@ fn settle(shard: &Rc<Shard>, connection: &Connection, serve: &Serve, dialled: Op
     serve.standing.connection.set(Some(number));
     shard.connections.settle(number, connection.clone());
     let certificate = connection.peer().certificate.certificate().clone();
-    feed(shard, MembershipEvent::Connected { connection: number, certificate: Box::new(certificate), dialled, wall_ms: wall_ms() });
+    feed(
+        shard,
+        MembershipEvent::Connected {
+            connection: number,
+            certificate: Box::new(certificate),
+            dialled,
+            wall_ms: wall_ms(),
+        },
+    );
 }
 
 pub fn on_closed(shard: &Rc<Shard>, standing: &Standing) {
