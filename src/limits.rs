@@ -33,6 +33,8 @@ pub const RECORD_HEAD_BYTES: usize = BLOCK_BYTES;
 pub const BUFFER_BYTES: usize = RECORD_HEAD_BYTES + CHUNK_BYTES_MAX;
 /// Buffers of each shard thread's pool.
 pub const BUFFERS_PER_SHARD: usize = 40;
+/// Of them, those that answers to peers may hold while they are sent.
+pub const ANSWER_BUFFERS_PER_SHARD: usize = 12;
 
 // Ring and kernel I/O
 

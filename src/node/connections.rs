@@ -110,7 +110,9 @@ pub async fn connect(shard: &Rc<Shard>, node: &NodeId) -> Result<Connection, Pee
     if let Some(connection) = shard.connections.find(node) {
         return Ok(connection);
     }
-    if let Some((at, reason)) = last_failure.as_ref().filter(|(at, _)| at.elapsed() < REDIAL_PAUSE) {
+    // Membership may have met it meanwhile: then it is worth another try at once.
+    let is_recent = |at: &Instant| at.elapsed() < REDIAL_PAUSE && !shard.node.peers.is_alive(node);
+    if let Some((at, reason)) = last_failure.as_ref().filter(|(at, _)| is_recent(at)) {
         tracing::trace!(?node, ?at, "dial skipped");
         return Err(PeerError::Unreachable { node: *node, reason: reason.clone() });
     }

@@ -8,18 +8,30 @@ use crate::format::{Address, NodeId, VersionId};
 use crate::limits::RECORD_HEAD_BYTES;
 use crate::store::Hold;
 
+/// What became of a damaged chunk.
+pub enum Mended {
+    Fetched(NodeId),
+    /// Nobody refers to it.
+    Dropped,
+}
+
 /// Fetches the chunk from the first holder that has it right, and stores it again under its living versions.
-pub async fn mend(shard: &Rc<Shard>, address: &Address) -> Result<NodeId, String> {
+pub async fn mend(shard: &Rc<Shard>, address: &Address) -> Result<Mended, String> {
     let node = &shard.node;
     let versions = node.catalog.references(address).await.map_err(|error| error.to_string())?;
     let Some(version) = versions.first() else {
-        return Err("no living version refers to it: nothing is lost; gabion reclaim removes it".into());
+        // Cached, or of a dead version: whoever wants it again fetches it from its owners.
+        let catalog = node.catalog.clone();
+        let is_wanted = |address: &Address| catalog.is_referenced_blocking(address).unwrap_or(true);
+        shard.store.remove(address, &is_wanted).await.map_err(|error| error.to_string())?;
+        node.cache.forget(address);
+        return Ok(Mended::Dropped);
     };
     let holders = node.chunk_holders(address).all();
     let mut reason = "no other node holds a copy".to_owned();
     for holder in holders {
         match fetch_from(shard, &holder, address).await {
-            Ok(payload) => return store(shard, address, version, payload).await.map(|()| holder),
+            Ok(payload) => return store(shard, address, version, payload).await.map(|()| Mended::Fetched(holder)),
             Err(error) => reason = error.to_string(),
         }
     }

@@ -207,12 +207,14 @@ impl Serve {
 
     async fn fetch(&self, request: &Request) -> Result<Reply, Refusal> {
         let address = request.header.address;
+        let permit =
+            self.shard.answers.clone().acquire_owned().await.map_err(|_| Refusal::plain(Status::Unavailable))?;
         let buffer = self.shard.pool.take().await;
         match self.shard.store.read(&address, buffer).await? {
             ReadOutcome::Found { buffer, len, guard } => {
                 let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + len;
                 drop(guard); // the bytes are in our buffer: punching cannot reach them any more
-                let payload = Some(PayloadSource::Shared(buffer.freeze(), range));
+                let payload = Some(PayloadSource::Shared(buffer.freeze(), range).guarded(permit));
                 Ok(Reply { status: Status::Ok, address, layout: 0, body: Vec::new(), payload })
             }
             ReadOutcome::Absent { .. } => Err(Refusal::plain(Status::NotFound)),

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::connections::Connections;
 use super::shared::Shared;
@@ -30,6 +30,8 @@ pub struct Shard {
     pub connections: Connections,
     /// How fast each peer usually answers this shard.
     pub latencies: RefCell<Latencies>,
+    /// Buffers that answers to peers may hold: never all, or two busy nodes would refuse each other's payloads.
+    pub answers: Arc<Semaphore>,
 }
 
 impl Shard {

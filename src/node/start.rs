@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use super::cache::Cache;
 use super::connections::Connections;
@@ -26,7 +26,7 @@ use crate::io::{
     BufferPool, Ring, RingOptions, StopSignals, TcpListener, UnixListener, lock_directory, raise_fd_limit,
     restrict_new_files, spawn, thread_count_default,
 };
-use crate::limits::{BUFFERS_PER_SHARD, SHUTDOWN_MAX};
+use crate::limits::{ANSWER_BUFFERS_PER_SHARD, BUFFERS_PER_SHARD, SHUTDOWN_MAX};
 use crate::node::control::SOCKET_NAME;
 use crate::store::{self, RingDisk, Store, StoreOptions};
 use crate::wire::{Admission, Connection, Identity};
@@ -52,6 +52,7 @@ pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), Node
     let mut receivers = receivers.into_iter();
     let first_jobs = receivers.next().ok_or(NodeError::ThreadLost)?;
     ring.block_on(async {
+        check_port(config.listen)?;
         let listener = listen(config.listen)?;
         let node = open(config, keys, &listener, senders).await?;
         let others = start_threads(&node, receivers.collect())?;
@@ -129,16 +130,24 @@ fn keys(config: &NodeConfig) -> Result<(KeyRing, bool), NodeError> {
     }
 }
 
+/// The shards' listeners share their port, and so another process of the same user could share it too without anybody
+/// noticing. A listener that does not share finds out.
+fn check_port(address: SocketAddr) -> Result<(), NodeError> {
+    std::net::TcpListener::bind(address).map(drop).map_err(|error| not_listening(address, &error))
+}
+
 fn listen(address: SocketAddr) -> Result<TcpListener, NodeError> {
-    TcpListener::bind(address).map_err(|error| NodeError::Listen {
-        address,
-        reason: match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                "the port is in use: stop who uses it, or give --listen another port".to_owned()
-            }
-            _ => error.to_string(),
-        },
-    })
+    TcpListener::bind(address).map_err(|error| not_listening(address, &error))
+}
+
+fn not_listening(address: SocketAddr, error: &std::io::Error) -> NodeError {
+    let reason = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "the port is in use: stop who uses it, or give --listen another port".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    NodeError::Listen { address, reason }
 }
 
 const CATALOG_DIRECTORY: &str = "catalog";
@@ -284,6 +293,7 @@ fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> {
         pool,
         connections: Connections::default(),
         latencies: Default::default(),
+        answers: Arc::new(Semaphore::new(ANSWER_BUFFERS_PER_SHARD)),
     }))
 }
 

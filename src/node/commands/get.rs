@@ -139,6 +139,10 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
     client
         .send(ControlEvent::Info { metadata: found.metadata.clone(), length: found.length, content: found.root })
         .await?;
+    let label = match found.key.as_str() {
+        "" => ContentId(found.root).to_string(),
+        key => format!("{}/{key}", found.bucket),
+    };
     let is_symlink = found.metadata.symlink_target.is_some();
     if is_symlink {
         return client.send(ControlEvent::Fetched { bytes: 0, bytes_resumed: 0 }).await;
@@ -172,7 +176,7 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
     let source = Rc::new(ClusterSource::new(shard.clone(), remote));
     let outcome = job.walk(&shard.pool, &source).await;
     watch.stop().await;
-    let result = outcome.map_err(get_failure)?;
+    let result = outcome.map_err(|error| get_failure(error, &label))?;
     client.send(progress_event(&job)).await?;
     client.send(ControlEvent::Fetched { bytes: result.bytes_written, bytes_resumed: result.bytes_resumed }).await
 }
@@ -196,12 +200,16 @@ fn byte_range(range: Option<(u64, u64)>, length: u64) -> Result<Option<std::ops:
     Ok(Some(first..last.saturating_add(1).min(length)))
 }
 
-fn get_failure(error: GetError) -> Failure {
-    match error {
-        GetError::Chunk(error) => error.into(),
-        GetError::Tree(error) => Failure::new(code::INTEGRITY, error.to_string()),
-        other => Failure::new(code::OTHER, other.to_string()),
-    }
+fn get_failure(error: GetError, label: &str) -> Failure {
+    let reason = error.to_string();
+    let (code, way_out) = match error {
+        GetError::Chunk(ChunkError::Damaged { .. }) | GetError::Tree(_) => {
+            (code::INTEGRITY, "; start the nodes that hold other copies, then gabion verify")
+        }
+        GetError::Chunk(error) => (Failure::from(error).code, ""),
+        _ => (code::OTHER, ""),
+    };
+    Failure::new(code, format!("{label}: {reason}{way_out}"))
 }
 
 fn progress_event(job: &GetJob) -> ControlEvent {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::{Client, Failure};
 use crate::node::control::ControlEvent;
+use crate::node::mend::{self, Mended};
+use crate::node::reclaim;
 use crate::node::shard::Shard;
-use crate::node::{mend, reclaim};
 
 /// Reads every record of every segment; what does not match is quarantined and fetched again from another holder.
 pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
@@ -32,7 +33,8 @@ pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failur
             damaged += 1;
             let outcome = mend::mend(shard, &verified.address).await;
             let (is_mended, message) = match &outcome {
-                Ok(from) => (true, format!("fetched again from {from:?}")),
+                Ok(Mended::Fetched(from)) => (true, format!("fetched again from {from:?}")),
+                Ok(Mended::Dropped) => (true, "nobody refers to it: dropped".to_owned()),
                 Err(reason) => (false, reason.clone()),
             };
             if is_mended {
