@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::cli::args::DemoArguments;
 use crate::cli::context::Context;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::get::{self, Fetched, GetChoices};
+use crate::cli::get::{self, GetChoices};
 use crate::cli::put::{self, PutChoices, Stored};
 use crate::cli::target::Wanted;
 use crate::cli::units::{show_duration, show_rate, show_size};
@@ -167,7 +167,7 @@ impl Demo<'_> {
         let choices = GetChoices { range: None, remote };
         let started = Instant::now();
         let mut progress = self.context.display.start("get");
-        let Fetched { bytes, .. } = get::to_file(&self.at(node), name, &copy, choices, &mut progress)?;
+        let bytes = get::to_file(&self.at(node), name, &copy, choices, &mut progress)?.total();
         drop(progress);
         self.step(what, started.elapsed(), bytes)?;
         let started = Instant::now();

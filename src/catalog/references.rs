@@ -5,9 +5,10 @@
 //! | reference | row added | row added, hidden, and the version is swept (again) |
 //! | death | marked dead; swept if it has references | nothing new (of two deaths the one with the smaller id is remembered) |
 //!
-//! Sweeping drops a dead version's rows; a chunk without any row left becomes garbage from that moment. A mark may outlive
-//! the garbage it stands for (a new reference does not look for it); whoever reads marks looks for rows first, and a chunk that
-//! becomes garbage again is marked anew, so a wait never counts from an earlier time.
+//! Sweeping drops a dead version's rows and marks each of their chunks with the time. A mark alone means nothing: a chunk is
+//! garbage once it has a mark and no row, dead versions' rows included. Neither sweeping nor a new reference looks whether the
+//! other is there, which would cost a search for each chunk; whoever reads marks looks for rows and drops marks that are wrong. The
+//! last row of a chunk always goes by a sweep, which sets the mark anew, so a wait never counts from an earlier time.
 
 use std::time::Duration;
 
@@ -115,9 +116,7 @@ impl Engine {
         for row in self.rows()?.prefix(&key(CHUNK, &[version.as_bytes()])).take(CATALOG_SWEEP_REFERENCES) {
             let (chunk, _) = row?;
             let address = address_at(&chunk, 17)?;
-            if !has_other_reference(self.rows()?, &address, &version)? {
-                draft.put(key(GARBAGE, &[&address.0]), since.clone());
-            }
+            draft.put(key(GARBAGE, &[&address.0]), since.clone());
             draft.remove(key(REFERENCE, &[&address.0, version.as_bytes()]));
             draft.remove(chunk);
             dropped += 1;
@@ -250,14 +249,4 @@ fn living_references(
         };
         living().transpose()
     })
-}
-
-/// By another version, dead or not: a dead one's sweep is still to come and will judge for itself.
-fn has_other_reference(rows: &Rows, address: &Address, version: &VersionId) -> Result<bool, fjall::Error> {
-    for row in rows.prefix(&key(REFERENCE, &[&address.0])).take(2) {
-        if version_at(&row?.0, 1 + ADDRESS_BYTES)? != *version {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

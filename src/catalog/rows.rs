@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::{CatalogCounts, CatalogError};
@@ -97,9 +98,18 @@ impl Rows {
             .cache_size(CATALOG_CACHE_BYTES_MAX as u64)
             .max_cached_files(Some(64))
             .max_journaling_size(64 << 20)
-            .worker_threads(1)
+            // Two, so that a long compaction does not keep the next table from being written.
+            .worker_threads(2)
             .open()?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(CATALOG_TABLE_BYTES_MAX as u64);
+        // Filters and indexes in small blocks: whole ones grow to megabytes each, and once they are larger than the cache
+        // together, every look-up reads one anew (measured on two busy cores: 700 us a reference
+        // from 800,000 references on, against 45 us at 1.2 million like this, the whole process within 62 MB).
+        let options = || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(CATALOG_TABLE_BYTES_MAX as u64)
+                .filter_block_partitioning_policy(PartitioningPolicy::all(true))
+                .index_block_partitioning_policy(PartitioningPolicy::all(true))
+        };
         let keyspace = database.keyspace("catalog", options)?;
         let rows = Self { directory: directory.to_owned(), database, keyspace };
         match rows.get(&[META])?.as_deref() {

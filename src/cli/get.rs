@@ -32,8 +32,16 @@ pub struct GetChoices {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fetched {
     pub content: Address,
+    /// Written by this get.
     pub bytes: u64,
+    /// In the output before it, and right.
     pub bytes_resumed: u64,
+}
+
+impl Fetched {
+    pub fn total(&self) -> u64 {
+        self.bytes + self.bytes_resumed
+    }
 }
 
 pub fn run(context: &Context, arguments: &GetArguments) -> Result<(), Failure> {
@@ -63,8 +71,7 @@ pub fn cat(context: &Context, arguments: &CatArguments) -> Result<(), Failure> {
 }
 
 pub fn print(context: &Context, wanted: &str, path: &Path, fetched: Fetched) -> Result<(), Failure> {
-    let Fetched { content, bytes, bytes_resumed } = fetched;
-    let content = ContentId(content);
+    let (content, bytes, bytes_resumed) = (ContentId(fetched.content), fetched.total(), fetched.bytes_resumed);
     context.display.suspend(|| {
         if context.json {
             output::json(&json!({
@@ -117,7 +124,13 @@ pub fn to_file(
         let part = Part::open(path, of, &entry.metadata)?;
         match fill(context, wanted, &part, &entry, choices, progress) {
             Ok(Some(fetched)) => {
-                part.finish(fetched.bytes, &entry.metadata)?;
+                let wanted_bytes = output_bytes(entry.length, choices.range);
+                if fetched.total() != wanted_bytes {
+                    let message = format!("the node wrote {} of {wanted_bytes} bytes; see its log", fetched.total());
+                    let failure = Failure::other(message);
+                    return Err(abandoned(part, failure, wanted));
+                }
+                part.finish(wanted_bytes, &entry.metadata)?;
                 return Ok(fetched);
             }
             // The name got another content between the question and the read.
@@ -126,6 +139,14 @@ pub fn to_file(
         }
     }
     Err(Failure::other(format!("{wanted} changes faster than it can be read; try again later")))
+}
+
+/// What a range of a file of `length` bytes comes to.
+fn output_bytes(length: u64, range: Option<(u64, u64)>) -> u64 {
+    range.map_or(length, |(first, last)| {
+        let range = get_link::clamp(first, last, length);
+        range.end - range.start
+    })
 }
 
 /// None when the content is no longer the one of `entry`.

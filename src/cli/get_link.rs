@@ -38,7 +38,7 @@ pub fn read(
 }
 
 /// `first` and `last` inclusive, cut to the file.
-fn clamp(first: u64, last: u64, length: u64) -> Range<u64> {
+pub fn clamp(first: u64, last: u64, length: u64) -> Range<u64> {
     let first = first.min(length);
     first..last.saturating_add(1).clamp(first, length)
 }

@@ -108,7 +108,7 @@ impl Tree<'_> {
         let fetched = to_file(self.context, &wanted, &path, self.choices, &mut progress)?;
         drop(progress);
         self.tally.files.fetch_add(1, Ordering::Relaxed);
-        self.tally.bytes.fetch_add(fetched.bytes, Ordering::Relaxed);
+        self.tally.bytes.fetch_add(fetched.total(), Ordering::Relaxed);
         self.tally.bytes_resumed.fetch_add(fetched.bytes_resumed, Ordering::Relaxed);
         print(self.context, &wanted.to_string(), &path, fetched)
     }

@@ -145,6 +145,7 @@ tagged! {
         /// Before the first byte of a get. A link carries no metadata: its mode is 0.
         1 => Info { metadata: Metadata, length: u64, content: Address, },
         2 => Stored { bucket: String, key: String, content: Address, bytes: u64, bytes_new: u64, },
+        /// `bytes`: written by this get; `bytes_resumed`: were in the output already. Their sum is the whole output.
         3 => Fetched { bytes: u64, bytes_resumed: u64, },
         4 => Entry { entry: Entry, },
         5 => Text { text: SecretText, },

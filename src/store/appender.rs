@@ -27,7 +27,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 
 use super::disk::{Disk, DiskFile};
-use super::finish::{Durable, finish};
+use super::finish::{Durable, abandon, finish};
 use super::segment::{self, BLOCK, footer_bytes};
 use super::shared::{SegmentEntry, State};
 use super::{Context, StoreError};
@@ -387,7 +387,7 @@ impl<D: Disk> OpenSegment<D> {
         self.entry.phase().state = State::Closed;
         let mut stray = Vec::new();
         for pending in lost {
-            stray.extend(pending.records.into_iter().filter_map(|record| record.stray(self.entry.id)));
+            stray.extend(abandon(&self.context, self.entry.id, pending.records));
             (pending.done)(Err(error.clone()));
         }
         if !stray.is_empty() {

@@ -49,17 +49,6 @@ pub(super) struct Durable {
 }
 
 impl Durable {
-    /// Of a write that failed: the chunk that may lie there all the same.
-    pub fn stray(self, segment: u64) -> Option<Stray> {
-        let place = self.place(segment);
-        match self.effect {
-            Effect::Insert { lock, .. } | Effect::Move { lock, .. } => {
-                Some(Stray { address: self.entry.address, place, _lock: lock })
-            }
-            _ => None,
-        }
-    }
-
     fn place(&self, segment: u64) -> Place {
         Place { segment, offset: self.entry.offset.get(), len: self.entry.payload_bytes.get(), flags: self.entry.flags }
     }
@@ -70,6 +59,27 @@ pub(super) struct Stray {
     pub address: Address,
     pub place: Place,
     _lock: AddressLock,
+}
+
+/// What a failed write leaves to do, since all of it may be on the disk and be replayed after a crash. The chunks of it
+/// come back, to be disowned. A chunk whose removal failed must not be held by it any more: it is doubtful from now on, so
+/// that the next to refer to it brings another copy.
+pub(super) fn abandon<D: Disk>(context: &Rc<Context<D>>, segment: u64, records: Vec<Durable>) -> Vec<Stray> {
+    let mut strays = Vec::new();
+    for record in records {
+        let address = record.entry.address;
+        let place = record.place(segment);
+        match record.effect {
+            Effect::Insert { lock, .. } | Effect::Move { lock, .. } => {
+                strays.push(Stray { address, place, _lock: lock })
+            }
+            Effect::Drop { place } => {
+                context.shared.index.quarantine(&address, place.segment, place.offset);
+            }
+            Effect::None | Effect::Carry | Effect::Retire { .. } | Effect::Quarantine { .. } => {}
+        }
+    }
+    strays
 }
 
 /// Applies the effects in order and tells the catalog. The locks come back, to be dropped after the acknowledgements.

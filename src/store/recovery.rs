@@ -111,8 +111,11 @@ pub async fn open<D: Disk>(
         notes: HashMap::new(),
         id_max: catalog_positions.keys().copied().max().unwrap_or(0),
     };
-    let found = opening.classify().await?;
+    let (found, unused) = opening.classify().await?;
     let checkpoint = opening.load_checkpoint(&found).await?;
+    for id in unused {
+        opening.unlink(id).await?;
+    }
     opening.run(found, checkpoint, options).await
 }
 
@@ -147,8 +150,8 @@ struct Opening<'a, D: Disk> {
 }
 
 impl<D: Disk> Opening<'_, D> {
-    /// Rows 1, 6 and 7; the others go on. All headers are looked at before anything is changed.
-    async fn classify(&mut self) -> Result<Vec<FoundFile<D::File>>, StoreError> {
+    /// Rows 1, 6 and 7; the others go on. All headers are looked at before anything is changed. Row 6 comes second.
+    async fn classify(&mut self) -> Result<(Vec<FoundFile<D::File>>, Vec<u64>), StoreError> {
         let names = self.disk.list().await.map_err(|error| StoreError::io("listing", "the data directory", error))?;
         let mut ids: Vec<u64> = names.iter().filter_map(|name| parse_name(name)).collect();
         ids.sort_unstable();
@@ -166,10 +169,7 @@ impl<D: Disk> Opening<'_, D> {
                 }
             }
         }
-        for id in unused {
-            self.unlink(id).await?;
-        }
-        Ok(found)
+        Ok((found, unused))
     }
 
     async fn with_footer(&self, id: u64, file: D::File, header: Header) -> Result<FoundFile<D::File>, StoreError> {
@@ -310,13 +310,10 @@ impl<D: Disk> Opening<'_, D> {
         segment::write_footer(&file, found.id, &found.header.nonce, &mut sorted, records_end, len, len)
             .await
             .map_err(failed)?;
-        for entry in damaged {
-            if entry.kind == RecordKind::Chunk as u8 {
-                let (segment, offset) = (found.id, entry.offset.get());
-                self.removals.push(Removal { address: entry.address, segment, offset, damaged: true });
-            } else {
-                self.report.damaged_records += 1;
-            }
+        // Damaged records of other kinds are counted when their payload is wanted.
+        for entry in damaged.iter().filter(|entry| entry.kind == RecordKind::Chunk as u8) {
+            let (segment, offset) = (found.id, entry.offset.get());
+            self.removals.push(Removal { address: entry.address, segment, offset, damaged: true });
         }
         Ok((entries, records_end))
     }

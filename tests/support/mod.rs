@@ -161,7 +161,7 @@ fn answer(memory: &mut Memory, request: ControlRequest, descriptor: Option<File>
         }
         ControlRequest::Get { target, range, resume, output, .. } => {
             memory.resumed = resume;
-            get(memory, &target, range, output, descriptor)
+            get(memory, &target, range, resume, output, descriptor)
         }
         ControlRequest::Stat { target } => match find(memory, &target) {
             Some((name, stored)) => vec![ControlEvent::Entry { entry: entry(&name, &stored) }],
@@ -239,6 +239,7 @@ fn get(
     memory: &Memory,
     target: &Target,
     range: Option<(u64, u64)>,
+    resume: bool,
     output: OutputKind,
     descriptor: Option<File>,
 ) -> Vec<ControlEvent> {
@@ -251,8 +252,13 @@ fn get(
     if let Some(damaged_after) = memory.damaged_after {
         bytes = &bytes[..damaged_after.min(bytes.len())];
     }
+    let mut resumed = 0;
     if let Some(mut file) = descriptor {
         match output {
+            OutputKind::File if resume => {
+                resumed = file.metadata().unwrap().len().min(bytes.len() as u64);
+                file.write_all_at(bytes, 0).unwrap();
+            }
             OutputKind::File => file.write_all_at(bytes, 0).unwrap(),
             OutputKind::Stream => {
                 if file.write_all(bytes).is_err() {
@@ -267,7 +273,7 @@ fn get(
         events.extend(error(6, "chunk gc1x is damaged and no other node has it"));
         return events;
     }
-    vec![info, ControlEvent::Fetched { bytes: bytes.len() as u64, bytes_resumed: 0 }]
+    vec![info, ControlEvent::Fetched { bytes: bytes.len() as u64 - resumed, bytes_resumed: resumed }]
 }
 
 fn find(memory: &Memory, target: &Target) -> Option<((String, String), Stored)> {

@@ -40,15 +40,15 @@ test_damage_mended() {
     for kind in flip cut swap; do
         # A get meets the damage first.
         random_file "$t/file" $((64 << 20)) "$seed.get.$kind"
-        g a put "$t/file"
+        g a put "$t/file" --name "get-$kind"
         harm_while_away b $kind
-        g b get file -o "$t/copy"
+        g b get "get-$kind" -o "$t/copy"
         same "$t/file" "$t/copy"
         rm "$t/copy"
         g b verify || fail "verify after a get exits $?"
         # And now verify.
         random_file "$t/file" $((64 << 20)) "$seed.verify.$kind"
-        content=$(g a put -q "$t/file")
+        content=$(g a put -q "$t/file" --name "verify-$kind")
         harm_while_away b $kind
         g b verify > "$t/verify.out" || fail "verify exits $? and leaves damage: $(cat "$t/verify.out")"
         grep -q '^mended  gc1' "$t/verify.out" || fail "verify does not name what it mended: $(cat "$t/verify.out")"

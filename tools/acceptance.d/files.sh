@@ -34,7 +34,13 @@ test_one_node() {
     took=$(calc "$(now) - $started")
     figure "get $(calc "$file_mib / $took" 0) MiB/s;"
     same "$t/file" "$t/copy"
-    rm "$t/file" "$t/copy"
+    local code=0
+    timeout --preserve-status -s INT 0.1 "$gabion" --data-dir "$t/a" get file -o "$t/resumed" || code=$?
+    [ $code = 130 ] || [ $code = 0 ] || fail "an interrupted get exits $code"
+    [ $code = 0 ] || [ ! -e "$t/resumed" ] || fail "an interrupted get left half a file"
+    g a get file -o "$t/resumed"
+    same "$t/file" "$t/resumed"
+    rm "$t/file" "$t/copy" "$t/resumed"
     g a rm file
     noise $((pipe_mib << 20)) "$seed" | tee >(sha256sum > "$t/in.sum") | g a put - --name piped
     g a cat piped | sha256sum > "$t/out.sum"

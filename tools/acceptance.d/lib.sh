@@ -2,7 +2,7 @@
 # NAME.pid, NAME.port, NAME.out and NAME.err beside it.
 # shellcheck shell=bash disable=SC2154
 
-fail() { echo "failed: $*" && exit 1; }
+fail() { echo "failed: $*" >&2 && exit 1; }
 figure() { echo "$*" >> "$t/figures"; }
 now() { date +%s.%N; }
 calc() { awk "BEGIN { printf \"%.${2:-2}f\", $1 }"; }

@@ -281,6 +281,17 @@ fn stale_connection_of_the_same_dialler_gives_way() {
     assert!(membership.is_alive(&node(5)));
 }
 
+/// Its role, which names the address, may be long in coming.
+#[test]
+fn bootstrap_node_is_not_dialled_again_while_it_is_connected() {
+    let mut membership = Membership::new(node(0), vec![address(5)], 1);
+    membership.handle(MembershipEvent::Tick, Duration::ZERO);
+    membership.handle(connected(1, 5, true), Duration::ZERO);
+    assert_eq!(membership.handle(MembershipEvent::Tick, Duration::from_secs(60)), []);
+    let actions = membership.handle(MembershipEvent::Closed { connection: 1 }, Duration::from_secs(60));
+    assert!(matches!(actions.last(), Some(MembershipAction::Dial { expect: None, .. })), "{actions:?}");
+}
+
 #[test]
 fn own_address_is_not_dialled_twice() {
     let mut membership = Membership::new(node(0), vec![address(0)], 1);

@@ -17,7 +17,7 @@ use crate::format::{Address, ContentId};
 use crate::io::{Buffer, spawn};
 use crate::limits::{CHUNK_BYTES_MAX, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES};
 use crate::node::chunks::ClusterSource;
-use crate::node::control::{Bytes, ControlEvent, ControlRequest, OutputKind, Target};
+use crate::node::control::{Bytes, ControlEvent, ControlRequest, OUTPUT_CLOSED, OutputKind, Target};
 use crate::node::shard::{Shard, send_job};
 use crate::node::{names, owners};
 use crate::vault::{ChunkError, ChunkSource, GetError, GetJob, GetOptions, Output};
@@ -207,6 +207,7 @@ fn get_failure(error: GetError, label: &str) -> Failure {
             (code::INTEGRITY, "; start the nodes that hold other copies, then gabion verify")
         }
         GetError::Chunk(error) => (Failure::from(error).code, ""),
+        GetError::OutputClosed => (OUTPUT_CLOSED, ""),
         _ => (code::OTHER, ""),
     };
     Failure::new(code, format!("{label}: {reason}{way_out}"))

@@ -145,7 +145,8 @@ fn run_until_cut(seed: u64, options: StoreOptions, with_faults: bool) -> Cut {
         }
         if cut.borrow().is_none() {
             if random.random_bool(0.5) {
-                opened.store.close().await.unwrap();
+                let closed = opened.store.close().await;
+                assert!(with_faults || closed.is_ok(), "{closed:?}");
             }
             take_cut(disk.crash(random.random()));
         }

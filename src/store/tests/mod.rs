@@ -2,4 +2,6 @@
 
 mod basic;
 mod crash;
+mod faults;
+mod real;
 mod support;

@@ -1,0 +1,376 @@
+//! Failing and full disks, damaged files, newer formats: one fact a test.
+
+use std::collections::HashMap;
+
+use super::support::*;
+use crate::format::segment::{SEGMENT_VERSION, SegmentClass};
+use crate::limits::{BLOCK_BYTES, FREE_BYTES_RESERVE};
+use crate::store::segment::{header_block, name_of};
+use crate::store::simulated::{Faults, SimulatedDisk};
+use crate::store::{AppliedEvent, Hold, Removal, SmallRecord, StoreError, StoreOptions};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// Three bulk chunks in segment 1, three names in segment 2, and no clean end.
+async fn cut_off(seed: u64) -> (SimulatedDisk, Vec<Vec<u8>>) {
+    let disk = SimulatedDisk::new(seed);
+    let store = opened(&disk).await.store;
+    let chunks: Vec<_> = (0..3).map(|number| payload(number, 70_000)).collect();
+    for chunk in &chunks {
+        put(&store, chunk, &version(1)).await.unwrap();
+    }
+    for name in [b"one", b"two", b"six"] {
+        store.append(SmallRecord::Name(name.repeat(100))).await.unwrap();
+    }
+    (disk.crash(seed), chunks)
+}
+
+/// The batch of the n-th chunk of `cut_off` starts here: a head block and 18 blocks of payload each.
+fn batch(number: u64) -> u64 {
+    BLOCK + number * 19 * BLOCK
+}
+
+fn names(told: &Told) -> usize {
+    told.events.iter().filter(|event| matches!(event, AppliedEvent::Name { .. })).count()
+}
+
+#[test]
+fn recovery_keeps_whole_records_below_and_above_the_watermark() {
+    run(async {
+        let (disk, chunks) = cut_off(1).await;
+        let again = opened(&disk).await;
+        // Rows A (the first ones) and B (the last, which no later batch vouches for).
+        assert_eq!((again.report.chunks, names(&again.told), again.report.recovered_segments), (3, 3, 2));
+        for chunk in &chunks {
+            assert_eq!(get(&again.store, &address_of(chunk)).await.as_ref(), Some(chunk));
+        }
+    });
+}
+
+#[test]
+fn recovery_counts_a_broken_name_below_the_watermark_as_damaged() {
+    run(async {
+        let (disk, _) = cut_off(2).await;
+        disk.edit(&name_of(2), |bytes| bytes[BLOCK_BYTES + 64 + 64 + 10] ^= 1); // row C
+        let again = opened(&disk).await;
+        assert_eq!((names(&again.told), again.report.damaged_records, again.report.torn), (2, 1, 0));
+    });
+}
+
+#[test]
+fn recovery_quarantines_a_broken_small_chunk_below_the_watermark_and_asks_for_it_again() {
+    run(async {
+        let disk = SimulatedDisk::new(3);
+        let store = opened(&disk).await.store;
+        let (broken, after) = (payload(1, 1000), payload(2, 1000));
+        put(&store, &broken, &version(1)).await.unwrap();
+        put(&store, &after, &version(1)).await.unwrap();
+        let disk = disk.crash(3);
+        disk.edit(&name_of(1), |bytes| bytes[BLOCK_BYTES + 128 + 10] ^= 1); // row C
+        let again = opened(&disk).await;
+        assert_eq!(again.report.quarantined, [address_of(&broken)]);
+        assert_eq!(get(&again.store, &address_of(&broken)).await, None);
+        assert!(put(&again.store, &broken, &version(2)).await.unwrap(), "the chunk is wanted");
+        assert_eq!(get(&again.store, &address_of(&broken)).await, Some(broken.clone()));
+        assert_eq!(again.store.stats().quarantined, 0);
+        again.store.close().await.unwrap();
+        let third = opened(&disk).await;
+        assert_eq!(get(&third.store, &address_of(&broken)).await, Some(broken.clone()));
+        // The version that had brought the damaged copy refers to the new one.
+        assert!(third.told.refers(&address_of(&broken), &version(1)));
+    });
+}
+
+#[test]
+fn recovery_skips_a_torn_payload_above_the_watermark() {
+    run(async {
+        let (disk, chunks) = cut_off(4).await;
+        disk.edit(&name_of(1), |bytes| bytes[(batch(2) + 2 * BLOCK) as usize] ^= 1); // row D
+        let again = opened(&disk).await;
+        assert_eq!((again.report.chunks, again.report.torn, again.report.quarantined.len()), (2, 1, 0));
+        assert!(put(&again.store, &chunks[2], &version(1)).await.unwrap());
+    });
+}
+
+#[test]
+fn recovery_goes_on_behind_a_destroyed_header_below_the_watermark() {
+    run(async {
+        let (disk, chunks) = cut_off(5).await;
+        let head = batch(1) as usize;
+        disk.edit(&name_of(1), |bytes| bytes[head..head + BLOCK_BYTES].fill(0xaa)); // row E
+        let again = opened(&disk).await;
+        assert_eq!(again.report.chunks, 2);
+        assert!(again.report.lost_blocks >= 1, "{:?}", again.report);
+        assert_eq!(get(&again.store, &address_of(&chunks[2])).await.as_ref(), Some(&chunks[2]));
+    });
+}
+
+#[test]
+fn recovery_finds_a_chunk_whose_batch_record_is_torn() {
+    run(async {
+        let (disk, chunks) = cut_off(6).await;
+        let head = batch(2) as usize;
+        disk.edit(&name_of(1), |bytes| bytes[head..head + 512].fill(0xaa)); // row F, then B
+        let again = opened(&disk).await;
+        assert_eq!((again.report.chunks, again.report.lost_blocks), (3, 0));
+        assert!(again.report.torn >= 1);
+        assert_eq!(get(&again.store, &address_of(&chunks[2])).await.as_ref(), Some(&chunks[2]));
+    });
+}
+
+#[test]
+fn recovery_counts_a_write_that_vanished_below_the_watermark() {
+    run(async {
+        let (disk, _) = cut_off(7).await;
+        let (from, to) = (batch(1) as usize, batch(2) as usize);
+        disk.edit(&name_of(1), |bytes| bytes[from..to].fill(0)); // row G; behind the last record it is row H
+        let again = opened(&disk).await;
+        assert_eq!((again.report.chunks, again.report.lost_blocks, again.report.torn), (2, 19, 0));
+    });
+}
+
+#[test]
+fn recovery_reads_around_a_bad_sector() {
+    run(async {
+        let (disk, chunks) = cut_off(8).await;
+        disk.make_unreadable(&name_of(1), batch(0));
+        let again = opened(&disk).await;
+        assert_eq!(again.report.chunks, 2);
+        assert_eq!(get(&again.store, &address_of(&chunks[1])).await.as_ref(), Some(&chunks[1]));
+    });
+}
+
+#[test]
+fn damaged_footer_entries_are_rebuilt_from_the_records() {
+    run(async {
+        let disk = SimulatedDisk::new(9);
+        let store = opened(&disk).await.store;
+        let chunk = payload(1, 70_000);
+        put(&store, &chunk, &version(1)).await.unwrap();
+        store.close().await.unwrap();
+        // The entries are in the block before the last.
+        disk.edit(&name_of(1), |bytes| {
+            let at = bytes.len() - 2 * BLOCK_BYTES;
+            bytes[at + 3] ^= 1;
+        });
+        disk.edit("index.checkpoint", |bytes| bytes[0] ^= 1);
+        let again = opened(&disk).await;
+        assert_eq!((again.report.recovered_segments, again.report.clean), (1, false));
+        assert_eq!(get(&again.store, &address_of(&chunk)).await.as_ref(), Some(&chunk));
+        drop(again);
+        let third = opened(&disk).await;
+        assert_eq!((third.report.recovered_segments, third.report.chunks), (0, 1));
+    });
+}
+
+#[test]
+fn file_without_a_sound_header_is_unlinked_only_when_it_never_held_anything() {
+    run(async {
+        let disk = SimulatedDisk::new(10);
+        disk.plant(&name_of(7), vec![0; 3 * BLOCK_BYTES]);
+        let mut torn_header =
+            header_block(8, SegmentClass::Bulk, [1; 16], options().incarnation, 0).as_slice().to_vec();
+        torn_header[4090] ^= 1;
+        torn_header.resize(9 * BLOCK_BYTES, 0);
+        disk.plant(&name_of(8), torn_header.clone());
+        torn_header[2 * BLOCK_BYTES] = 1;
+        disk.plant(&name_of(9), torn_header);
+        disk.plant(&name_of(10), vec![]);
+        let opened = opened(&disk).await;
+        assert_eq!(opened.report.unreadable, [name_of(9)]);
+        assert_eq!(disk.names(), [name_of(9)]);
+        put(&opened.store, &payload(1, 70_000), &version(1)).await.unwrap();
+        assert!(disk.names().contains(&name_of(11)), "ids go on behind the highest ever seen: {:?}", disk.names());
+    });
+}
+
+#[test]
+fn newer_format_is_an_error_that_says_what_to_do_and_changes_nothing() {
+    run(async {
+        let (disk, _) = cut_off(11).await;
+        let mut header = header_block(9, SegmentClass::Bulk, [1; 16], options().incarnation, 0).as_slice().to_vec();
+        header[8..10].copy_from_slice(&(SEGMENT_VERSION + 1).to_le_bytes());
+        let crc = crc32fast::hash(&header[..4092]);
+        header[4092..].copy_from_slice(&crc.to_le_bytes());
+        disk.plant(&name_of(9), header);
+        let before: Vec<_> = disk.names().iter().map(|name| disk.edit(name, |bytes| bytes.clone())).collect();
+        let error = open_with(&disk, options(), &HashMap::new()).await.err().unwrap();
+        let text = "segments/0000000000000009.seg was written by a newer gabion (format 2, this one knows 1): update this program";
+        assert_eq!(error.to_string(), text);
+        let after: Vec<_> = disk.names().iter().map(|name| disk.edit(name, |bytes| bytes.clone())).collect();
+        assert!(before == after);
+    });
+}
+
+#[test]
+fn first_failed_write_or_sync_latches_the_segment_and_the_next_opens_another() {
+    run(async {
+        for (seed, faults) in [
+            (12, Faults { fail_write: Some(1), ..Faults::default() }),
+            (13, Faults { fail_sync: Some(1), ..Faults::default() }),
+        ] {
+            let disk = SimulatedDisk::new(seed);
+            let store = opened(&disk).await.store;
+            let chunks: Vec<_> = (0..3).map(|number| payload(number, 70_000)).collect();
+            put(&store, &chunks[0], &version(1)).await.unwrap();
+            store.append(SmallRecord::Name(vec![1])).await.unwrap();
+            disk.set_faults(faults);
+            let error = put(&store, &chunks[1], &version(1)).await.unwrap_err();
+            assert!(error.to_string().contains("segments/0000000000000001.seg"), "{error}");
+            let before = disk.edit(&name_of(1), |bytes| bytes.clone());
+            // Whoever comes next is not told that it is held.
+            assert!(put(&store, &chunks[1], &version(1)).await.unwrap());
+            put(&store, &chunks[2], &version(1)).await.unwrap();
+            assert!(disk.edit(&name_of(1), |bytes| bytes.clone()) == before, "the failed segment takes no more writes");
+            for chunk in &chunks {
+                assert_eq!(get(&store, &address_of(chunk)).await.as_ref(), Some(chunk));
+            }
+            store.close().await.unwrap();
+            let again = opened(&disk).await;
+            assert_eq!(again.report.chunks, 3);
+            for chunk in &chunks {
+                assert_eq!(get(&again.store, &address_of(chunk)).await.as_ref(), Some(chunk));
+            }
+        }
+    });
+}
+
+#[test]
+fn failed_removal_does_not_undo_a_later_reference() {
+    run(async {
+        let disk = SimulatedDisk::new(14);
+        let store = opened(&disk).await.store;
+        let chunk = payload(1, 70_000);
+        put(&store, &chunk, &version(1)).await.unwrap();
+        store.append(SmallRecord::Name(vec![1])).await.unwrap();
+        disk.set_faults(Faults { fail_sync: Some(1), ..Faults::default() });
+        assert!(store.remove(&address_of(&chunk), &|_| false).await.is_err());
+        // The removal may yet be replayed: the chunk is not held on the strength of what it names.
+        assert!(put(&store, &chunk, &version(2)).await.unwrap());
+        for seed in 0..20 {
+            let again = opened(&disk.crash(seed)).await;
+            assert_eq!(get(&again.store, &address_of(&chunk)).await.as_ref(), Some(&chunk), "seed {seed}");
+        }
+    });
+}
+
+#[test]
+fn full_disk_refuses_chunks_and_goes_on_reading_and_removing() {
+    run(async {
+        let disk = SimulatedDisk::new(15);
+        let store = opened(&disk).await.store;
+        let chunks: Vec<_> = [70_000, 5_000].iter().map(|len| payload(*len as u64, *len)).collect();
+        for chunk in &chunks {
+            put(&store, chunk, &version(1)).await.unwrap();
+        }
+        disk.set_free(FREE_BYTES_RESERVE - 1);
+        assert!(!store.stats().writable);
+        for len in [70_000, 5_000] {
+            let error = put(&store, &payload(9, len), &version(1)).await.unwrap_err();
+            assert!(matches!(error, StoreError::NoSpace { .. }), "{error}");
+        }
+        store.append(SmallRecord::Death(vec![1; 100])).await.unwrap();
+        for chunk in &chunks {
+            assert_eq!(get(&store, &address_of(chunk)).await.as_ref(), Some(chunk));
+            assert_eq!(store.remove(&address_of(chunk), &|_| false).await.unwrap(), Removal::Removed);
+        }
+        store.seal_open().await.unwrap();
+        assert!(matches!(store.hold(&address_of(&chunks[0]), &version(1)).await.unwrap(), Hold::Absent(_)));
+    });
+}
+
+#[test]
+fn damaged_chunk_is_found_by_verification_never_served_and_wanted_across_restarts() {
+    run(async {
+        let disk = SimulatedDisk::new(16);
+        let store = opened(&disk).await.store;
+        let chunks: Vec<_> = (0..2).map(|number| payload(number, 70_000)).collect();
+        for chunk in &chunks {
+            put(&store, chunk, &version(1)).await.unwrap();
+        }
+        disk.edit(&name_of(1), |bytes| bytes[(batch(0) + 3 * BLOCK) as usize] ^= 1);
+        let mut wrong = Vec::new();
+        let report = store.verify(&mut |verified| wrong.extend((!verified.ok).then_some(verified.address))).await;
+        assert_eq!(report.unwrap().damaged_chunks, 1);
+        assert_eq!(wrong, [address_of(&chunks[0])]);
+        assert_eq!((get(&store, &wrong[0]).await, store.contains(&wrong[0])), (None, false));
+        // In both ways: after a crash, and after a clean end.
+        let crashed = opened(&disk.crash(16)).await;
+        assert_eq!(crashed.report.quarantined, wrong);
+        store.close().await.unwrap();
+        let again = opened(&disk).await;
+        assert!(again.report.clean);
+        assert_eq!(again.report.quarantined, wrong);
+        assert!(put(&again.store, &chunks[0], &version(1)).await.unwrap());
+        assert_eq!(get(&again.store, &wrong[0]).await.as_ref(), Some(&chunks[0]));
+    });
+}
+
+#[test]
+fn quarantine_spares_a_chunk_that_is_whole_when_read_again() {
+    run(async {
+        let disk = SimulatedDisk::new(17);
+        let store = opened(&disk).await.store;
+        let chunk = payload(1, 70_000);
+        put(&store, &chunk, &version(1)).await.unwrap();
+        store.quarantine(&address_of(&chunk)).await;
+        assert_eq!(get(&store, &address_of(&chunk)).await.as_ref(), Some(&chunk));
+        disk.edit(&name_of(1), |bytes| bytes[(batch(0) + 2 * BLOCK) as usize] ^= 1);
+        store.quarantine(&address_of(&chunk)).await;
+        assert_eq!(get(&store, &address_of(&chunk)).await, None);
+    });
+}
+
+#[test]
+fn index_is_rebuilt_from_footers_when_the_checkpoint_is_damaged_or_gone() {
+    run(async {
+        for damage in 0..3 {
+            let disk = SimulatedDisk::new(18 + damage);
+            let store = opened(&disk).await.store;
+            let chunks: Vec<_> = (0..50).map(|number| payload(number, 60_000 + 200 * number as usize)).collect();
+            for chunk in &chunks {
+                put(&store, chunk, &version(1)).await.unwrap();
+            }
+            for chunk in chunks.iter().skip(25) {
+                store.remove(&address_of(chunk), &|_| false).await.unwrap();
+            }
+            store.checkpoint().await.unwrap();
+            store.close().await.unwrap();
+            match damage {
+                0 => disk.edit("index.checkpoint", |bytes| {
+                    let middle = bytes.len() / 2;
+                    bytes[middle] ^= 1;
+                }),
+                1 => disk.edit("index.checkpoint", |bytes| bytes.truncate(100)),
+                _ => {}
+            }
+            let options = StoreOptions { seed: 5, ..options() };
+            let again = open_with(&disk, options, &HashMap::new()).await.unwrap();
+            assert_eq!((again.report.clean, again.report.chunks), (damage == 2, 25), "damage {damage}");
+            for (number, chunk) in chunks.iter().enumerate() {
+                let expected = (number < 25).then_some(chunk);
+                assert_eq!(get(&again.store, &address_of(chunk)).await.as_ref(), expected, "chunk {number}");
+            }
+        }
+    });
+}
+
+#[test]
+fn removal_in_an_open_segment_survives_a_checkpoint_that_covers_only_its_record() {
+    run(async {
+        let disk = SimulatedDisk::new(22);
+        let store = opened(&disk).await.store;
+        let (dead, live) = (payload(1, 70_000), payload(2, 70_000));
+        put(&store, &dead, &version(1)).await.unwrap();
+        put(&store, &live, &version(1)).await.unwrap();
+        store.remove(&address_of(&dead), &|_| false).await.unwrap();
+        // The small segment rolls over and is sealed; the bulk segment stays open.
+        for number in 0..200 {
+            store.append(SmallRecord::Name(vec![number])).await.unwrap();
+        }
+        store.checkpoint().await.unwrap();
+        let again = opened(&disk.crash(22)).await;
+        assert_eq!(get(&again.store, &address_of(&dead)).await, None);
+        assert_eq!(get(&again.store, &address_of(&live)).await, Some(live));
+    });
+}
