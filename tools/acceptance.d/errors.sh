@@ -62,7 +62,7 @@ test_full_disk() {
     mkdir "$t/disk"
     truncate -s 512M "$t/image"
     mkfs.ext4 -q -F -m 0 "$t/image" || fail "no mkfs.ext4; install e2fsprogs"
-    mount -o loop "$t/image" "$t/disk" || fail "no loop device can be mounted here; run as root on a machine that has them"
+    mount -o loop "$t/image" "$t/disk" || skip "no loop device can be mounted here: run as root on a machine that has them"
     touch "$t/disk.mounted"
     node_start disk/a --replicas 1
     random_file "$t/small" $((16 << 20)) "$seed"

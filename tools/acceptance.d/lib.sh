@@ -3,6 +3,8 @@
 # shellcheck shell=bash disable=SC2154
 
 fail() { echo "failed: $*" >&2 && exit 1; }
+# What this machine does not allow at all is not tried.
+skip() { echo "$*" >&2 && exit 77; }
 figure() { echo "$*" >> "$t/figures"; }
 now() { date +%s.%N; }
 calc() { awk "BEGIN { printf \"%.${2:-2}f\", $1 }"; }
