@@ -81,6 +81,8 @@ pub const BULK_PAYLOAD_BYTES_MIN: usize = 64 * KIB;
 pub const BATCH_BYTES_MAX: usize = MIB;
 /// Messages that wait for the committer of small records; whoever comes later waits to be heard.
 pub const COMMITTER_QUEUE_MESSAGES: usize = 256;
+/// Chunks whose first read each shard thread remembers, to read them through the page cache the second time.
+pub const PLACES_TOUCHED_MAX: usize = 16_384;
 /// Read-only descriptors of segments that each shard thread keeps open.
 pub const SEGMENT_READERS_PER_SHARD: usize = 128;
 /// How often it is tried to record that a failed write is no chunk; each failure opens a new segment.

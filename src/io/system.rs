@@ -64,6 +64,38 @@ pub struct Space {
     pub free_bytes: u64,
 }
 
+/// Number of `cachestat(2)`, the same on every architecture; the C library has no wrapper for it yet.
+const SYS_CACHESTAT: libc::c_long = 451;
+
+#[repr(C)]
+struct CachestatRange {
+    offset: u64,
+    len: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Cachestat {
+    cached: u64,
+    dirty: u64,
+    writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
+}
+
+/// Whether the page cache holds all of a range; `None` where the kernel cannot say (before Linux 6.5).
+pub(super) fn is_cached(fd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> Option<bool> {
+    let range = CachestatRange { offset, len: len_bytes };
+    let mut found = Cachestat::default();
+    // SAFETY: two structures of ours, of the layout that the call defines; it reads the one and fills the other.
+    let code = unsafe { libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), &raw const range, &raw mut found, 0) };
+    let first = offset / PAGE_BYTES;
+    let pages = (offset + len_bytes).div_ceil(PAGE_BYTES) - first;
+    (code == 0).then_some(found.cached >= pages)
+}
+
+const PAGE_BYTES: u64 = 4096;
+
 /// Space of the file system that holds `path`.
 pub fn filesystem_space(path: &Path) -> io::Result<Space> {
     let path = CString::new(path.as_os_str().as_bytes())?;

@@ -11,7 +11,7 @@
 //! and again by the vault before they are decrypted.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use crate::format::message;
 use crate::format::record::FLAG_CACHED;
 use crate::format::{Address, NodeId, VersionId};
 use crate::io::{Buffer, JoinHandle, SharedBuffer, spawn};
-use crate::limits::{CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, STALL_MAX};
+use crate::limits::{BUFFERS_PER_SHARD, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, STALL_MAX};
 use crate::store::{Hold, ReadOutcome, StoreError};
 use crate::vault::{ChunkError, ChunkSink, ChunkSource, Stored};
 use crate::wire::{Payload, PayloadSource};
@@ -309,12 +309,21 @@ pub struct ClusterSource {
     remote: bool,
     /// Holders that gave wrong bytes for a chunk: not asked for it again.
     liars: RefCell<HashMap<Address, Vec<NodeId>>>,
-    last_holder: RefCell<HashMap<Address, NodeId>>,
+    /// Who gave the chunks that the vault may still be verifying, the latest last.
+    given: RefCell<VecDeque<(Address, NodeId)>>,
 }
 
 impl ClusterSource {
     pub fn new(shard: Rc<Shard>, remote: bool) -> Self {
-        Self { shard, remote, liars: RefCell::default(), last_holder: RefCell::default() }
+        Self { shard, remote, liars: RefCell::default(), given: RefCell::default() }
+    }
+
+    fn note_given(&self, address: Address, holder: NodeId) {
+        let mut given = self.given.borrow_mut();
+        if given.len() >= GIVEN_MAX {
+            given.pop_front();
+        }
+        given.push_back((address, holder));
     }
 
     fn is_liar(&self, address: &Address, holder: &NodeId) -> bool {
@@ -322,15 +331,18 @@ impl ClusterSource {
     }
 }
 
+/// More than the chunks of one job that a shard verifies at once.
+const GIVEN_MAX: usize = 4 * BUFFERS_PER_SHARD;
+
 impl ChunkSource for ClusterSource {
     async fn fetch(&self, address: Address, len: usize, buffer: Buffer, _attempt: u32) -> Result<Buffer, ChunkError> {
         let me = self.shard.node.id();
-        let mut is_damaged_here = false;
+        let is_damaged_here;
         if !self.remote && !self.is_liar(&address, &me) {
             match self.shard.store.read(&address, buffer).await.map_err(store_error)? {
                 ReadOutcome::Found { buffer, len: found, .. } if found == len => {
                     self.shard.node.cache.touch(&address);
-                    self.last_holder.borrow_mut().insert(address, me);
+                    self.note_given(address, me);
                     return Ok(buffer);
                 }
                 ReadOutcome::Found { buffer, .. } | ReadOutcome::Damaged { buffer } => {
@@ -338,7 +350,10 @@ impl ChunkSource for ClusterSource {
                     is_damaged_here = true;
                     self.shard.store.quarantine(&address).await;
                 }
-                ReadOutcome::Absent { buffer } => drop(buffer),
+                ReadOutcome::Absent { buffer } => {
+                    drop(buffer);
+                    is_damaged_here = self.shard.store.is_quarantined(&address);
+                }
             }
         } else {
             is_damaged_here = self.is_liar(&address, &me);
@@ -351,7 +366,7 @@ impl ChunkSource for ClusterSource {
             // Right by its address, and not what the tree says: no other holder can have anything else.
             return Err(ChunkError::Damaged { address });
         }
-        self.last_holder.borrow_mut().insert(address, holder);
+        self.note_given(address, holder);
         if !self.remote {
             keep(&self.shard, address, &payload);
         }
@@ -359,7 +374,8 @@ impl ChunkSource for ClusterSource {
     }
 
     fn damaged(&self, address: &Address) {
-        let Some(holder) = self.last_holder.borrow_mut().remove(address) else { return };
+        let given = self.given.borrow().iter().rev().find(|(given, _)| given == address).copied();
+        let Some((_, holder)) = given else { return };
         tracing::warn!(?address, ?holder, "a chunk does not match its address");
         self.liars.borrow_mut().entry(*address).or_default().push(holder);
         if holder == self.shard.node.id() {

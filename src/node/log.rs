@@ -7,9 +7,9 @@
 //! a person has to hear of it and the node has to start all the same.
 
 use crate::catalog::{Applied, Catalog, CatalogError, Document, Event};
-use crate::format::Malformed;
 use crate::format::certificate::Death;
 use crate::format::record::FLAG_CACHED;
+use crate::format::{Address, Malformed};
 use crate::store::{self, AppliedEvent, Replayed, SmallRecord};
 
 /// Tells the catalog what has become durable.
@@ -89,4 +89,10 @@ const NO_SEGMENT: u64 = 0;
 /// A document of the node's own state, as a record. An empty value deletes.
 pub fn document(serial: u64, key: &[u8], value: &[u8]) -> SmallRecord {
     SmallRecord::Document(Document { serial, key: key.to_vec(), value: value.to_vec() }.encode())
+}
+
+/// The store holds no such chunk, whatever the catalog thinks.
+pub fn forget(catalog: &Catalog, address: Address) {
+    let events = vec![Event::Removed { address }];
+    catalog.apply(Applied { segment: NO_SEGMENT, end_offset: 0, events });
 }

@@ -24,7 +24,7 @@ use super::{log, wall_ms};
 use crate::catalog::hlc::check_ahead;
 use crate::catalog::{CatalogError, ClockAhead, check_age};
 use crate::cluster::names::{NameReadStep, NameWriteStep};
-use crate::cluster::{ActiveLayout, NameRead, NameWrite, Quorum};
+use crate::cluster::{ActiveLayout, NameRead, NameWrite, Owners, Quorum};
 use crate::format::certificate::Class;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
@@ -44,6 +44,10 @@ pub enum NameError {
         "only {have} of the name's owners answered, and {need} are needed: start the missing members or wait for them ({reason})"
     )]
     TooFewOwners { have: usize, need: usize, reason: String },
+    #[error(
+        "no owner of today knows the name, and of those before only {have} answered where {need} are needed: start the members that were there first"
+    )]
+    EarlierOwnersSilent { have: usize, need: usize },
     #[error("this node does not hold the network's layout yet: wait until it has joined")]
     NotJoined,
     #[error("the layout kept changing: try again")]
@@ -119,13 +123,21 @@ async fn read_once(
     }
     // What owners under earlier layouts know is added: the quorum's verdict waits for those of them that live.
     let voters = machine.owners();
-    let mut awaited = earlier_owners(shard, bucket);
+    let earlier = earlier_owners(shard, bucket);
+    let mut awaited: Vec<NodeId> = earlier.iter().flat_map(|owners| owners.as_slice().to_vec()).collect();
+    awaited.retain(|owner| shard.node.peers.is_alive(owner));
+    awaited.sort();
+    awaited.dedup();
+    let mut heard = Vec::new();
     for owner in awaited.iter().filter(|owner| !voters.contains(owner)) {
         asked.ask(*owner, FrameKind::NameRead, body.clone());
     }
     let mut held_back = Vec::new();
     while let Some((owner, answer)) = asked.next().await {
         awaited.retain(|known| *known != owner);
+        if matches!(answer, Answer::Record(_)) {
+            heard.push(owner);
+        }
         if voters.contains(&owner) {
             held_back.push((owner, answer));
         } else if let Answer::Record(record) = answer {
@@ -143,6 +155,7 @@ async fn read_once(
                         asked.ask(owner, FrameKind::NameWrite, record.encode());
                     }
                 }
+                NameReadStep::Done(None) => return check_absence(&earlier, &heard).map(|()| Some(None)),
                 NameReadStep::Done(record) => return Ok(Some(record)),
                 NameReadStep::Failed { have, need } => return Err(asked.too_few(have, need)),
                 NameReadStep::Restart => return Ok(None),
@@ -150,6 +163,18 @@ async fn read_once(
         }
     }
     Err(asked.too_few(0, 1))
+}
+
+/// "No such name" is only said when a read quorum of every layout known has said it: a name may have been put before
+/// its owners changed, and nobody has asked for it since.
+fn check_absence(earlier: &[Owners], heard: &[NodeId]) -> Result<(), NameError> {
+    for owners in earlier {
+        let have = owners.as_slice().iter().filter(|owner| heard.contains(owner)).count();
+        if have < owners.read_quorum() {
+            return Err(NameError::EarlierOwnersSilent { have, need: owners.read_quorum() });
+        }
+    }
+    Ok(())
 }
 
 impl Answer {
@@ -161,15 +186,9 @@ impl Answer {
     }
 }
 
-/// Living owners of a bucket's names under the layouts before the newest.
-fn earlier_owners(shard: &Rc<Shard>, bucket: &BucketId) -> Vec<NodeId> {
-    let layouts = shard.node.layouts();
-    let mut owners: Vec<NodeId> =
-        layouts.earlier().iter().flat_map(|layout| layout.name_owners(bucket).as_slice().to_vec()).collect();
-    owners.sort();
-    owners.dedup();
-    owners.retain(|owner| shard.node.peers.is_alive(owner));
-    owners
+/// The owners of a bucket's names under each layout before the newest.
+fn earlier_owners(shard: &Rc<Shard>, bucket: &BucketId) -> Vec<Owners> {
+    shard.node.layouts().earlier().iter().map(|layout| layout.name_owners(bucket)).collect()
 }
 
 fn step_read(machine: &mut NameRead, owner: NodeId, answer: Answer) -> NameReadStep {

@@ -6,6 +6,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::log;
 use super::shard::{Shard, send_job};
 use crate::format::Address;
 use crate::io::spawn;
@@ -55,6 +56,9 @@ async fn remove(shard: &Rc<Shard>, address: &Address) -> Result<bool, Failure> {
     let removal =
         shard.store.remove(address, &|address| catalog.is_referenced_blocking(address).unwrap_or(true)).await?;
     shard.node.cache.forget(address);
+    if removal == Removal::Absent {
+        log::forget(&shard.node.catalog, *address); // or it would be named as garbage for ever
+    }
     Ok(removal == Removal::Removed)
 }
 

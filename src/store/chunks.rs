@@ -15,7 +15,7 @@ use zerocopy::IntoBytes;
 
 use super::appender::Slot;
 use super::committer::{Message, Op, entry_of};
-use super::context::{Confirmed, Context, FLAG_REMOVED_AS_DAMAGED, Superseded, check_header, reference_op};
+use super::context::{Confirmed, Context, FLAG_REMOVED_AS_DAMAGED, Path, Superseded, check_header, reference_op};
 use super::disk::{Disk, DiskFile};
 use super::finish::{Durable, Effect};
 use super::index::Place;
@@ -212,6 +212,11 @@ impl<D: Disk> Store<D> {
         Ok(Staged { buffer: buffer.freeze(), done })
     }
 
+    /// Whether the only copies here are known to be damaged.
+    pub fn is_quarantined(&self, address: &Address) -> bool {
+        self.shared().quarantined().contains(address)
+    }
+
     /// Whether a committed, sound chunk with this fingerprint is here.
     pub fn contains(&self, address: &Address) -> bool {
         self.flags(address).is_some()
@@ -252,6 +257,20 @@ impl<D: Disk> Store<D> {
     }
 
     /// Header and payload in one read; the header is checked.
+    /// Bulk chunks that are not in the page cache are read past it, straight into the buffer: filling the page cache costs
+    /// a copy and, for a file read once, other data's place. Measured on a cold 4 GiB get, in one run: 0.28 GB/s and
+    /// 2.1 CPU s/GiB through the page cache; see the benchmarks for today's figures.
+    async fn reader_for(&self, place: &Place, len: usize) -> std::io::Result<(D::File, Path)> {
+        let context = self.context();
+        let file = context.reader(place.segment).await?;
+        let is_aligned =
+            place.offset as usize % BLOCK_BYTES == HEADER_AT && place.len as usize >= BULK_PAYLOAD_BYTES_MIN;
+        if !is_aligned || file.is_cached(place.offset, len) || context.touched.borrow_mut().again(place) {
+            return Ok((file, Path::Cached));
+        }
+        Ok((context.reader_by(place.segment, Path::Direct).await?, Path::Direct))
+    }
+
     async fn read_place(
         &self,
         address: &Address,
@@ -268,12 +287,18 @@ impl<D: Disk> Store<D> {
             });
         }
         let Some(entry) = self.shared().segment(place.segment) else { return Ok((Confirmed::Other, buffer)) };
-        let file = match self.context().reader(place.segment).await {
-            Ok(file) => file,
+        let outcome = match self.reader_for(place, range.len()).await {
+            Ok((file, Path::Cached)) => file.read_at(buffer, range.clone(), place.offset).await,
+            Ok((file, Path::Direct)) => {
+                // From the block that ends with the header to the one that ends the payload.
+                let blocks = 0..range.end.next_multiple_of(BLOCK_BYTES);
+                let (result, buffer) = file.read_at(buffer, blocks, place.offset - HEADER_AT as u64).await;
+                (result.map(|read| read.saturating_sub(HEADER_AT).min(range.len())), buffer)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Confirmed::Damaged, buffer)),
             Err(error) => return Err(StoreError::io("opening", &name_of(place.segment), error)),
         };
-        let (result, buffer) = file.read_at(buffer, range.clone(), place.offset).await;
+        let (result, buffer) = outcome;
         let confirmed = match result {
             Ok(read) if read == range.len() => {
                 let header = buffer.as_slice().get(HEADER_AT..RECORD_HEAD_BYTES).unwrap_or_default();

@@ -2,7 +2,7 @@
 //! committer, and giving space back.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -24,7 +24,7 @@ use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, RecordKind, Remov
 use crate::format::segment::SegmentClass;
 use crate::format::{Address, VersionId};
 use crate::io::buffers::Buffer;
-use crate::limits::{DISOWN_ATTEMPTS_MAX, SEGMENT_READERS_PER_SHARD};
+use crate::limits::{DISOWN_ATTEMPTS_MAX, PLACES_TOUCHED_MAX, SEGMENT_READERS_PER_SHARD};
 
 /// Hears what has become durable, on the thread that made it so and before anybody is told of success.
 pub type Observer = Rc<dyn Fn(Applied)>;
@@ -42,11 +42,19 @@ pub(super) struct Context<D: Disk> {
     pub observer: Observer,
     pub spawn: Spawn,
     readers: RefCell<Readers<D>>,
+    pub touched: RefCell<Touched>,
+}
+
+/// Through the page cache, or past it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Path {
+    Cached,
+    Direct,
 }
 
 /// Descriptors for reading, the least recently used closed first.
 struct Readers<D: Disk> {
-    files: HashMap<u64, (D::File, u64)>,
+    files: HashMap<(u64, Path), (D::File, u64)>,
     clock: u64,
     gone_seen: u64,
 }
@@ -64,19 +72,26 @@ impl<D: Disk> Context<D> {
     pub fn new(shared: Arc<Shared>, disk: D, shard: usize, observer: Observer, spawn: Spawn) -> Self {
         let gone_seen = shared.gone.load(Ordering::Acquire);
         let readers = RefCell::new(Readers { files: HashMap::new(), clock: 0, gone_seen });
-        Self { shared, disk, shard, observer, spawn, readers }
+        Self { shared, disk, shard, observer, spawn, readers, touched: RefCell::default() }
     }
 
     /// A descriptor for reading this segment, through the page cache.
     pub async fn reader(&self, segment: u64) -> io::Result<D::File> {
-        if let Some(file) = self.open_reader(segment) {
+        self.reader_by(segment, Path::Cached).await
+    }
+
+    pub async fn reader_by(&self, segment: u64, path: Path) -> io::Result<D::File> {
+        if let Some(file) = self.open_reader(segment, path) {
             return Ok(file);
         }
-        let file = self.disk.open(&name_of(segment), false).await?;
+        let file = match path {
+            Path::Cached => self.disk.open(&name_of(segment), false).await?,
+            Path::Direct => self.disk.open_direct(&name_of(segment)).await?,
+        };
         let mut readers = self.readers.borrow_mut();
         readers.clock += 1;
         let now = readers.clock;
-        readers.files.insert(segment, (file.clone(), now));
+        readers.files.insert((segment, path), (file.clone(), now));
         if readers.files.len() > SEGMENT_READERS_PER_SHARD {
             let oldest = readers.files.iter().min_by_key(|(_, (_, used))| *used).map(|(segment, _)| *segment);
             oldest.and_then(|segment| readers.files.remove(&segment));
@@ -84,12 +99,12 @@ impl<D: Disk> Context<D> {
         Ok(file)
     }
 
-    fn open_reader(&self, segment: u64) -> Option<D::File> {
+    fn open_reader(&self, segment: u64, path: Path) -> Option<D::File> {
         self.close_gone_readers();
         let mut readers = self.readers.borrow_mut();
         readers.clock += 1;
         let now = readers.clock;
-        let (file, used) = readers.files.get_mut(&segment)?;
+        let (file, used) = readers.files.get_mut(&(segment, path))?;
         *used = now;
         Some(file.clone())
     }
@@ -100,7 +115,7 @@ impl<D: Disk> Context<D> {
         let mut readers = self.readers.borrow_mut();
         if readers.gone_seen != gone {
             readers.gone_seen = gone;
-            readers.files.retain(|segment, _| self.shared.segment(*segment).is_some());
+            readers.files.retain(|(segment, _), _| self.shared.segment(*segment).is_some());
         }
     }
 
@@ -274,4 +289,30 @@ pub(super) fn check_header(bytes: &[u8], address: &Address, place: &Place, nonce
         return Confirmed::Damaged;
     }
     if header.address == *address { Confirmed::Yes } else { Confirmed::Other }
+}
+
+/// Places that were read from the device lately. The second time, a chunk is read through the page cache, and is hot from
+/// then on; what is read once leaves no trace in memory.
+#[derive(Default)]
+pub(super) struct Touched {
+    places: HashSet<(u64, u64)>,
+    order: VecDeque<(u64, u64)>,
+}
+
+impl Touched {
+    /// Whether this is not the first time; notes it.
+    pub fn again(&mut self, place: &Place) -> bool {
+        let place = (place.segment, place.offset);
+        if self.places.remove(&place) {
+            return true;
+        }
+        self.places.insert(place);
+        self.order.push_back(place);
+        if self.order.len() > PLACES_TOUCHED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.places.remove(&oldest);
+        }
+        false
+    }
 }

@@ -23,6 +23,8 @@ pub trait Disk: Clone + 'static {
     async fn create(&self, name: &str) -> io::Result<Self::File>;
     /// `writable`: for block-aligned writing, past the page cache. Else: for reading at any place, through it.
     async fn open(&self, name: &str, writable: bool) -> io::Result<Self::File>;
+    /// For block-aligned reading past the page cache.
+    async fn open_direct(&self, name: &str) -> io::Result<Self::File>;
     /// All names, with their folder.
     async fn list(&self) -> io::Result<Vec<String>>;
     async fn remove(&self, name: &str) -> io::Result<()>;
@@ -45,6 +47,8 @@ pub trait DiskFile: Clone + 'static {
     /// Gives the space back; the range reads as zeros, the file keeps its length.
     async fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
     async fn len(&self) -> io::Result<u64>;
+    /// Whether a read of this range, through the page cache, would not touch the device.
+    fn is_cached(&self, offset: u64, len: usize) -> bool;
 }
 
 /// `len` bytes from `offset` on; an error when the file ends before.

@@ -41,6 +41,11 @@ impl Disk for RingDisk {
         File::open(&self.root.join(name), &options).await
     }
 
+    async fn open_direct(&self, name: &str) -> io::Result<File> {
+        let options = OpenOptions { read: true, direct: true, ..OpenOptions::default() };
+        File::open(&self.root.join(name), &options).await
+    }
+
     async fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for (folder, prefix) in [(self.root.to_path_buf(), ""), (self.root.join(SEGMENTS), "segments/")] {
@@ -100,5 +105,9 @@ impl DiskFile for File {
 
     async fn len(&self) -> io::Result<u64> {
         File::len(self).await
+    }
+
+    fn is_cached(&self, offset: u64, len: usize) -> bool {
+        File::is_cached(self, offset, len)
     }
 }

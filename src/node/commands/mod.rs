@@ -65,7 +65,7 @@ impl From<NameError> for Failure {
     fn from(error: NameError) -> Self {
         let code = match &error {
             NameError::TooFewOwners { .. } => code::SPACE,
-            NameError::NotJoined | NameError::LayoutChanged => code::NETWORK,
+            NameError::EarlierOwnersSilent { .. } | NameError::NotJoined | NameError::LayoutChanged => code::NETWORK,
             NameError::ClockAhead(_) | NameError::Clock(_) => code::OTHER,
         };
         Self::new(code, error.to_string())

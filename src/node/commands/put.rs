@@ -24,6 +24,7 @@ use crate::format::{Stamp, VersionId};
 use crate::limits::CHUNKS_IN_FLIGHT_PER_SHARD;
 use crate::node::chunks::ClusterSink;
 use crate::node::control::ControlEvent;
+use crate::node::names::NameError;
 use crate::node::shard::{Shard, send_job};
 use crate::node::{deaths, names, owners};
 use crate::vault::{Input, PutError, PutJob, PutOptions, PutResult};
@@ -40,7 +41,11 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: O
     let vault = vault_key(shard)?;
     let name = Name::new(&put.bucket, &put.key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
     let (bucket_id, name_id) = (vault.bucket_id(name.bucket()), vault.name_id(name.bucket(), name.key()));
-    let earlier = names::read(shard, &bucket_id, &name_id).await?;
+    let earlier = match names::read(shard, &bucket_id, &name_id).await {
+        // What it may replace is unknown, and lives on; the put itself needs today's owners only.
+        Err(NameError::EarlierOwnersSilent { .. }) if !put.no_clobber => None,
+        read => read?,
+    };
     if put.no_clobber && earlier.as_ref().is_some_and(|record| !record.tombstone) {
         return Err(Failure::new(
             code::OTHER,

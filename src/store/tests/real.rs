@@ -103,7 +103,7 @@ fn several_threads_write_each_chunk_once_and_all_of_it_is_there_after_a_restart(
                 ring().block_on(async move {
                     let disk = RingDisk::new(&root).unwrap();
                     let spawn = |task| drop(crate::io::spawn(task));
-                    let store = Store::attach(shared, disk, shard, sender, spawn);
+                    let store = Store::attach(shared, disk, shard, observer(sender), spawn);
                     shard_work(store, shard, written, barrier).await;
                 });
             })
@@ -118,7 +118,7 @@ fn several_threads_write_each_chunk_once_and_all_of_it_is_there_after_a_restart(
     let (sender, _observed) = mpsc::unbounded_channel();
     ring().block_on(async {
         let disk = RingDisk::new(directory.path()).unwrap();
-        let store = Store::attach(shared, disk, 0, sender, |task| drop(crate::io::spawn(task)));
+        let store = Store::attach(shared, disk, 0, observer(sender), |task| drop(crate::io::spawn(task)));
         for number in 20..40 {
             let payload = payload(number, if number % 2 == 0 { 200_000 } else { 2_000 });
             assert!(read(&store, &address_of(&payload)).await == Some(payload), "chunk {number}");

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use crate::format::{Address, Incarnation, VersionId};
 use crate::io::Buffer;
 use crate::limits::{BUFFER_BYTES, RECORD_HEAD_BYTES};
+use crate::store::Observer;
 use crate::store::simulated::SimulatedDisk;
 use crate::store::{
     Applied, AppliedEvent, Hold, OpenReport, ReadOutcome, Replayed, Store, StoreError, StoreOptions, open,
@@ -65,6 +66,13 @@ impl Told {
     }
 }
 
+/// Hands what became durable to a channel.
+pub fn observer(sender: mpsc::UnboundedSender<Applied>) -> Observer {
+    std::rc::Rc::new(move |applied| {
+        let _ = sender.send(applied);
+    })
+}
+
 pub struct Opened {
     pub store: Sim,
     pub observed: mpsc::UnboundedReceiver<Applied>,
@@ -80,10 +88,7 @@ pub async fn open_with(
     let mut told = Told::default();
     let (shared, report) = open(disk, options, positions, &mut |replayed| told.take(replayed)).await?;
     let (sender, observed) = mpsc::unbounded_channel();
-    let observer = std::rc::Rc::new(move |applied| {
-        let _ = sender.send(applied);
-    });
-    let store = Store::attach(shared, disk.clone(), 0, observer, |task| {
+    let store = Store::attach(shared, disk.clone(), 0, observer(sender), |task| {
         tokio::task::spawn_local(task);
     });
     Ok(Opened { store, observed, report, told })
