@@ -131,10 +131,23 @@ fn keys(config: &NodeConfig) -> Result<(KeyRing, bool), NodeError> {
 }
 
 /// The shards' listeners share their port, and so another process of the same user could share it too without anybody
-/// noticing. A listener that does not share finds out.
+/// noticing. A listener that does not share finds out. The kernel takes a moment to take a killed process's ring apart,
+/// and its sockets live until then: hence the patience.
 fn check_port(address: SocketAddr) -> Result<(), NodeError> {
-    std::net::TcpListener::bind(address).map(drop).map_err(|error| not_listening(address, &error))
+    let deadline = Instant::now() + PORT_FREE_WITHIN;
+    loop {
+        match std::net::TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(PORT_PAUSE);
+            }
+            Err(error) => return Err(not_listening(address, &error)),
+        }
+    }
 }
+
+const PORT_FREE_WITHIN: std::time::Duration = std::time::Duration::from_secs(3);
+const PORT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
 fn listen(address: SocketAddr) -> Result<TcpListener, NodeError> {
     TcpListener::bind(address).map_err(|error| not_listening(address, &error))

@@ -196,7 +196,8 @@ fn build(slot: &Slot, ops: Vec<Op>, len: usize) -> (SharedBuffer, Vec<Durable>) 
         let offset = slot.offset + writer.at as u64;
         let header = RecordHeader::new(op.kind, op.flags, op.payload.len() as u32, op.address, op.version);
         writer.put(header, &op.payload);
-        let told = matches!(op.kind, RecordKind::Name | RecordKind::Death | RecordKind::Document);
+        use RecordKind::{Death, Document, Name, Reference};
+        let told = matches!(op.kind, Reference | Name | Death | Document);
         records.push(Durable {
             entry: entry_of(&header, offset),
             payload: if told { op.payload } else { Vec::new() },

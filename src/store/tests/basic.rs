@@ -58,6 +58,21 @@ fn catalog_hears_of_everything_before_the_acknowledgement_and_only_news_after_a_
 }
 
 #[test]
+fn capsule_of_a_reference_is_told_and_replayed() {
+    run(async {
+        let disk = SimulatedDisk::new(3);
+        let mut first = opened(&disk).await;
+        let address = address_of(b"root");
+        let record = SmallRecord::Reference { address, version: version(1), capsule: b"sealed".to_vec() };
+        first.store.append(record).await.unwrap();
+        let told = first.observed.try_recv().unwrap().events;
+        assert_eq!(told, [AppliedEvent::Reference { address, version: version(1), capsule: b"sealed".to_vec() }]);
+        first.store.close().await.unwrap();
+        assert_eq!(opened(&disk).await.told.events, told);
+    });
+}
+
+#[test]
 fn second_writer_waits_and_gets_the_claim_only_if_the_first_fails() {
     run(async {
         let disk = SimulatedDisk::new(3);
