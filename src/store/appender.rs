@@ -15,6 +15,9 @@
 //!   segment. What fails here may be whole on the disk all the same and appear after a crash: chunks among it are
 //!   recorded as removed, under their address lock, so that no later removal is undone by it; of all else a repetition
 //!   is harmless.
+//!
+//! Measured (as in [`super::committer`]): 16 writers of 1 MiB chunks, one thread, development build: 1.95 GB/s, about what
+//! the disk takes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

@@ -3,6 +3,11 @@
 //! It runs on shard 0. It takes all that waits (up to a batch), writes it as one batch, syncs, tells; what arrives
 //! meanwhile is the next batch, so a batch grows with the load and a lone record waits for nothing but its own sync.
 //!
+//! Measured on ext4 without a journal, direct I/O, a quiet machine of 2 cores: a lone record 0.26 ms; 16 writers of 4 KB chunks
+//! 51,000 a second. First writes into unwritten extents cost 175 us with their fdatasync, into prewritten ones 118 us:
+//! segments are not prewritten, it would double what is written for a third of a lone record's time. On a journaling
+//! file system this is to be measured again.
+//!
 //! A batch, block-aligned: batch record, records at multiples of 64 bytes, a padding record up to the block's end.
 
 use std::cell::{Cell, RefCell};

@@ -183,6 +183,9 @@ impl<D: Disk> Context<D> {
             return;
         }
         for old in replaced {
+            if let Some(entry) = self.shared.segment(old.place.segment) {
+                entry.count_dead(&old.place);
+            }
             self.release(&old.place).await;
         }
     }

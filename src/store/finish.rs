@@ -117,7 +117,8 @@ fn apply<D: Disk>(context: &Rc<Context<D>>, segment: u64, record: &Durable, effe
             shared.insert(&address, &record.place(segment));
             shared.quarantined().remove(&address);
             let mut gone = superseded;
-            gone.retain(|old| shared.forget(&address, old.place.segment, old.place.offset).is_some());
+            // Their bytes count as living until the references that they carry stand elsewhere too.
+            gone.retain(|old| shared.index.remove(&address, old.place.segment, old.place.offset).is_some());
             if !gone.is_empty() {
                 let context = context.clone();
                 (context.clone().spawn)(Box::pin(async move { context.retire(address, gone).await }));

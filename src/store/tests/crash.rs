@@ -222,10 +222,15 @@ fn power_cut(seed: u64, options: StoreOptions, with_faults: bool) -> Result<usiz
     Ok(cut.model.acknowledged)
 }
 
+/// The first `count`, and a new one. `GABION_SEED=n` runs one again, `GABION_SEEDS=n` runs more of them.
 fn seeds(count: u64) -> Vec<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse().ok());
+    if let Some(seed) = number("GABION_SEED") {
+        return vec![seed];
+    }
     let random = rand::random();
     println!("the last seed is {random}");
-    (0..count).chain([random]).collect()
+    (0..number("GABION_SEEDS").unwrap_or(count)).chain([random]).collect()
 }
 
 #[test]
