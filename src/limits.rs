@@ -239,6 +239,8 @@ pub const DOCUMENT_VALUE_BYTES_MAX: usize = 256 * KIB;
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
 /// Chunks of one put or get that one shard works on at once.
 pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 8;
+/// The same for a put: a chunk that is written and waits for its sync holds no buffer, so there are more of them.
+pub const PUT_CHUNKS_IN_FLIGHT_PER_SHARD: usize = 64;
 pub const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
 

@@ -30,7 +30,7 @@ use crate::format::{Address, NodeId, VersionId};
 use crate::io::{Buffer, JoinHandle, SharedBuffer, spawn};
 use crate::limits::{BUFFERS_PER_SHARD, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, STALL_MAX};
 use crate::store::{Hold, ReadOutcome, StoreError};
-use crate::vault::{ChunkError, ChunkSink, ChunkSource, Stored};
+use crate::vault::{ChunkError, ChunkSink, ChunkSource, Share, Stored};
 use crate::wire::{Payload, PayloadSource};
 
 /// How long an owner may take to make a chunk durable before it counts as failed for this write.
@@ -69,14 +69,17 @@ impl ChunkSink for ClusterSink {
         buffer: Buffer,
         len: usize,
         version: VersionId,
+        share: Share,
     ) -> Result<Stored, ChunkError> {
         let layout = self.shard.node.layout()?;
         let owners = layout.chunk_owners(&address);
         let me = self.shard.node.id();
         if owners.as_slice().iter().all(|owner| *owner == me) {
-            return store_locally(&self.shard, address, buffer, len, version).await;
+            return store_locally(&self.shard, address, buffer, len, version, share).await;
         }
-        store_at_owners(&self.shard, address, buffer, len, version).await
+        let stored = store_at_owners(&self.shard, address, buffer, len, version).await;
+        drop(share); // the owners that are still being sent to share the buffer
+        stored
     }
 }
 
@@ -87,11 +90,13 @@ async fn store_locally(
     buffer: Buffer,
     len: usize,
     version: VersionId,
+    share: Share,
 ) -> Result<Stored, ChunkError> {
     match shard.store.hold(&address, &version).await.map_err(store_error)? {
         Hold::Held => Ok(Stored { new: false }),
         Hold::Absent(claim) => {
             let staged = shard.store.stage(claim, buffer, len, &version, 0).await.map_err(store_error)?;
+            drop(share);
             staged.commit().await.map_err(store_error)?;
             Ok(Stored { new: true })
         }

@@ -45,6 +45,7 @@ pub use job::Progress;
 pub use output::Output;
 pub use plain::{Fetch, get_plain};
 pub use put::{PutError, PutJob, PutOptions, PutResult};
+pub use share::Share;
 pub use tree::{Finish, Node, TreeBuilder, TreeError, check_depth, check_node, chunk_bytes};
 pub use walk::{Inner, Leaf, LeafRun, Root, Step, Walk};
 
@@ -77,13 +78,15 @@ pub enum ChunkError {
 /// Where sealed chunks go.
 pub trait ChunkSink: 'static {
     /// Stores the `len` bytes behind the record head of `buffer`, for `version`. Durable on enough owners once it
-    /// returns.
+    /// returns. `share` is dropped as soon as nothing but a write of our own disk holds the buffer: waiting for a sync
+    /// is no reason to keep the next chunk from being read.
     fn store(
         &self,
         address: Address,
         buffer: Buffer,
         len: usize,
         version: VersionId,
+        share: Share,
     ) -> impl Future<Output = Result<Stored, ChunkError>>;
 }
 

@@ -179,8 +179,7 @@ impl PutJob {
             if self.latch.is_stopped() {
                 break;
             }
-            let (address, key) = self.seal_and_store(0, buffer, span, sink).await?;
-            drop(share);
+            let (address, key) = self.seal_and_store(0, buffer, share, span, sink).await?;
             self.bytes_done.fetch_add(span as u64, Ordering::Relaxed);
             let entry = TreeEntry { address, key: *key.as_bytes(), span: (span as u64).into() };
             if lock(&self.window).deposit(leaf, entry) {
@@ -245,6 +244,7 @@ impl PutJob {
         &self,
         level: u8,
         mut buffer: Buffer,
+        share: Share,
         len: usize,
         sink: &S,
     ) -> Result<(Address, ChunkKey), PutError> {
@@ -253,7 +253,7 @@ impl PutJob {
         // The buffer still has bytes of its earlier uses.
         chunk.iter_mut().skip(len).for_each(|byte| *byte = 0);
         let (address, key) = seal_chunk(&self.options.scope, level, chunk, len);
-        let stored = sink.store(address, buffer, chunk_len, self.options.version).await?;
+        let stored = sink.store(address, buffer, chunk_len, self.options.version, share).await?;
         self.chunks.fetch_add(1, Ordering::Relaxed);
         if stored.new {
             self.bytes_new.fetch_add(chunk_len as u64, Ordering::Relaxed);
@@ -337,10 +337,10 @@ impl PutJob {
         pool: &BufferPool,
         sink: &S,
     ) -> Result<(u8, TreeEntry), PutError> {
-        let (mut buffer, _share) = share::take(pool).await;
+        let (mut buffer, share) = share::take(pool).await;
         let len = node.plaintext.len();
         payload_mut(&mut buffer, len).copy_from_slice(&node.plaintext);
-        let (address, key) = self.seal_and_store(node.level, buffer, len, sink).await?;
+        let (address, key) = self.seal_and_store(node.level, buffer, share, len, sink).await?;
         Ok((node.level, node.entry(address, *key.as_bytes())))
     }
 

@@ -16,7 +16,7 @@ thread_local! {
 }
 
 /// Held for as long as the buffer that came with it is the job's.
-pub(super) struct Share {
+pub struct Share {
     _permit: Option<OwnedSemaphorePermit>,
 }
 

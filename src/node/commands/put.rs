@@ -21,7 +21,7 @@ use crate::crypto::cipher::ScopeKey;
 use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::name::{Capsule, Metadata, Name, NameBody};
 use crate::format::{Stamp, VersionId};
-use crate::limits::CHUNKS_IN_FLIGHT_PER_SHARD;
+use crate::limits::PUT_CHUNKS_IN_FLIGHT_PER_SHARD;
 use crate::node::chunks::ClusterSink;
 use crate::node::control::ControlEvent;
 use crate::node::names::NameError;
@@ -86,7 +86,7 @@ async fn store_content(
 ) -> Result<PutResult, Failure> {
     let input = Input::of(descriptor);
     let scope = if put.no_dedup { ScopeKey::random() } else { vault.scope() };
-    let job = PutJob::new(input, PutOptions { scope, version, width: CHUNKS_IN_FLIGHT_PER_SHARD });
+    let job = PutJob::new(input, PutOptions { scope, version, width: PUT_CHUNKS_IN_FLIGHT_PER_SHARD });
     if job.leaf_count().is_none_or(|leaves| leaves > SINGLE_SHARD_LEAVES_MAX) {
         for index in (0..shard.node.shards.len()).filter(|index| *index != shard.index) {
             let job = job.clone();

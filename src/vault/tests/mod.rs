@@ -103,6 +103,7 @@ impl ChunkSink for Door {
         buffer: Buffer,
         len: usize,
         version: VersionId,
+        _share: Share,
     ) -> Result<Stored, ChunkError> {
         assert_eq!(version, VersionId::new(1, 2, [3; 8]));
         if let Some(hook) = &self.0.on_store {
