@@ -1,0 +1,220 @@
+//! P1, P9, P10: what was acknowledged stays, whatever happens to the process or the disk.
+
+use std::fs;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::node::{KIB, MIB, Network, Node, moment, noise, random, refused_start, segments};
+
+/// Names and what they hold.
+type Acknowledged = Mutex<Vec<(String, Vec<u8>)>>;
+
+/// Puts until the node is gone, and notes what was acknowledged.
+fn put_until_refused(node: &Node, prefix: &str, mut random: StdRng, acknowledged: &Acknowledged, stop: &AtomicBool) {
+    for number in 0.. {
+        let len =
+            if random.random_bool(0.5) { random.random_range(0..64 * KIB) } else { random.random_range(0..3 * MIB) };
+        let (name, bytes) = (format!("kills/{prefix}-{number}"), noise(&mut random, len));
+        if node.try_put(&name, &bytes).0 != 0 || stop.load(Ordering::SeqCst) {
+            return; // not acknowledged, or perhaps only after the kill: nothing was promised
+        }
+        acknowledged.lock().unwrap().push((name, bytes));
+    }
+}
+
+/// Concurrent puts at the first node, ended by `end` at a random moment.
+fn puts_until(
+    network: &mut Network,
+    round: usize,
+    random: &mut StdRng,
+    acknowledged: &Acknowledged,
+    end: impl FnOnce(&Network),
+) {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            let random = StdRng::seed_from_u64(random.random());
+            let (node, stop) = (&network[0], &stop);
+            scope.spawn(move || put_until_refused(node, &format!("{round}-{worker}"), random, acknowledged, stop));
+        }
+        thread::sleep(Duration::from_millis(50) + moment(random, Duration::from_millis(500)));
+        end(network);
+        stop.store(true, Ordering::SeqCst);
+    });
+}
+
+fn all_there(node: &Node, acknowledged: &Acknowledged, prefix: &str) -> usize {
+    let acknowledged = acknowledged.lock().unwrap();
+    let wanted: Vec<_> = acknowledged.iter().filter(|(name, _)| name.starts_with(prefix)).collect();
+    wanted.iter().for_each(|(name, bytes)| node.holds(name, bytes));
+    wanted.len()
+}
+
+#[test]
+fn p1_acknowledged_puts_survive_kill_9_of_the_node() {
+    let mut random = random();
+    let mut network = Network::one();
+    let acknowledged = Acknowledged::default();
+    for round in 0..6 {
+        puts_until(&mut network, round, &mut random, &acknowledged, |network| {
+            crate::node::signal("KILL", network[0].pid());
+        });
+        network[0].kill();
+        network[0].start();
+        network[0].wait_ready(1);
+        all_there(&network[0], &acknowledged, &format!("kills/{round}-"));
+    }
+    let count = all_there(&network[0], &acknowledged, "kills/");
+    assert!(count >= 6, "only {count} puts were acknowledged: nothing was tried");
+    network[0].ok(&["verify"]);
+}
+
+#[test]
+fn p1_acknowledged_puts_survive_kill_9_of_all_nodes_and_the_loss_of_one() {
+    let mut random = random();
+    let mut network = Network::start(3, 3, 0);
+    let acknowledged = Acknowledged::default();
+    puts_until(&mut network, 0, &mut random, &acknowledged, |network| {
+        network.nodes.iter().for_each(|node| crate::node::signal("KILL", node.pid()));
+    });
+    network.nodes.iter_mut().for_each(Node::kill);
+    // One that held copies stays away for good, not always the same.
+    let lost = random.random_range(0..3);
+    let others: Vec<usize> = (0..3).filter(|number| *number != lost).collect();
+    for number in &others {
+        network[*number].start();
+    }
+    for number in &others {
+        network[*number].wait_for("two nodes", |status| status["nodes_alive"] == 2);
+    }
+    for number in others {
+        assert!(
+            all_there(&network[number], &acknowledged, "kills/") > 0,
+            "nothing was acknowledged: nothing was tried"
+        );
+    }
+}
+
+#[test]
+fn p1_a_put_without_w_nodes_is_refused_and_names_nothing() {
+    let mut random = random();
+    let mut network = Network::start(3, 3, 0);
+    let bytes = noise(&mut random, 3 * MIB);
+    network[2].kill();
+    network[0].put("with-two-of-three", &bytes);
+    network[1].kill();
+    for size in [0, 100, 2 * MIB] {
+        let (code, error) = network[0].try_put("with-one-of-three", &noise(&mut random, size));
+        assert_eq!(code, 8, "{size} bytes: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    network[1].start();
+    network[0].wait_for("two nodes", |status| status["nodes_alive"] == 2);
+    network[1].wait_for("two nodes", |status| status["nodes_alive"] == 2);
+    network[1].fails(4, &["get", "with-one-of-three", "-o", "/dev/null"]);
+    network[1].holds("with-two-of-three", &bytes);
+    network[0].put("with-one-of-three", &bytes);
+}
+
+#[test]
+fn p9_a_full_disk_refuses_puts_and_goes_on_reading_and_removing() {
+    let mut random = random();
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(scratch.path()) else { return };
+    let mut node = Node::found(&disk.path.join("node"), &["--replicas", "1", "--threads", "1"]);
+    node.wait_ready(1);
+    let kept = noise(&mut random, 8 * MIB);
+    node.put("kept", &kept);
+    let large = noise(&mut random, 400 * MIB);
+    let (code, error) = node.try_put("large", &large);
+    assert_eq!((code, error.lines().count()), (8, 1), "{error}");
+    assert!(error.contains("full") || error.contains("space"), "{error}");
+    node.fails(4, &["get", "large", "-o", "/dev/null"]);
+    node.holds("kept", &kept);
+    node.ok(&["rm", "kept"]);
+    node.ok(&["reclaim"]);
+    node.fails(4, &["cat", "kept"]);
+    // It opens again as it is.
+    node.kill();
+    node.start();
+    node.fails(4, &["cat", "kept"]);
+    node.stop();
+}
+
+/// A file system of its own in memory, gone with this.
+struct SmallDisk {
+    path: std::path::PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(below: &std::path::Path) -> Option<Self> {
+        let path = below.join("disk");
+        fs::create_dir(&path).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=384m", "tmpfs"]).arg(&path).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self { path });
+        }
+        println!("not tried: no file system can be mounted here; run it as root");
+        None
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
+}
+
+#[test]
+fn p10_a_data_directory_of_a_newer_format_is_refused_and_left_as_it_is() {
+    let mut network = Network::one();
+    network[0].put("file", b"kept");
+    network[0].stop();
+    let dir = network[0].dir.clone();
+    let format = dir.join("format");
+    let before = fs::read_to_string(&format).unwrap();
+    assert!(before.contains('1'), "{before}");
+    fs::write(&format, before.replace('1', "2")).unwrap();
+    let (code, error) = refused_start(&dir);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("newer gabion") && error.contains(format.to_str().unwrap()), "{error}");
+    fs::write(&format, before).unwrap();
+    network[0].start();
+    network[0].holds("file", b"kept");
+}
+
+#[test]
+fn p10_a_segment_of_a_newer_format_is_refused_and_left_as_it_is() {
+    let mut network = Network::one();
+    network[0].put("file", b"kept");
+    network[0].stop();
+    let path = segments(&network[0].dir).pop().unwrap();
+    let before = fs::read(&path).unwrap();
+    let mut newer = before.clone();
+    newer[8] = 2;
+    let crc = crc32fast::hash(&newer[..4092]);
+    newer[4092..4096].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, newer).unwrap();
+    let (code, error) = refused_start(&network[0].dir);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("newer gabion"), "{error}");
+    fs::write(&path, before).unwrap();
+    network[0].start();
+    network[0].holds("file", b"kept");
+}
+
+#[test]
+fn two_nodes_on_one_directory_are_refused_and_the_first_goes_on() {
+    let network = Network::one();
+    let (code, error) = refused_start(&network[0].dir);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("another gabion node runs on") && error.contains("--data-dir"), "{error}");
+    network[0].put("file", b"goes on");
+    network[0].holds("file", b"goes on");
+}

@@ -1,0 +1,220 @@
+//! What a user types: files, trees, ranges, links, and Ctrl-C.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use rand::RngExt;
+
+use crate::node::{KIB, MIB, Network, eventually, finish, noise, random, signal, text};
+
+const SIZES: [usize; 8] = [0, 1, 31, 32, MIB - 1, MIB, MIB + 1, 10 * MIB + 7];
+
+#[test]
+fn every_size_comes_back_by_name_content_id_and_link() {
+    let mut random = random();
+    let network = Network::one();
+    let node = &network[0];
+    for size in SIZES {
+        let bytes = noise(&mut random, size);
+        let name = format!("sizes/{size}");
+        let id = node.put_id(&name, &bytes);
+        let link = text(&node.ok(&["share", &name]).stdout).trim().to_owned();
+        assert!(id.starts_with("gc1") && link.starts_with("gl1"), "{id} {link}");
+        node.holds(&name, &bytes);
+        node.reads(&["cat", &link], &bytes);
+        if size > 0 {
+            node.reads(&["cat", &id], &bytes);
+        }
+        let output = network.file("output");
+        node.ok(&["get", &name, "-o", &output]);
+        crate::node::assert_same(&fs::read(&output).unwrap(), &bytes, &name);
+        assert_eq!(node.json(&["stat", &name])["bytes"], size);
+        // The same content from a pipe is the same content.
+        node.put(&format!("sizes/piped-{size}"), &bytes);
+        assert_eq!(node.json(&["stat", &format!("sizes/piped-{size}")])["content"], id.as_str());
+    }
+}
+
+#[test]
+fn a_range_is_what_dd_would_cut_out() {
+    let mut random = random();
+    let network = Network::one();
+    let len = 4 * MIB + 77;
+    let bytes = noise(&mut random, len);
+    network[0].put("file", &bytes);
+    let mut ranges = vec![(0, 0), (0, len - 1), (len - 1, len - 1), (MIB - 1, MIB), (MIB, 2 * MIB - 1), (3, len + 5)];
+    for _ in 0..8 {
+        let first = random.random_range(0..len);
+        ranges.push((first, random.random_range(first..len + 1000)));
+    }
+    for (first, last) in ranges {
+        let expected = &bytes[first..(last + 1).min(len)];
+        let range = format!("{first}-{last}");
+        network[0].reads(&["get", "file", "--range", &range, "-o", "-"], expected);
+        network[0].ok(&["get", "file", "--range", &range, "-o", &network.file("output")]);
+        crate::node::assert_same(&fs::read(network.path("output")).unwrap(), expected, &range);
+    }
+    network[0].fails(2, &["get", "file", "--range", "9-1"]);
+}
+
+#[test]
+fn the_same_content_is_stored_once_unless_told_otherwise() {
+    let mut random = random();
+    let network = Network::one();
+    let node = &network[0];
+    let path = network.file("input");
+    let len = 3 * MIB;
+    fs::write(&path, noise(&mut random, len)).unwrap();
+    let first = node.json(&["put", &path, "--name", "one"]);
+    let second = node.json(&["put", &path, "--name", "two"]);
+    let apart = node.json(&["put", &path, "--name", "three", "--no-dedup"]);
+    let new = |put: &serde_json::Value| put["bytes_new"].as_u64().unwrap();
+    assert!(new(&first) >= len as u64);
+    assert_eq!((new(&second), &second["content"]), (0, &first["content"]));
+    assert!(new(&apart) >= len as u64 && apart["content"] != first["content"], "{apart}");
+    assert_eq!(node.cat("two"), node.cat("three"));
+    node.fails(1, &["put", &path, "--name", "one", "--no-clobber"]);
+}
+
+fn make_tree(tree: &Path, random: &mut impl rand::Rng) {
+    fs::create_dir_all(tree.join("a/b c")).unwrap();
+    for number in 0..20 {
+        let len = random.random_range(0..100 * KIB);
+        let path = tree.join(format!("a/b c/{number}"));
+        fs::write(&path, noise(random, len)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode([0o644, 0o600, 0o755, 0o444][number % 4])).unwrap();
+        let time = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000 + number as u64, 123_456_789);
+        fs::File::open(&path).unwrap().set_modified(time).unwrap();
+    }
+    symlink("a/b c/1", tree.join("link")).unwrap();
+    symlink("/nowhere/at all", tree.join("a/dangling")).unwrap();
+}
+
+/// Paths below, and what they are: mode, mtime, link target, bytes.
+fn listing(dir: &Path) -> Vec<(String, Option<(u32, i64, i64)>, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if metadata.is_dir() {
+            found.extend(listing(&path).into_iter().map(|(below, of, bytes)| (format!("{name}/{below}"), of, bytes)));
+        } else if metadata.is_symlink() {
+            found.push((name, None, fs::read_link(&path).unwrap().to_str().unwrap().into()));
+        } else {
+            let of = (metadata.mode(), metadata.mtime(), metadata.mtime_nsec());
+            found.push((name, Some(of), fs::read(&path).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_tree_comes_back_on_another_node_with_links_modes_and_times() {
+    let mut random = random();
+    let network = Network::start(2, 2, 0);
+    let (tree, copy) = (network.path("tree"), network.path("copy"));
+    make_tree(&tree, &mut random);
+    network[0].ok(&["put", "-r", tree.to_str().unwrap(), "--name", "backup/t"]);
+    network[1].ok(&["get", "-r", "backup/t", "-o", copy.to_str().unwrap()]);
+    assert!(listing(&tree) == listing(&copy), "{}", text(&network[1].ok(&["ls", "backup/"]).stdout));
+    network[1].ok(&["rm", "-r", "backup/t"]);
+    assert!(network[0].ok(&["ls", "backup/"]).stdout.is_empty());
+    network[0].fails(4, &["get", "-r", "backup/t", "-o", &network.file("never")]);
+}
+
+#[test]
+fn ctrl_c_ends_a_put_with_130_and_names_nothing() {
+    let mut random = random();
+    let network = Network::one();
+    let node = &network[0];
+    let mut put = node
+        .command(&["put", "-", "--name", "half", "--progress", "never"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // More than pipe and buffers hold: the node reads it. It waits for more when the signal comes.
+    let mut stdin = put.stdin.take().unwrap();
+    stdin.write_all(&noise(&mut random, 24 * MIB)).unwrap();
+    signal("INT", put.id());
+    let output = finish(put, Duration::from_secs(10));
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    node.fails(4, &["stat", "half"]);
+    drop(stdin);
+    node.put("half", b"another try");
+    node.holds("half", b"another try");
+}
+
+#[test]
+fn ctrl_c_ends_a_get_with_130_and_the_node_serves_on() {
+    let mut random = random();
+    let network = Network::one();
+    let node = &network[0];
+    let bytes = noise(&mut random, 24 * MIB);
+    node.put("file", &bytes);
+    // Nobody reads the fifo to its end: the get is stuck in it.
+    let fifo = network.file("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let reader = fs::File::options().read(true).write(true).open(&fifo).unwrap();
+    let get = node
+        .command(&["get", "file", "-o", &fifo])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut begun = [0; 1024];
+    std::io::Read::read_exact(&mut &reader, &mut begun).unwrap();
+    assert_eq!(begun, bytes[..1024]);
+    signal("INT", get.id());
+    let output = finish(get, Duration::from_secs(10));
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    drop(reader);
+    node.holds("file", &bytes);
+}
+
+#[test]
+fn a_get_into_a_file_that_is_cut_off_leaves_no_output_and_goes_on_later() {
+    let mut random = random();
+    let mut network = Network::one();
+    let bytes = noise(&mut random, 200 * MIB);
+    let path = network.path("input");
+    fs::write(&path, &bytes).unwrap();
+    network[0].ok(&["put", path.to_str().unwrap(), "--name", "file"]);
+    let output = network.path("output");
+    let get = network[0]
+        .command(&["get", "file", "-o", output.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let part = || {
+        let names = fs::read_dir(network.scratch.path()).unwrap().map(|entry| entry.unwrap());
+        names.into_iter().find(|entry| entry.file_name().to_string_lossy().ends_with(".gabion-part"))
+    };
+    // As soon as some of it has arrived the node is killed; a machine that is faster than that has won.
+    eventually("some of it arrives", || {
+        output.exists() || part().is_some_and(|part| part.metadata().is_ok_and(|found| found.blocks() > 2048))
+    });
+    signal("KILL", network[0].pid());
+    let ended = finish(get, Duration::from_secs(20));
+    let was_cut = ended.status.code() != Some(0);
+    if was_cut {
+        assert_eq!(ended.status.code(), Some(5), "{}", text(&ended.stderr));
+        assert!(!output.exists(), "half a file appeared");
+        assert!(part().is_some(), "what arrived was not kept");
+    }
+    network[0].kill();
+    network[0].start();
+    network[0].wait_ready(1);
+    let again = network[0].json(&["get", "file", "-o", output.to_str().unwrap()]);
+    crate::node::assert_same(&fs::read(&output).unwrap(), &bytes, "the file");
+    assert!(!was_cut || again["bytes_resumed"].as_u64().unwrap() > 0, "{again}");
+}

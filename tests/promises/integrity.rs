@@ -1,0 +1,160 @@
+//! P2 and P7: no wrong byte comes out, and memory stays bounded.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use gabion::format::ContentId;
+
+use crate::node::{MIB, Network, Node, assert_same, find_chunk, flip, noise, random, text};
+
+/// A chunk of a megabyte that is a file of its own and the third leaf of a longer one.
+struct Sample {
+    single: Vec<u8>,
+    long: Vec<u8>,
+    chunk: ContentId,
+}
+
+fn put_sample(node: &Node) -> Sample {
+    let mut random = random();
+    let single = noise(&mut random, MIB);
+    let long = [&noise(&mut random, 2 * MIB)[..], &single, &noise(&mut random, 2 * MIB + 5)].concat();
+    let chunk = node.put_id("single", &single).parse().unwrap();
+    node.put("long", &long);
+    Sample { single, long, chunk }
+}
+
+/// Turns one bit of the chunk over while the node is down.
+fn damage(node: &mut Node, chunk: &ContentId) {
+    node.stop();
+    let (path, offset) = find_chunk(&node.dir, &chunk.0, MIB);
+    flip(&path, offset + 123_456);
+    node.start();
+}
+
+#[test]
+fn p2_a_flipped_byte_without_another_copy_exits_6_and_no_output_appears() {
+    let mut network = Network::one();
+    let sample = put_sample(&network[0]);
+    damage(&mut network[0], &sample.chunk);
+    let (node, output) = (&network[0], network.file("output"));
+    for name in ["single", "long", &sample.chunk.to_string()] {
+        node.fails(6, &["get", name, "-o", &output]);
+        assert!(!network.path("output").exists(), "{name} appeared");
+    }
+    // A stream has had what comes before the damage, and nothing of it.
+    let streamed = node.run(&["cat", "long"]);
+    assert_eq!(streamed.status.code(), Some(6), "{}", text(&streamed.stderr));
+    assert!(streamed.stdout.len() <= 2 * MIB, "{} bytes", streamed.stdout.len());
+    assert_same(&streamed.stdout, &sample.long[..streamed.stdout.len()], "before the damage");
+    // What the damage does not touch is read.
+    let after = format!("{}-", 3 * MIB);
+    node.reads(&["cat", "long", "--range", &after], &sample.long[3 * MIB..]);
+    let verified = node.run(&["verify"]);
+    assert_eq!(verified.status.code(), Some(6));
+    assert!(text(&verified.stdout).contains(&sample.chunk.to_string()), "{}", text(&verified.stdout));
+}
+
+#[test]
+fn p2_a_flipped_byte_is_outdone_by_a_second_copy_and_mended() {
+    let mut network = Network::start(2, 2, 0);
+    let sample = put_sample(&network[0]);
+    crate::node::eventually("both have all chunks", || network.nodes.iter().all(|node| node.count("chunks") == 6));
+    damage(&mut network[1], &sample.chunk);
+    network.wait_ready();
+    network[1].holds("long", &sample.long);
+    network[1].holds("single", &sample.single);
+    network[1].ok(&["verify"]);
+    // And found by verify alone, on the other one.
+    damage(&mut network[0], &sample.chunk);
+    network[0].wait_for("the other", |status| status["nodes_alive"] == 2);
+    let verified = text(&network[0].ok(&["verify"]).stdout);
+    assert!(verified.contains(&format!("mended  {}", sample.chunk)), "{verified}");
+    assert!(text(&network[0].ok(&["verify"]).stdout).contains(" 0 damaged"));
+    // What was mended stands by itself.
+    network[1].kill();
+    network[0].reads(&["cat", &sample.chunk.to_string()], &sample.single);
+}
+
+#[test]
+fn p2_a_damaged_chunk_is_stored_again_by_the_next_put_and_the_get_goes_on_where_it_stopped() {
+    let mut network = Network::one();
+    let sample = put_sample(&network[0]);
+    damage(&mut network[0], &sample.chunk);
+    let (node, output) = (&network[0], network.file("output"));
+    let error = node.fails(6, &["get", "long", "-o", &output]);
+    assert!(error.contains("is kept in"), "{error}");
+    node.put("single", &sample.single);
+    let fetched = node.json(&["get", "long", "-o", &output]);
+    assert!(fetched["bytes_resumed"].as_u64().unwrap() >= MIB as u64, "{fetched}");
+    assert_same(&fs::read(&output).unwrap(), &sample.long, "the resumed file");
+    node.ok(&["verify"]);
+}
+
+#[test]
+fn p2_what_an_interrupted_get_left_is_checked_before_it_is_kept() {
+    let mut random = random();
+    let network = Network::one();
+    let bytes = noise(&mut random, 8 * MIB + 9);
+    let id = network[0].put_id("file", &bytes);
+    // Two right megabytes, then somebody else's.
+    let mut left = bytes[..6 * MIB].to_vec();
+    noise(&mut random, 2 * MIB).iter().zip(&mut left[2 * MIB..]).for_each(|(noise, byte)| *byte ^= noise);
+    left.resize(20 * MIB, 7);
+    fs::write(network.path(&format!(".output.{}.gabion-part", &id[3..19])), left).unwrap();
+    let fetched = network[0].json(&["get", "file", "-o", &network.file("output")]);
+    assert_same(&fs::read(network.path("output")).unwrap(), &bytes, "the resumed file");
+    let resumed = fetched["bytes_resumed"].as_u64().unwrap();
+    assert!((MIB as u64..=4 * MIB as u64).contains(&resumed), "{resumed} bytes were right, it says");
+}
+
+/// Megabytes that differ from each other, made without holding them.
+fn megabyte(pattern: &[u8], number: u64) -> Vec<u8> {
+    let mut bytes = pattern.to_vec();
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes
+}
+
+fn anonymous_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn p7_a_long_pipe_in_and_out_leaves_the_memory_of_the_node_bounded() {
+    const MEGABYTES: u64 = 600;
+    let network = Network::one();
+    let (node, pattern) = (&network[0], noise(&mut random(), MIB));
+    let (over, highest) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                highest.fetch_max(anonymous_kib(node.pid()), Ordering::SeqCst);
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let piped = std::panic::catch_unwind(|| {
+            let mut put = node.command(&["put", "-", "--name", "long"]).stdin(Stdio::piped()).spawn().unwrap();
+            let mut pipe = put.stdin.take().unwrap();
+            (0..MEGABYTES).for_each(|number| pipe.write_all(&megabyte(&pattern, number)).unwrap());
+            drop(pipe);
+            assert!(put.wait().unwrap().success());
+            let mut get = node.command(&["cat", "long"]).stdout(Stdio::piped()).spawn().unwrap();
+            let (mut pipe, mut found) = (get.stdout.take().unwrap(), vec![0; MIB]);
+            for number in 0..MEGABYTES {
+                pipe.read_exact(&mut found).unwrap();
+                assert_same(&found, &megabyte(&pattern, number), &format!("megabyte {number}"));
+            }
+            assert_eq!(pipe.read(&mut found).unwrap(), 0, "bytes after the end");
+            assert!(get.wait().unwrap().success());
+        });
+        over.store(true, Ordering::SeqCst);
+        piped.unwrap();
+    });
+    let highest = highest.into_inner() / 1024;
+    assert!(highest > 0 && highest < 256, "{highest} MiB of anonymous memory");
+}

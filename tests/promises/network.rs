@@ -1,0 +1,69 @@
+//! Joining, and coming back: who knows whom, without any help after the first ticket.
+
+use gabion::format::ticket::Ticket;
+
+use crate::node::{KIB, MIB, Network, Node, noise, random};
+
+/// A ticket of the founder that leads to another node.
+fn ticket_to(founder: &Node, other: &Node) -> String {
+    let mut ticket: Ticket = founder.ticket(&["--member"]).parse().unwrap();
+    ticket.addresses = vec![other.address()];
+    ticket.to_string()
+}
+
+#[test]
+fn the_third_node_knows_only_the_second_and_meets_all() {
+    let mut random = random();
+    let mut network = Network::start(2, 3, 0);
+    let ticket = ticket_to(&network[0], &network[1]);
+    let third = Node::join(&network.path("2"), &ticket);
+    network.nodes.push(third);
+    network.wait_ready();
+    let bytes = noise(&mut random, 5 * MIB + 1);
+    network[2].put("from the third", &bytes);
+    for node in &network.nodes {
+        node.holds("from the third", &bytes);
+        node.reads(&["cat", "from the third", "--remote"], &bytes);
+    }
+    // Without the one that it was led to.
+    network[1].kill();
+    network[2].put("without the second", &bytes);
+    network[0].holds("without the second", &bytes);
+}
+
+#[test]
+fn what_was_stored_before_they_joined_is_read_by_all_who_join() {
+    let mut random = random();
+    let mut network = Network::start(1, 3, 0);
+    let bytes = noise(&mut random, 3 * MIB);
+    network[0].put("early", &bytes);
+    for number in 1..3 {
+        let node = Node::join(&network.path(&number.to_string()), &network[0].ticket(&["--member"]));
+        network.nodes.push(node);
+        network.wait_ready();
+        network.nodes.iter().for_each(|node| node.holds("early", &bytes));
+    }
+}
+
+#[test]
+fn restarted_nodes_find_each_other_without_any_ticket() {
+    let mut random = random();
+    let mut network = Network::start(3, 3, 1);
+    let bytes = noise(&mut random, 2 * MIB);
+    network[0].put("file", &bytes);
+    network.nodes.iter_mut().for_each(Node::stop);
+    network.nodes.iter_mut().rev().for_each(Node::start);
+    network.wait_ready();
+    network.nodes[..3].iter().for_each(|node| node.holds("file", &bytes));
+    // One comes back elsewhere, while the founder is away: the others are told.
+    network[1].stop();
+    network[0].stop();
+    network[1].start_elsewhere();
+    network[2].wait_for("the one that moved", |status| status["nodes_alive"] == 3);
+    network[2].put("moved", &bytes[..64 * KIB]);
+    network[1].holds("moved", &bytes[..64 * KIB]);
+    // The founder looks where it used to be, and is found by it.
+    network[0].start();
+    network.wait_ready();
+    network[0].holds("moved", &bytes[..64 * KIB]);
+}
