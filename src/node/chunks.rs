@@ -130,7 +130,7 @@ async fn store_at_owners(
     Err(ChunkError::Network { reason: "the layout kept changing: try again".into() })
 }
 
-const LAYOUT_RESTARTS_MAX: u32 = 16;
+pub const LAYOUT_RESTARTS_MAX: u32 = 16;
 
 /// One attempt; no outcome means that an owner runs under another layout.
 async fn store_once(

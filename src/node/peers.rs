@@ -73,6 +73,12 @@ impl Peers {
         actions
     }
 
+    /// Tells the machine what was known before the last stop. What it wants done comes with the first event after.
+    pub fn preload(&self, event: MembershipEvent) {
+        let actions = lock(&self.machine).handle(event, Duration::ZERO);
+        lock(&self.first).extend(actions);
+    }
+
     /// A number for a connection that lives on `shard`.
     pub fn settle(&self, shard: usize) -> ConnectionId {
         let connection = self.next_connection.fetch_add(1, Ordering::Relaxed);

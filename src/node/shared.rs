@@ -47,6 +47,8 @@ pub struct Shared {
     pub deaths_changed: Notify,
     /// The address book waits to be written.
     pub book_changed: Notify,
+    /// Held while a layout is fetched from a peer.
+    pub layout_fetch: tokio::sync::Mutex<()>,
     /// Held while a layout is made durable and adopted.
     pub layout_change: tokio::sync::Mutex<()>,
     pub document_serial: AtomicU64,
@@ -103,6 +105,12 @@ impl Shared {
 
     pub fn layouts(&self) -> RwLockReadGuard<'_, Layouts> {
         self.layouts.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a layout that is known here names this node.
+    pub fn is_admitted(&self, node: &NodeId) -> bool {
+        let layouts = self.layouts();
+        layouts.active().iter().chain(layouts.earlier()).any(|layout| layout.node(node).is_some())
     }
 
     /// The newest layout; none before this node has joined.

@@ -45,14 +45,15 @@ pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), Node
     let unusable = |error: std::io::Error| NodeError::DataDir { path: dir.clone(), reason: error.to_string() };
     let _lock = lock_directory(&dir).map_err(unusable)?.ok_or_else(|| NodeError::Locked { path: dir.clone() })?;
     check_format(&dir)?;
+    // What can fail without a network fails before one is founded.
+    let mut ring = Ring::new(&RingOptions::default())?;
+    check_port(config.listen)?;
     let (keys, founded) = keys(&config)?;
     let threads = config.threads.unwrap_or_else(thread_count_default).max(1);
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::unbounded_channel::<Job>()).unzip();
-    let mut ring = Ring::new(&RingOptions::default())?;
     let mut receivers = receivers.into_iter();
     let first_jobs = receivers.next().ok_or(NodeError::ThreadLost)?;
     ring.block_on(async {
-        check_port(config.listen)?;
         let listener = listen(config.listen)?;
         let node = open(config, keys, &listener, senders).await?;
         let others = start_threads(&node, receivers.collect())?;
@@ -65,13 +66,12 @@ pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), Node
             member: node.is_member(),
         };
         let outcome = serve_first(&shard, listener, first_jobs, move || on_ready(&ready)).await;
+        let mut lost = Ok(());
         for ended in others {
-            if ended.await.is_err() {
-                tracing::warn!("a shard thread ended before its time");
-            }
+            lost = lost.and(ended.await.unwrap_or(Err(NodeError::ThreadLost)));
         }
         finish_first(&shard).await?;
-        outcome
+        outcome.and(lost)
     })
 }
 
@@ -241,6 +241,7 @@ async fn open(
         stop: Stop::default(),
         deaths_changed: Notify::new(),
         book_changed: Notify::new(),
+        layout_fetch: tokio::sync::Mutex::new(()),
         layout_change: tokio::sync::Mutex::new(()),
         document_serial: AtomicU64::new(0),
     });
@@ -253,7 +254,7 @@ async fn open(
 fn start_threads(
     node: &Arc<Shared>,
     jobs: Vec<mpsc::UnboundedReceiver<Job>>,
-) -> Result<Vec<oneshot::Receiver<()>>, NodeError> {
+) -> Result<Vec<oneshot::Receiver<Result<(), NodeError>>>, NodeError> {
     let mut ended = Vec::new();
     for (index, jobs) in (1..).zip(jobs) {
         let (done, receiver) = oneshot::channel();
@@ -261,14 +262,12 @@ fn start_threads(
         std::thread::Builder::new()
             .name(format!("shard-{index}"))
             .spawn(move || {
-                match run_thread(index, &node, jobs) {
-                    Ok(()) => {}
-                    Err(error) => {
-                        tracing::error!(index, %error, "a shard thread cannot run");
-                        node.stop.begin();
-                    }
+                let outcome = run_thread(index, &node, jobs);
+                if let Err(error) = &outcome {
+                    tracing::error!(index, %error, "a shard thread cannot run");
+                    node.stop.begin();
                 }
-                let _ = done.send(());
+                let _ = done.send(outcome);
             })
             .map_err(|source| NodeError::Io { what: "starting a thread", source })?;
         ended.push(receiver);

@@ -9,6 +9,7 @@ use crate::crypto::keys::NameStamp;
 use crate::format::link::Link;
 use crate::format::name::{Name, NameBody, NameRecord};
 use crate::node::control::{ControlEvent, Entry, LIST_PAGE_MAX, SecretText, Target};
+use crate::node::names::WriteName;
 use crate::node::shard::Shard;
 use crate::node::{deaths, names};
 
@@ -37,8 +38,9 @@ pub async fn remove(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<(), Fa
     let version = shard.node.mint(bucket_id.slot());
     let (network, body) = (shard.node.network_id(), NameBody::tombstone(&name));
     let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: true }, &body);
-    let written = names::write(shard, &bucket_id, &name_id, earlier.clock, seal).await?;
-    deaths::sign_replaced(shard, Some(&earlier), &written).await
+    let write = WriteName { bucket: &bucket_id, name: &name_id, earlier: Some(&earlier), no_clobber: false };
+    let written = write.run(shard, seal).await?;
+    deaths::sign_replaced(shard, &written).await
 }
 
 /// The first `limit` names after `after`, in order of bucket and key. Names lie in the order of their hashes, so a page
