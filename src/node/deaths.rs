@@ -35,8 +35,7 @@ const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 /// way to everybody else.
 pub async fn sign_replaced(shard: &Rc<Shard>, written: &Written) -> Result<(), Failure> {
     for (clock, version) in &written.replaced {
-        let known =
-            Superseded { clock: *clock, version: *version, later: written.order, holders: &written.holders };
+        let known = Superseded { clock: *clock, version: *version, later: written.order, holders: &written.holders };
         // Where the rule says no, somebody else's later write has won: whoever replaces that one signs.
         if let Some(version) = may_sign(&known, &written.quorums) {
             sign(shard, version).await?;

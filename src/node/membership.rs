@@ -324,9 +324,7 @@ fn next_layout(node: &Arc<Shared>) -> Option<Layout> {
     }
     let mut next = next?;
     let mut room = LAYOUT_BYTES_MAX.saturating_sub(LAYOUT_HEAD_BYTES);
-    let is_kept = |entry: &LayoutEntry| {
-        newest.as_ref().is_some_and(|newest| newest.node(&entry.role.node).is_some())
-    };
+    let is_kept = |entry: &LayoutEntry| newest.as_ref().is_some_and(|newest| newest.node(&entry.role.node).is_some());
     next.entries.sort_by_key(|entry| !is_kept(entry)); // who is there already stays, whoever else applies
     next.entries.retain(|entry| {
         let bytes = entry.certificate.encode().len() + entry.role.encode().len() + 4;

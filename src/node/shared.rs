@@ -19,6 +19,7 @@ use crate::crypto::keys::VaultKey;
 use crate::crypto::replay::ReplayFilter;
 use crate::format::certificate::Class;
 use crate::format::{Address, Incarnation, NetworkId, NodeId, Stamp, VersionId};
+use crate::store::OpenReport;
 use crate::vault::ChunkError;
 use crate::wire::{Admission, Identity};
 
@@ -32,6 +33,8 @@ pub struct Shared {
     pub certificate: CheckedCertificate,
     pub incarnation: Incarnation,
     pub store: Arc<crate::store::Shared>,
+    /// What opening the store found.
+    pub opened: OpenReport,
     pub catalog: Catalog,
     /// The newest is active, the earlier ones say where older chunks lie.
     pub layouts: RwLock<Layouts>,

@@ -15,7 +15,7 @@ use super::peers::Peers;
 use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
-use super::{NodeError, Ready, commands, deaths, log, membership, names, reclaim, wall_ms};
+use super::{NodeError, Ready, chunks, commands, deaths, log, membership, names, reclaim, wall_ms};
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
 use crate::config::NodeConfig;
@@ -230,6 +230,7 @@ async fn open(
         keys: RwLock::new(keys),
         incarnation,
         store,
+        opened: report,
         catalog,
         layouts: RwLock::new(Layouts::new()),
         clock: Mutex::new(Clock::new(floor)),
@@ -375,6 +376,7 @@ async fn serve_first(
     membership::start(shard).await?;
     deaths::start(shard);
     reclaim::start(shard);
+    chunks::recount_cache(shard);
     on_ready();
     let stopping = shard.node.stopping();
     tokio::select! {

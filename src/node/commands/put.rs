@@ -19,8 +19,8 @@ use std::sync::Arc;
 use super::{Client, Failure, Watch, code, vault_key};
 use crate::crypto::cipher::ScopeKey;
 use crate::crypto::keys::{NameStamp, VaultKey};
-use crate::format::name::{Capsule, Metadata, Name, NameBody};
 use crate::format::VersionId;
+use crate::format::name::{Capsule, Metadata, Name, NameBody};
 use crate::limits::PUT_CHUNKS_IN_FLIGHT_PER_SHARD;
 use crate::node::chunks::ClusterSink;
 use crate::node::control::ControlEvent;
@@ -61,12 +61,7 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: O
     let body = name_body(&name, &put, &result);
     let network = shard.node.network_id();
     let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: false }, &body);
-    let write = WriteName {
-        bucket: &bucket_id,
-        name: &name_id,
-        earlier: earlier.as_ref(),
-        no_clobber: put.no_clobber,
-    };
+    let write = WriteName { bucket: &bucket_id, name: &name_id, earlier: earlier.as_ref(), no_clobber: put.no_clobber };
     let written = write.run(shard, seal).await?;
     deaths::sign_replaced(shard, &written).await?;
     client
