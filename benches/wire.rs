@@ -198,8 +198,8 @@ async fn accept(listener: TcpListener, identity: Arc<Identity>, pool: BufferPool
     let directory = tempfile::tempdir().unwrap();
     let replay = Arc::new(ReplayFilter::load(directory.path(), 0).unwrap());
     let admission = Admission::new(Instant::now());
-    loop {
-        let (stream, address) = listener.accept().await.unwrap();
+    // Ends with the ring, which cancels what waits.
+    while let Ok((stream, address)) = listener.accept().await {
         Connection::accept(stream, address, &identity, &admission, &replay, pool.clone(), source.clone())
             .await
             .unwrap();
