@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::serve::Serve;
 use super::shard::{Shard, send_job};
-use super::shared::Shared;
+use super::shared::{Shared, lock};
 use super::start::write_durably;
 use super::{NodeError, log, wall_ms};
 use crate::cluster::membership::{ConnectionId, Known};
@@ -52,6 +52,12 @@ pub async fn restore(node: &Arc<Shared>) -> Result<(), NodeError> {
             tracing::warn!(%reason, "a layout in the log was not understood");
         }
     }
+    // The layout names nodes whom a book that was not written does not know.
+    if let Ok(newest) = node.layout() {
+        for entry in &newest.layout().entries {
+            node.peers.remember(&Known { certificate: entry.certificate.clone(), role: entry.role.clone() });
+        }
+    }
     match std::fs::read(node.config.data_dir.join(BOOK_FILE)) {
         Ok(book) => {
             if let Err(error) = node.peers.restore(&book) {
@@ -66,6 +72,7 @@ pub async fn restore(node: &Arc<Shared>) -> Result<(), NodeError> {
 
 /// Keeps the address book. It is knowledge that can be learnt again: a failure is a warning.
 pub fn save(node: &Shared) {
+    let _one_at_a_time = lock(&node.book_file);
     if let Err(error) = write_durably(&node.config.data_dir, BOOK_FILE, &node.peers.encode()) {
         tracing::warn!(%error, "the address book was not written");
     }
@@ -77,6 +84,8 @@ pub async fn start(shard: &Rc<Shard>) -> Result<(), NodeError> {
     if shard.node.layout_number() > 0 {
         feed(shard, MembershipEvent::Joined);
     }
+    let node = shard.node.clone();
+    spawn(async move { keep_book(node).await });
     let shard = shard.clone();
     spawn(async move {
         let stopping = shard.node.stopping();
@@ -93,6 +102,25 @@ pub async fn start(shard: &Rc<Shard>) -> Result<(), NodeError> {
     });
     Ok(())
 }
+
+/// Writes the address book when it has changed, so that a node which is killed finds the others again.
+async fn keep_book(node: Arc<Shared>) {
+    let stopping = node.stopping();
+    loop {
+        tokio::select! {
+            () = stopping.clone().wait() => return,
+            () = node.book_changed.notified() => {}
+        }
+        let saved = node.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || save(&saved)).await {
+            tracing::warn!(%error, "the address book was not written");
+        }
+        tokio::time::sleep(BOOK_PAUSE).await;
+    }
+}
+
+/// Between two writes of the address book.
+const BOOK_PAUSE: Duration = Duration::from_millis(250);
 
 /// Between two looks at a machine that was just fed.
 const TICK_MIN: Duration = Duration::from_millis(20);

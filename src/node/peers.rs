@@ -150,6 +150,11 @@ impl Peers {
         lock(&self.machine).encode()
     }
 
+    /// Takes in, at start, whom a layout names.
+    pub fn remember(&self, known: &Known) {
+        lock(&self.machine).remember(known);
+    }
+
     pub fn restore(&self, book: &[u8]) -> Result<(), Malformed> {
         lock(&self.machine).restore(book)
     }

@@ -47,6 +47,8 @@ pub struct Shared {
     pub deaths_changed: Notify,
     /// The address book waits to be written.
     pub book_changed: Notify,
+    /// Held while the address book is written.
+    pub book_file: Mutex<()>,
     /// Held while a layout is made durable and adopted.
     pub layout_change: tokio::sync::Mutex<()>,
     pub document_serial: AtomicU64,

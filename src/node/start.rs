@@ -241,6 +241,7 @@ async fn open(
         stop: Stop::default(),
         deaths_changed: Notify::new(),
         book_changed: Notify::new(),
+        book_file: Mutex::new(()),
         layout_change: tokio::sync::Mutex::new(()),
         document_serial: AtomicU64::new(0),
     });
