@@ -445,6 +445,11 @@ impl Membership {
         writer.finish()
     }
 
+    /// Takes in, at start, what a layout on our own disk says of a node, checked when it was adopted.
+    pub fn remember(&mut self, known: &Known) {
+        self.learn(known);
+    }
+
     /// Takes a book back in, at start. Our own disk's word, checked when it was learnt; a damaged book is an error and can be
     /// thrown away: the ticket's addresses lead back.
     pub fn restore(&mut self, book: &[u8]) -> Result<(), Malformed> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::serve::Serve;
 use super::shard::{Shard, send_job};
-use super::shared::Shared;
+use super::shared::{Shared, lock};
 use super::start::write_durably;
 use super::{NodeError, log, wall_ms};
 use crate::cluster::membership::{ConnectionId, Known};
@@ -54,14 +54,11 @@ pub async fn restore(node: &Arc<Shared>) -> Result<(), NodeError> {
             tracing::warn!(%reason, "a layout in the log was not understood");
         }
     }
-    // Whoever a layout names has an address there, whatever became of the book.
-    if let Ok(layout) = node.layout() {
-        let entries = layout.layout().entries.iter();
-        let known = entries
-            .map(|entry| Known { certificate: entry.certificate.clone(), role: entry.role.clone() })
-            .filter(|known| known.role.node != node.id())
-            .collect();
-        node.peers.preload(MembershipEvent::Roles { from: node.id(), known });
+    // The layout names nodes whom a book that was not written does not know.
+    if let Ok(newest) = node.layout() {
+        for entry in &newest.layout().entries {
+            node.peers.remember(&Known { certificate: entry.certificate.clone(), role: entry.role.clone() });
+        }
     }
     match std::fs::read(node.config.data_dir.join(BOOK_FILE)) {
         Ok(book) => {
@@ -77,6 +74,7 @@ pub async fn restore(node: &Arc<Shared>) -> Result<(), NodeError> {
 
 /// Keeps the address book. It is knowledge that can be learnt again: a failure is a warning.
 pub fn save(node: &Shared) {
+    let _one_at_a_time = lock(&node.book_file);
     if let Err(error) = write_durably(&node.config.data_dir, BOOK_FILE, &node.peers.encode()) {
         tracing::warn!(%error, "the address book was not written");
     }
@@ -88,7 +86,8 @@ pub async fn start(shard: &Rc<Shard>) -> Result<(), NodeError> {
     if shard.node.layout_number() > 0 {
         feed(shard, MembershipEvent::Joined);
     }
-    keep_book(shard);
+    let node = shard.node.clone();
+    spawn(async move { keep_book(node).await });
     let shard = shard.clone();
     spawn(async move {
         let stopping = shard.node.stopping();
@@ -106,22 +105,24 @@ pub async fn start(shard: &Rc<Shard>) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// Writes the address book after it has changed, not more often than once a [`BOOK_PAUSE`].
-fn keep_book(shard: &Rc<Shard>) {
-    let node = shard.node.clone();
-    spawn(async move {
-        let stopping = node.stopping();
-        loop {
-            tokio::select! {
-                () = stopping.clone().wait() => return,
-                () = node.book_changed.notified() => save(&node),
-            }
-            tokio::time::sleep(BOOK_PAUSE).await;
+/// Writes the address book when it has changed, so that a node which is killed finds the others again.
+async fn keep_book(node: Arc<Shared>) {
+    let stopping = node.stopping();
+    loop {
+        tokio::select! {
+            () = stopping.clone().wait() => return,
+            () = node.book_changed.notified() => {}
         }
-    });
+        let saved = node.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || save(&saved)).await {
+            tracing::warn!(%error, "the address book was not written");
+        }
+        tokio::time::sleep(BOOK_PAUSE).await;
+    }
 }
 
-const BOOK_PAUSE: Duration = Duration::from_millis(500);
+/// Between two writes of the address book.
+const BOOK_PAUSE: Duration = Duration::from_millis(250);
 
 /// Between two looks at a machine that was just fed.
 const TICK_MIN: Duration = Duration::from_millis(20);

@@ -73,12 +73,6 @@ impl Peers {
         actions
     }
 
-    /// Tells the machine what was known before the last stop. What it wants done comes with the first event after.
-    pub fn preload(&self, event: MembershipEvent) {
-        let actions = lock(&self.machine).handle(event, Duration::ZERO);
-        lock(&self.first).extend(actions);
-    }
-
     /// A number for a connection that lives on `shard`.
     pub fn settle(&self, shard: usize) -> ConnectionId {
         let connection = self.next_connection.fetch_add(1, Ordering::Relaxed);
@@ -154,6 +148,11 @@ impl Peers {
 
     pub fn encode(&self) -> Vec<u8> {
         lock(&self.machine).encode()
+    }
+
+    /// Takes in, at start, whom a layout names.
+    pub fn remember(&self, known: &Known) {
+        lock(&self.machine).remember(known);
     }
 
     pub fn restore(&self, book: &[u8]) -> Result<(), Malformed> {

@@ -52,6 +52,8 @@ pub struct Shared {
     pub book_changed: Notify,
     /// Held while a layout is fetched from a peer.
     pub layout_fetch: tokio::sync::Mutex<()>,
+    /// Held while the address book is written.
+    pub book_file: Mutex<()>,
     /// Held while a layout is made durable and adopted.
     pub layout_change: tokio::sync::Mutex<()>,
     pub document_serial: AtomicU64,

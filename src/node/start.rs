@@ -243,6 +243,7 @@ async fn open(
         deaths_changed: Notify::new(),
         book_changed: Notify::new(),
         layout_fetch: tokio::sync::Mutex::new(()),
+        book_file: Mutex::new(()),
         layout_change: tokio::sync::Mutex::new(()),
         document_serial: AtomicU64::new(0),
     });

@@ -95,7 +95,10 @@ fn make_tree(tree: &Path, random: &mut impl rand::Rng) {
 }
 
 /// Paths below, and what they are: mode, mtime, link target, bytes.
-fn listing(dir: &Path) -> Vec<(String, Option<(u32, i64, i64)>, Vec<u8>)> {
+/// Path, {mode, mtime in seconds and nanoseconds} where it counts, bytes.
+type Listed = (String, Option<(u32, i64, i64)>, Vec<u8>);
+
+fn listing(dir: &Path) -> Vec<Listed> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();

@@ -62,7 +62,7 @@ fn p2_a_flipped_byte_without_another_copy_exits_6_and_no_output_appears() {
 fn p2_a_flipped_byte_is_outdone_by_a_second_copy_and_mended() {
     let mut network = Network::start(2, 2, 0);
     let sample = put_sample(&network[0]);
-    crate::node::eventually("both have all chunks", || network.nodes.iter().all(|node| node.count("chunks") == 6));
+    crate::node::eventually("both have all chunks", || network.nodes.iter().all(|node| node.count("chunks") == 7));
     damage(&mut network[1], &sample.chunk);
     network.wait_ready();
     network[1].holds("long", &sample.long);
