@@ -372,6 +372,7 @@ async fn keep_layout(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), String> {
     tracing::info!(number = layout.number, nodes = layout.entries.len(), "layout");
     feed(shard, MembershipEvent::Joined);
     super::deaths::on_layout(node);
+    node.layout_changed.notify_one();
     for index in 0..node.shards.len() {
         send_job(node, index, |shard| async move { say_hello_again(&shard).await });
     }

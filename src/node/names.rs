@@ -24,7 +24,7 @@ use super::{log, wall_ms};
 use crate::catalog::hlc::check_ahead;
 use crate::catalog::{CatalogError, ClockAhead, check_age};
 use crate::cluster::names::{NameReadStep, NameWriteStep};
-use crate::cluster::{ActiveLayout, NameRead, NameWrite, Owners, Quorum};
+use crate::cluster::{ActiveLayout, NameRead, NameWrite, Quorum};
 use crate::format::certificate::Class;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
@@ -58,13 +58,14 @@ pub enum NameError {
     Taken,
     #[error(transparent)]
     ClockAhead(#[from] ClockAhead),
-    #[error("the clock's floor cannot be made durable: {0}")]
-    Clock(String),
+    #[error("this node cannot make the name durable: {0}")]
+    Here(String),
 }
 
 /// What one owner answered to a read or a write.
 enum Answer {
-    Record(Option<NameRecord>),
+    /// With the newest layout whose names the owner has brought in.
+    Record(Option<NameRecord>, u32),
     Written,
     /// It runs under another layout, or knows the version as dead.
     Refused,
@@ -100,6 +101,23 @@ pub async fn accept(shard: &Rc<Shard>, record: &NameRecord) -> Result<(), Status
     Ok(())
 }
 
+/// Makes durable those of `records` that are news here. They were acknowledged under earlier layouts: how old their
+/// versions are is no question any more.
+pub async fn take_in(shard: &Rc<Shard>, records: Vec<NameRecord>) -> Result<(), NameError> {
+    let failed = |error: &dyn std::fmt::Display| NameError::Here(error.to_string());
+    let catalog = &shard.node.catalog;
+    let mut news = Vec::new();
+    for record in records {
+        let held = catalog.name(&record.bucket, &record.name).await.map_err(|error| failed(&error))?;
+        let is_known = held.is_some_and(|held| held.order() >= record.order());
+        if !is_known && !catalog.is_dead(&record.version).await.map_err(|error| failed(&error))? {
+            shard.node.observe(record.clock);
+            news.push(SmallRecord::Name(record.encode()));
+        }
+    }
+    shard.store.append_all(news).await.map_err(|error| failed(&error))
+}
+
 /// The latest record of a name that a quorum knows, held by a majority when this returns. Tombstones are returned too.
 pub async fn read(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result<Option<NameRecord>, NameError> {
     for _ in 0..RESTARTS_MAX {
@@ -127,8 +145,8 @@ async fn read_once(
     }
     // What owners under earlier layouts know is added: the quorum's verdict waits for those of them that live.
     let voters = machine.owners();
-    let earlier = earlier_owners(shard, bucket);
-    let mut awaited: Vec<NodeId> = earlier.iter().flat_map(|owners| owners.as_slice().to_vec()).collect();
+    let groups = name_groups(shard, Some(bucket));
+    let mut awaited: Vec<NodeId> = groups.iter().skip(1).flat_map(|group| group.owners.clone()).collect();
     // Right after a start nobody counts as alive yet.
     let is_young = shard.node.uptime() < MEETING_TIME;
     awaited.retain(|owner| is_young || shard.node.peers.is_alive(owner));
@@ -141,12 +159,15 @@ async fn read_once(
     let mut held_back = Vec::new();
     while let Some((owner, answer)) = asked.next().await {
         awaited.retain(|known| *known != owner);
-        if matches!(answer, Answer::Record(_)) {
-            heard.push(owner);
+        if let Answer::Record(_, synced) = &answer {
+            heard.push((owner, *synced));
+            if groups.first().is_some_and(|newest| newest.is_synced(&heard)) {
+                awaited.clear(); // those of before have nothing that these have not
+            }
         }
         if voters.contains(&owner) {
             held_back.push((owner, answer));
-        } else if let Answer::Record(record) = answer {
+        } else if let Answer::Record(record, _) = answer {
             machine.on_answer(owner, record);
         }
         if awaited.is_empty() {
@@ -161,7 +182,12 @@ async fn read_once(
                         asked.ask(owner, FrameKind::NameWrite, record.encode());
                     }
                 }
-                NameReadStep::Done(None) => return check_absence(&earlier, &heard).map(|()| Some(None)),
+                NameReadStep::Done(None) => {
+                    return uncovered(&groups, &heard).map_or(Ok(Some(None)), |group| {
+                        let have = group.heard(&heard);
+                        Err(NameError::EarlierOwnersSilent { have, need: group.need })
+                    });
+                }
                 NameReadStep::Done(record) => return Ok(Some(record)),
                 NameReadStep::Failed { have, need } => return Err(asked.too_few(have, need)),
                 NameReadStep::Restart => return Ok(None),
@@ -171,35 +197,70 @@ async fn read_once(
     Err(asked.too_few(0, 1))
 }
 
-/// "No such name" is only said when a read quorum of every layout known has said it: a name may have been put before
-/// its owners changed, and nobody has asked for it since.
-fn check_absence(earlier: &[Owners], heard: &[NodeId]) -> Result<(), NameError> {
-    for owners in earlier {
-        let have = owners.as_slice().iter().filter(|owner| heard.contains(owner)).count();
-        if have < owners.read_quorum() {
-            return Err(NameError::EarlierOwnersSilent { have, need: owners.read_quorum() });
+/// Who holds a bucket's names (or all names) under one layout, and how many of them must be heard so that none of its
+/// names can hide behind those that are not.
+struct NameGroup {
+    layout: u32,
+    owners: Vec<NodeId>,
+    need: usize,
+}
+
+impl NameGroup {
+    fn heard(&self, heard: &[(NodeId, u32)]) -> usize {
+        heard.iter().filter(|(node, _)| self.owners.contains(node)).count()
+    }
+
+    /// Whether enough of those who were heard have brought in everything from the layouts before this one.
+    fn is_synced(&self, heard: &[(NodeId, u32)]) -> bool {
+        let synced = heard.iter().filter(|(node, synced)| self.owners.contains(node) && *synced >= self.layout);
+        synced.count() >= self.need
+    }
+}
+
+/// The groups of all layouts known, the newest first.
+fn name_groups(shard: &Rc<Shard>, bucket: Option<&BucketId>) -> Vec<NameGroup> {
+    let layouts = shard.node.layouts();
+    let known = layouts.active().iter().rev().chain(layouts.earlier());
+    known.map(|layout| name_group(layout, bucket)).collect()
+}
+
+fn name_group(layout: &Arc<ActiveLayout>, bucket: Option<&BucketId>) -> NameGroup {
+    let owners: Vec<NodeId> = match bucket {
+        Some(bucket) => layout.name_owners(bucket).as_slice().to_vec(),
+        None => layout.nodes().iter().filter(|node| node.class == Class::Member).map(|node| node.node).collect(),
+    };
+    let replicas = owners.len().min(usize::from(layout.replicas()));
+    let need = owners.len() - replicas / 2;
+    NameGroup { layout: layout.number(), owners, need }
+}
+
+/// The first layout, from the newest back, of which too few owners were heard; none when what was heard is all there can
+/// be. A name may have been put before its owners changed, and not have been brought in yet: then the owners of before
+/// have to be heard too, back to a layout enough of whose owners have brought in everything.
+fn uncovered<'a>(groups: &'a [NameGroup], heard: &[(NodeId, u32)]) -> Option<&'a NameGroup> {
+    for group in groups {
+        if group.heard(heard) < group.need {
+            return Some(group);
+        }
+        if group.is_synced(heard) {
+            return None;
         }
     }
-    Ok(())
+    None
 }
 
 impl Answer {
     fn order(&self) -> Option<(Stamp, VersionId)> {
         match self {
-            Self::Record(Some(record)) => Some(record.order()),
+            Self::Record(Some(record), _) => Some(record.order()),
             _ => None,
         }
     }
 }
 
-/// The owners of a bucket's names under each layout before the newest.
-fn earlier_owners(shard: &Rc<Shard>, bucket: &BucketId) -> Vec<Owners> {
-    shard.node.layouts().earlier().iter().map(|layout| layout.name_owners(bucket)).collect()
-}
-
 fn step_read(machine: &mut NameRead, owner: NodeId, answer: Answer) -> NameReadStep {
     match answer {
-        Answer::Record(record) => machine.on_answer(owner, record),
+        Answer::Record(record, _) => machine.on_answer(owner, record),
         Answer::Written => machine.on_ack(owner),
         Answer::Refused => machine.on_refused(owner),
         Answer::Failed => machine.on_fail(owner),
@@ -258,7 +319,7 @@ impl WriteName<'_> {
         let mut has_picked = false;
         while let Some((owner, answer)) = asked.next().await {
             let mut step = match answer {
-                Answer::Record(record) => {
+                Answer::Record(record, _) => {
                     if let Some(record) = &record {
                         self.note(record, attempt)?;
                     }
@@ -400,9 +461,9 @@ async fn ask_one(
     match (answer.status, kind) {
         (Status::Ok, FrameKind::NameWrite) => Ok(Answer::Written),
         (Status::Ok, _) => NameRecord::decode(&answer.body)
-            .map(|record| Answer::Record(Some(record)))
+            .map(|record| Answer::Record(Some(record), answer.header.layout.get()))
             .map_err(|error| error.to_string()),
-        (Status::NotFound, FrameKind::NameRead) => Ok(Answer::Record(None)),
+        (Status::NotFound, FrameKind::NameRead) => Ok(Answer::Record(None, answer.header.layout.get())),
         (Status::WrongLayout | Status::Dead, _) => Ok(Answer::Refused),
         (status, _) => Err(format!("answered {status:?}")),
     }
@@ -418,8 +479,9 @@ async fn ask_self(shard: &Rc<Shard>, kind: FrameKind, body: &[u8]) -> Result<Ans
         };
     }
     let (bucket, name) = message::decode_name_read(body).map_err(|error| error.to_string())?;
+    let synced = shard.node.names_synced();
     let record = shard.node.catalog.name(&bucket, &name).await.map_err(|error| error.to_string())?;
-    Ok(Answer::Record(record))
+    Ok(Answer::Record(record, synced))
 }
 
 /// A stamp later than `after` and than everything this node has seen. It does not leave the node before a floor above it
@@ -433,7 +495,7 @@ async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp, NameError
     };
     if let Some(floor) = floor {
         let document = log::document(node.document_serial(), CLOCK_DOCUMENT, &floor.get().to_le_bytes());
-        shard.store.append(document).await.map_err(|error| NameError::Clock(error.to_string()))?;
+        shard.store.append(document).await.map_err(|error| NameError::Here(error.to_string()))?;
         lock(&node.clock).persisted(floor);
     }
     Ok(stamp)
@@ -447,16 +509,32 @@ pub const CLOCK_DOCUMENT: &[u8] = b"clock/floor";
 pub async fn scan<E: From<NameError>>(
     shard: &Rc<Shard>,
     bucket: Option<&BucketId>,
-    keep: &mut impl FnMut(&NameRecord) -> Result<(), E>,
+    keep: &mut impl AsyncFnMut(NameRecord) -> Result<(), E>,
 ) -> Result<(), E> {
     let layout = shard.node.layout().map_err(|_| NameError::NotJoined)?;
-    // Of each layout, so many of its owners must be heard that none of its names can hide behind those that are not.
-    let groups: Vec<(Vec<NodeId>, usize)> = {
-        let layouts = shard.node.layouts();
-        let known = layouts.active().iter().chain(layouts.earlier());
-        known.map(|layout| listing_group(layout, bucket)).collect()
-    };
-    let mut owners: Vec<NodeId> = groups.iter().flat_map(|(owners, _)| owners.clone()).collect();
+    let groups = name_groups(shard, bucket);
+    scan_groups(shard, &layout, &groups, bucket, keep).await
+}
+
+/// Every record that may have to be brought in: what the owners under the layouts before the newest hold.
+pub async fn scan_before(
+    shard: &Rc<Shard>,
+    layout: &Arc<ActiveLayout>,
+    keep: &mut impl AsyncFnMut(NameRecord) -> Result<(), NameError>,
+) -> Result<(), NameError> {
+    let mut groups = name_groups(shard, None);
+    groups.retain(|group| group.layout < layout.number());
+    scan_groups(shard, layout, &groups, None, keep).await
+}
+
+async fn scan_groups<E: From<NameError>>(
+    shard: &Rc<Shard>,
+    layout: &Arc<ActiveLayout>,
+    groups: &[NameGroup],
+    bucket: Option<&BucketId>,
+    keep: &mut impl AsyncFnMut(NameRecord) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut owners: Vec<NodeId> = groups.iter().flat_map(|group| group.owners.clone()).collect();
     owners.sort();
     owners.dedup();
     let mut pages: Vec<Pages> = owners.into_iter().map(Pages::new).collect();
@@ -464,17 +542,16 @@ pub async fn scan<E: From<NameError>>(
     loop {
         let mut live = Vec::with_capacity(pages.len());
         for mut source in pages {
-            match source.fill(shard, &layout, bucket).await {
+            match source.fill(shard, layout, bucket).await {
                 Ok(()) => live.push(source),
                 Err(reason) => failures.push(format!("{:?}: {reason}", source.owner)),
             }
         }
         pages = live;
-        for (owners, need) in &groups {
-            let have = owners.iter().filter(|owner| pages.iter().any(|page| page.owner == **owner)).count();
-            if have < *need {
-                return Err(NameError::TooFewOwners { have, need: *need, reason: failures.join("; ") }.into());
-            }
+        let heard: Vec<(NodeId, u32)> = pages.iter().map(|page| (page.owner, page.synced)).collect();
+        if let Some(group) = uncovered(groups, &heard) {
+            let (have, need) = (group.heard(&heard), group.need);
+            return Err(NameError::TooFewOwners { have, need, reason: failures.join("; ") }.into());
         }
         // Up to where every owner's page reaches, the merge is complete.
         let Some(next) = pages.iter().filter_map(Pages::first).min() else { return Ok(()) };
@@ -488,20 +565,9 @@ pub async fn scan<E: From<NameError>>(
             }
         }
         if let Some(record) = latest {
-            keep(&record)?;
+            keep(record).await?;
         }
     }
-}
-
-/// Who holds a bucket's names (or all names) under a layout, and how many of them a listing must hear.
-fn listing_group(layout: &Arc<ActiveLayout>, bucket: Option<&BucketId>) -> (Vec<NodeId>, usize) {
-    let owners: Vec<NodeId> = match bucket {
-        Some(bucket) => layout.name_owners(bucket).as_slice().to_vec(),
-        None => layout.nodes().iter().filter(|node| node.class == Class::Member).map(|node| node.node).collect(),
-    };
-    let replicas = owners.len().min(usize::from(layout.replicas()));
-    let need = owners.len() - replicas / 2;
-    (owners, need)
 }
 
 /// One owner's listing, a page at a time.
@@ -510,11 +576,13 @@ struct Pages {
     page: VecDeque<NameRecord>,
     after: Option<(BucketId, NameId)>,
     ended: bool,
+    /// The lowest layout that the owner named in an answer as brought in.
+    synced: u32,
 }
 
 impl Pages {
     fn new(owner: NodeId) -> Self {
-        Self { owner, page: Default::default(), after: None, ended: false }
+        Self { owner, page: Default::default(), after: None, ended: false, synced: u32::MAX }
     }
 
     fn first(&self) -> Option<(BucketId, NameId)> {
@@ -531,6 +599,7 @@ impl Pages {
             return Ok(());
         }
         let records = if self.owner == shard.node.id() {
+            self.synced = self.synced.min(shard.node.names_synced());
             let page = shard.node.catalog.names(bucket, self.after, NAME_PAGE_RECORDS).await;
             page.map_err(|error| error.to_string())?
         } else {
@@ -547,7 +616,7 @@ impl Pages {
     }
 
     async fn ask(
-        &self,
+        &mut self,
         shard: &Rc<Shard>,
         layout: &Arc<ActiveLayout>,
         bucket: Option<&BucketId>,
@@ -561,6 +630,7 @@ impl Pages {
         if answer.status != Status::Ok {
             return Err(format!("answered {:?}", answer.status));
         }
+        self.synced = self.synced.min(answer.header.layout.get());
         let items = message::decode_page(&answer.body, "name record").map_err(|error| error.to_string())?;
         items.into_iter().map(|item| NameRecord::decode(item).map_err(|error| error.to_string())).collect()
     }

@@ -270,10 +270,12 @@ impl Serve {
     async fn name_read(&self, request: &Request) -> Result<Reply, Refusal> {
         self.check_layout(request)?;
         let (bucket, name) = message::decode_name_read(&request.body)?;
-        match self.shard.node.catalog.name(&bucket, &name).await? {
-            Some(record) => answer(record.encode()),
-            None => Err(Refusal::plain(Status::NotFound)),
-        }
+        // Before the look-up: what it says of the answer must have been true when the answer was found.
+        let layout = self.shard.node.names_synced();
+        Ok(match self.shard.node.catalog.name(&bucket, &name).await? {
+            Some(record) => Reply { layout, ..Reply::ok(record.encode()) },
+            None => Reply { layout, ..Reply::status(Status::NotFound) },
+        })
     }
 
     async fn name_write(&self, request: &Request) -> Result<Reply, Refusal> {
@@ -286,9 +288,10 @@ impl Serve {
     async fn name_list(&self, request: &Request) -> Result<Reply, Refusal> {
         self.check_layout(request)?;
         let (bucket, after) = message::decode_name_list(&request.body)?;
+        let layout = self.shard.node.names_synced();
         let records = self.shard.node.catalog.names(bucket.as_ref(), after, NAME_PAGE_RECORDS).await?;
         let encoded: Vec<Vec<u8>> = records.iter().map(NameRecord::encode).collect();
-        answer(message::encode_page(encoded.iter().map(Vec::as_slice)).0)
+        Ok(Reply { layout, ..Reply::ok(message::encode_page(encoded.iter().map(Vec::as_slice)).0) })
     }
 }
 

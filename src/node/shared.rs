@@ -1,7 +1,7 @@
 //! What all threads of the node share: who it is, what it knows, what it holds.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,9 @@ pub struct Shared {
     pub book_file: Mutex<()>,
     /// Held while a layout is made durable and adopted.
     pub layout_change: tokio::sync::Mutex<()>,
+    /// The newest layout whose names this node has brought in from the owners before.
+    pub names_synced: AtomicU32,
+    pub layout_changed: Notify,
     pub document_serial: AtomicU64,
 }
 
@@ -164,6 +167,10 @@ impl Shared {
     /// How long this node has run: the clock of everything that waits.
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    pub fn names_synced(&self) -> u32 {
+        self.names_synced.load(Ordering::Acquire)
     }
 
     /// Later documents have higher serials, over restarts too.

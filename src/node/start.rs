@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use super::peers::Peers;
 use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
-use super::{NodeError, Ready, chunks, commands, deaths, log, membership, names, reclaim, wall_ms};
+use super::{NodeError, Ready, chunks, commands, deaths, log, membership, name_sync, names, reclaim, wall_ms};
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
 use crate::config::NodeConfig;
@@ -210,6 +210,8 @@ async fn open(
     );
     let floor = catalog.document(names::CLOCK_DOCUMENT).await?.and_then(|bytes| bytes.as_slice().try_into().ok());
     let floor = Stamp(u64::from_le_bytes(floor.unwrap_or_default()).into());
+    let synced = catalog.document(name_sync::SYNCED_DOCUMENT).await?.and_then(|bytes| bytes.as_slice().try_into().ok());
+    let synced = u32::from_le_bytes(synced.unwrap_or_default());
     let identity = Arc::new(Identity {
         keys: keys.node().clone(),
         certificate: keys.certificate().certificate().encode(),
@@ -245,6 +247,8 @@ async fn open(
         layout_fetch: tokio::sync::Mutex::new(()),
         book_file: Mutex::new(()),
         layout_change: tokio::sync::Mutex::new(()),
+        names_synced: AtomicU32::new(synced),
+        layout_changed: Notify::new(),
         document_serial: AtomicU64::new(0),
     });
     membership::restore(&node).await?;
@@ -376,6 +380,7 @@ async fn serve_first(
     spawn(async move { commands::serve(served, accepting).await });
     membership::start(shard).await?;
     deaths::start(shard);
+    name_sync::start(shard);
     reclaim::start(shard);
     chunks::recount_cache(shard);
     on_ready();

@@ -59,11 +59,11 @@ pub async fn list(
     let network = shard.node.network_id();
     let mut unreadable = 0;
     let mut page: BTreeMap<(String, String), Entry> = BTreeMap::new();
-    let mut keep = |record: &NameRecord| -> Result<(), NameError> {
+    let mut keep = async |record: NameRecord| -> Result<(), NameError> {
         if record.tombstone {
             return Ok(());
         }
-        let body = match vault.open_name(&network, record) {
+        let body = match vault.open_name(&network, &record) {
             Ok(body) => body,
             Err(error) => {
                 tracing::warn!(%error, name = ?record.name, "a name record does not open and is not listed");
@@ -76,7 +76,7 @@ pub async fn list(
         if !is_wanted || page.len() == limit && page.last_key_value().is_some_and(|(last, _)| place > *last) {
             return Ok(());
         }
-        page.insert(place, entry(body, record));
+        page.insert(place, entry(body, &record));
         if page.len() > limit {
             page.pop_last();
         }

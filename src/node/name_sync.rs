@@ -1,0 +1,77 @@
+//! Bringing names in: after a change of layout, a member fetches the names that are its own now from those who owned them
+//! before, and says in each later answer up to which layout it has done so.
+//!
+//! - An owner of before is asked under the newest layout, and answers only once it runs under it: from then on it takes
+//!   no write under an older one. So what is read from a quorum of them is everything that was ever acknowledged there.
+//! - The position is durable before it is said. Until enough owners have got there, reads and listings ask the owners of
+//!   before as well ([`super::names`]).
+//! - Nothing is dropped anywhere: a copy with somebody who owns the name no more does no harm.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::log;
+use super::names::{self, NameError};
+use super::shard::Shard;
+use crate::format::name::NameRecord;
+use crate::io::spawn;
+
+/// The newest layout that is synced, as four bytes.
+pub const SYNCED_DOCUMENT: &[u8] = b"names/synced";
+
+/// After an attempt that met too few owners.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Without a change, a look all the same.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Brings names in whenever the layout has changed, until the node stops. Storage nodes own no names.
+pub fn start(shard: &Rc<Shard>) {
+    if !shard.node.is_member() {
+        return;
+    }
+    let shard = shard.clone();
+    spawn(async move {
+        let stopping = shard.node.stopping();
+        loop {
+            let pause = match sync(&shard).await {
+                Ok(()) => IDLE,
+                Err(reason) => {
+                    tracing::info!(%reason, "names not brought in yet");
+                    RETRY_PAUSE
+                }
+            };
+            tokio::select! {
+                () = stopping.clone().wait() => return,
+                () = shard.node.layout_changed.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    });
+}
+
+async fn sync(shard: &Rc<Shard>) -> Result<(), String> {
+    let node = &shard.node;
+    let Ok(layout) = node.layout() else { return Ok(()) };
+    if node.names_synced() >= layout.number() {
+        return Ok(());
+    }
+    let me = node.id();
+    let mut batch: Vec<NameRecord> = Vec::new();
+    let mut keep = async |record: NameRecord| -> Result<(), NameError> {
+        if layout.name_owners(&record.bucket).as_slice().contains(&me) {
+            batch.push(record);
+        }
+        if batch.len() >= names::NAME_PAGE_RECORDS {
+            names::take_in(shard, std::mem::take(&mut batch)).await?;
+        }
+        Ok(())
+    };
+    names::scan_before(shard, &layout, &mut keep).await.map_err(|error| error.to_string())?;
+    names::take_in(shard, batch).await.map_err(|error| error.to_string())?;
+    let document = log::document(node.document_serial(), SYNCED_DOCUMENT, &layout.number().to_le_bytes());
+    shard.store.append(document).await.map_err(|error| error.to_string())?;
+    node.names_synced.store(layout.number(), Ordering::Release);
+    tracing::info!(layout = layout.number(), "names brought in");
+    Ok(())
+}
