@@ -230,7 +230,7 @@ async fn heard(shard: &Rc<Shard>, connection: &Connection, body: &[u8]) {
     };
     learn(shard, certificate.node_id, vec![(certificate.certificate().clone(), role)]).await;
     if layout > shard.node.layout_number() {
-        fetch_layout(shard, connection).await;
+        fetch_layout(shard, connection, layout).await;
     }
     fetch_vault_key(shard, connection).await;
 }
@@ -408,10 +408,14 @@ async fn say_hello_again(shard: &Rc<Shard>) {
     }
 }
 
-/// Fetches the newest layout and, before it, those that this node has missed: older chunks lie by them.
-async fn fetch_layout(shard: &Rc<Shard>, connection: &Connection) {
-    // One at a time for the whole node: who comes second finds the newer layout there, or hears of it again.
-    let Ok(_fetching) = shard.node.layout_fetch.try_lock() else { return };
+/// Fetches the newest layout, unless `wanted` has come meanwhile, and, before it, those that this node has missed: older chunks lie by them.
+async fn fetch_layout(shard: &Rc<Shard>, connection: &Connection, wanted: u32) {
+    // One at a time for the whole node, so that hellos cannot ask for more memory than one layout. Who comes second
+    // mostly finds it there.
+    let _fetching = shard.node.layout_fetch.lock().await;
+    if shard.node.layout_number() >= wanted {
+        return;
+    }
     match ask_layout(connection, 0).await {
         Ok(newest) => {
             let known = shard.node.layout_number();
@@ -473,7 +477,7 @@ async fn ask_layout(connection: &Connection, number: u32) -> Result<Vec<u8>, Str
 pub async fn refresh_layout(shard: &Rc<Shard>) {
     let before = shard.node.layout_number();
     for connection in shard.connections.all() {
-        fetch_layout(shard, &connection).await;
+        fetch_layout(shard, &connection, before + 1).await;
     }
     if shard.node.layout_number() == before {
         tokio::time::sleep(CATCH_UP_PAUSE).await;
@@ -483,9 +487,9 @@ pub async fn refresh_layout(shard: &Rc<Shard>) {
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(100);
 
 /// A peer runs under a newer layout than we know.
-pub fn catch_up(shard: &Rc<Shard>, connection: &Connection) {
+pub fn catch_up(shard: &Rc<Shard>, connection: &Connection, wanted: u32) {
     let (shard, connection) = (shard.clone(), connection.clone());
-    spawn(async move { fetch_layout(&shard, &connection).await });
+    spawn(async move { fetch_layout(&shard, &connection, wanted).await });
 }
 
 /// A member without the vault key asks the first other member that it meets.

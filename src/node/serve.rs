@@ -157,7 +157,7 @@ impl Serve {
         if asked > newest
             && let Some(connection) = self.connection.get()
         {
-            membership::catch_up(&self.shard, connection);
+            membership::catch_up(&self.shard, connection, asked);
         }
         if asked != newest {
             return Err(Refusal { status: Status::WrongLayout, body: newest.to_le_bytes().to_vec() });
