@@ -35,6 +35,8 @@ pub const BUFFER_BYTES: usize = RECORD_HEAD_BYTES + CHUNK_BYTES_MAX;
 pub const BUFFERS_PER_SHARD: usize = 40;
 /// Of them, those that answers to peers may hold while they are sent.
 pub const ANSWER_BUFFERS_PER_SHARD: usize = 12;
+/// Of these, those of one connection.
+pub const ANSWER_BUFFERS_PER_CONNECTION: usize = 6;
 
 // Ring and kernel I/O
 
@@ -147,7 +149,7 @@ pub const NODES_MAX: usize = 4096;
 pub const ADDRESSES_PER_NODE_MAX: usize = 8;
 pub const LAYOUTS_ACTIVE_MAX: usize = 2;
 /// Layouts before the active ones that a node still asks the owners of.
-pub const LAYOUTS_EARLIER_MAX: usize = 8;
+pub const LAYOUTS_EARLIER_MAX: usize = 32;
 /// Nodes that a node keeps connections to unasked; others are dialled when they are needed.
 pub const PEERS_DIALLED_UNASKED_MAX: usize = 256;
 pub const DIAL_RETRY_MIN: Duration = Duration::from_millis(100);

@@ -77,9 +77,7 @@ impl ChunkSink for ClusterSink {
         if owners.as_slice().iter().all(|owner| *owner == me) {
             return store_locally(&self.shard, address, buffer, len, version, share).await;
         }
-        let stored = store_at_owners(&self.shard, address, buffer, len, version).await;
-        drop(share); // the owners that are still being sent to share the buffer
-        stored
+        store_at_owners(&self.shard, address, buffer, len, version, Rc::new(share)).await
     }
 }
 
@@ -116,11 +114,12 @@ async fn store_at_owners(
     buffer: Buffer,
     len: usize,
     version: VersionId,
+    share: Rc<Share>,
 ) -> Result<Stored, ChunkError> {
     let mut bytes = Bytes::Own(buffer);
     for _ in 0..LAYOUT_RESTARTS_MAX {
         let quorums = shard.node.layouts().chunk_quorums(&address);
-        let (outcome, shared) = store_once(shard, quorums, address, bytes, len, version).await?;
+        let (outcome, shared) = store_once(shard, quorums, address, bytes, len, version, &share).await?;
         if let Some(stored) = outcome {
             return Ok(stored);
         }
@@ -130,7 +129,7 @@ async fn store_at_owners(
     Err(ChunkError::Network { reason: "the layout kept changing: try again".into() })
 }
 
-const LAYOUT_RESTARTS_MAX: u32 = 16;
+pub const LAYOUT_RESTARTS_MAX: u32 = 16;
 
 /// One attempt; no outcome means that an owner runs under another layout.
 async fn store_once(
@@ -140,6 +139,7 @@ async fn store_once(
     bytes: Bytes,
     len: usize,
     version: VersionId,
+    share: &Rc<Share>,
 ) -> Result<(Option<Stored>, SharedBuffer), ChunkError> {
     let number = quorums.last().map_or(0, |quorum| quorum.layout);
     let mut quorum = WriteQuorum::new(quorums);
@@ -153,8 +153,11 @@ async fn store_once(
     };
     for owner in owners.into_iter().filter(|owner| *owner != me) {
         let (shard, shared, outcomes) = (shard.clone(), shared.clone(), outcomes.clone());
+        // Whoever still sends the buffer keeps its share: a slow owner slows the put, and cannot take the whole pool.
+        let share = share.clone();
         spawn(async move {
             let outcome = send_to_owner(&shard, owner, number, address, shared, len, version).await;
+            drop(share);
             let _ = outcomes.send((owner, outcome));
         });
     }
@@ -511,11 +514,40 @@ async fn keep_copy(shard: &Rc<Shard>, address: Address, buffer: Buffer, len: usi
     let Some(claim) = shard.store.claim(&address).await? else { return Ok(()) };
     let staged = shard.store.stage(claim, buffer, len, &VersionId::ZERO, FLAG_CACHED).await?;
     staged.commit().await?;
-    for evicted in shard.node.cache.insert(address, len) {
-        shard.store.evict(&evicted).await?;
-    }
+    evict(shard, shard.node.cache.insert(address, len)).await;
     Ok(())
 }
 
 /// Buffers that stay free for readers while copies are written.
 const CACHE_BUFFERS_SPARE: usize = CHUNKS_IN_FLIGHT_PER_SHARD;
+
+/// Lets cached chunks go. One that cannot go now is counted again, and goes another time.
+async fn evict(shard: &Rc<Shard>, evicted: Vec<(Address, u32)>) {
+    for (address, len) in evicted {
+        if let Err(error) = shard.store.evict(&address).await {
+            tracing::warn!(%error, ?address, "a cached chunk could not be removed");
+            shard.node.cache.count_again(address, len);
+        }
+    }
+}
+
+/// Counts what earlier runs of the node have cached.
+pub fn recount_cache(shard: &Rc<Shard>) {
+    let shard = shard.clone();
+    spawn(async move {
+        let mut after = None;
+        while !shard.node.is_stopping() {
+            let listed = match shard.store.addresses(after, RECOUNT_PAGE).await {
+                Ok(listed) => listed,
+                Err(error) => return tracing::warn!(%error, "the cache was not counted"),
+            };
+            let Some(last) = listed.last() else { return };
+            after = Some(last.cursor);
+            for chunk in listed.iter().filter(|chunk| chunk.flags & FLAG_CACHED != 0) {
+                evict(&shard, shard.node.cache.insert(chunk.address, chunk.len)).await;
+            }
+        }
+    });
+}
+
+const RECOUNT_PAGE: usize = 4096;

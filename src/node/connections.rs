@@ -14,6 +14,7 @@ use super::serve::Serve;
 use super::shard::Shard;
 use crate::cluster::membership::ConnectionId;
 use crate::format::NodeId;
+use crate::io::spawn;
 use crate::wire::Connection;
 
 /// After a failed dial, callers on the data path get the same answer for this long.
@@ -105,6 +106,16 @@ pub async fn connect(shard: &Rc<Shard>, node: &NodeId) -> Result<Connection, Pee
     if let Some(connection) = shard.connections.find(node) {
         return Ok(connection);
     }
+    // In a task of its own: a caller that gives up (a read that lost to a faster peer) does not take the dial with it.
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let (own, peer) = (shard.clone(), *node);
+    spawn(async move {
+        let _ = tell.send(connect_or_dial(&own, &peer).await);
+    });
+    told.await.unwrap_or_else(|_| Err(PeerError::Unreachable { node: *node, reason: "the node stops".into() }))
+}
+
+async fn connect_or_dial(shard: &Rc<Shard>, node: &NodeId) -> Result<Connection, PeerError> {
     let slot = shard.connections.slot(node);
     let mut last_failure = slot.dialling.lock().await;
     if let Some(connection) = shard.connections.find(node) {

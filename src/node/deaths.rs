@@ -25,23 +25,23 @@ use crate::crypto::identity::{sign_death, verify_death};
 use crate::crypto::keys::VaultKey;
 use crate::format::certificate::Death;
 use crate::format::frame::{FrameKind, Status};
-use crate::format::name::NameRecord;
 use crate::format::{Address, NodeId, VersionId, message};
 use crate::io::spawn;
 use crate::store::{SmallRecord, StoreError};
 
 /// A peer makes a death durable before it confirms.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
-/// Signs the death of what a write has replaced, if the rule allows it; durable here when it returns, and under way to
-/// everybody else.
-pub async fn sign_replaced(shard: &Rc<Shard>, earlier: Option<&NameRecord>, written: &Written) -> Result<(), Failure> {
-    let Some(earlier) = earlier.filter(|earlier| !earlier.tombstone) else { return Ok(()) };
-    let known =
-        Superseded { clock: earlier.clock, version: earlier.version, later: written.order, holders: &written.holders };
-    match may_sign(&known, &written.quorums) {
-        Some(version) => sign(shard, version).await,
-        None => Ok(()), // somebody else's later write has won: whoever sees that signs
+/// Signs the deaths of all that a write has replaced, where the rule allows it; durable here when it returns, and under
+/// way to everybody else.
+pub async fn sign_replaced(shard: &Rc<Shard>, written: &Written) -> Result<(), Failure> {
+    for (clock, version) in &written.replaced {
+        let known = Superseded { clock: *clock, version: *version, later: written.order, holders: &written.holders };
+        // Where the rule says no, somebody else's later write has won: whoever replaces that one signs.
+        if let Some(version) = may_sign(&known, &written.quorums) {
+            sign(shard, version).await?;
+        }
     }
+    Ok(())
 }
 
 async fn sign(shard: &Rc<Shard>, version: VersionId) -> Result<(), Failure> {
@@ -97,6 +97,9 @@ pub async fn accept(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), Status> {
         tracing::warn!(%error, "a death was refused");
         Status::Forbidden
     })?;
+    if !shard.node.is_admitted(&death.signer.node) {
+        return Err(Status::Forbidden);
+    }
     let mut is_known = true;
     for version in &death.versions {
         is_known &= shard.node.catalog.is_dead(version).await.map_err(|_| Status::Unavailable)?;
@@ -141,6 +144,7 @@ pub fn on_layout(node: &Arc<Shared>) {
 /// Sends what is due, for ever.
 pub fn start(shard: &Rc<Shard>) {
     let shard = shard.clone();
+    on_layout(&shard.node); // nodes that joined after a pending death was written down
     spawn(async move {
         let stopping = shard.node.stopping();
         loop {

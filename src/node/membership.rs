@@ -27,7 +27,7 @@ use crate::format::frame::{FrameKind, Status};
 use crate::format::message::{self, Hello};
 use crate::format::{Address, NodeId};
 use crate::io::spawn;
-use crate::limits::STALL_MAX;
+use crate::limits::{DOCUMENT_VALUE_BYTES_MAX, LAYOUTS_EARLIER_MAX, STALL_MAX};
 use crate::wire::Connection;
 
 const BOOK_FILE: &str = "address-book";
@@ -35,7 +35,9 @@ const LAYOUT_PREFIX: &str = "layout/";
 /// The machine is asked at least this often.
 const TICK_MAX: Duration = Duration::from_secs(5);
 /// A layout's bytes are bounded by its nodes; this bounds them before anything is allocated.
-const LAYOUT_BYTES_MAX: usize = crate::limits::NODES_MAX * 2048;
+const LAYOUT_BYTES_MAX: usize = DOCUMENT_VALUE_BYTES_MAX;
+/// Every part but the last fills a body.
+const LAYOUT_PART_BYTES_MIN: usize = 32 << 10;
 
 /// What a connection is to membership.
 #[derive(Default)]
@@ -322,10 +324,26 @@ fn next_layout(node: &Arc<Shared>) -> Option<Layout> {
         }
     }
     let mut next = next?;
+    let mut room = LAYOUT_BYTES_MAX.saturating_sub(LAYOUT_HEAD_BYTES);
+    let is_kept = |entry: &LayoutEntry| newest.as_ref().is_some_and(|newest| newest.node(&entry.role.node).is_some());
+    next.entries.sort_by_key(|entry| !is_kept(entry)); // who is there already stays, whoever else applies
+    next.entries.retain(|entry| {
+        let bytes = entry.certificate.encode().len() + entry.role.encode().len() + 4;
+        let fits = bytes <= room;
+        room = room.saturating_sub(if fits { bytes } else { 0 });
+        fits
+    });
+    if newest.as_ref().is_some_and(|newest| newest.nodes().len() == next.entries.len()) {
+        tracing::warn!(nodes = next.entries.len(), "the layout is full: no more nodes are admitted");
+        return None;
+    }
     next.entries.sort_by_key(|entry| entry.role.node);
     sign_layout(&mut next, authority);
     Some(next)
 }
+
+/// Numbers, voters, settings and the signature of a layout, at most.
+const LAYOUT_HEAD_BYTES: usize = 4096;
 
 fn first_layout(node: &Arc<Shared>, entry: LayoutEntry) -> Layout {
     Layout {
@@ -391,17 +409,19 @@ async fn say_hello_again(shard: &Rc<Shard>) {
 
 /// Fetches the newest layout and, before it, those that this node has missed: older chunks lie by them.
 async fn fetch_layout(shard: &Rc<Shard>, connection: &Connection) {
+    // One at a time for the whole node: who comes second finds the newer layout there, or hears of it again.
+    let Ok(_fetching) = shard.node.layout_fetch.try_lock() else { return };
     match ask_layout(connection, 0).await {
         Ok(newest) => {
             let known = shard.node.layout_number();
             let number = Layout::decode(&newest).map_or(0, |layout| layout.number);
+            if let Err(reason) = keep_layout(shard, &newest).await {
+                return tracing::warn!(%reason, "a layout was refused");
+            }
             for missed in (known + 1..number).rev().take(LAYOUTS_MISSED_MAX) {
                 if let Ok(bytes) = ask_layout(connection, missed).await {
                     remember_layout(shard, missed, &bytes).await;
                 }
-            }
-            if let Err(reason) = keep_layout(shard, &newest).await {
-                tracing::warn!(%reason, "a layout was refused");
             }
         }
         Err(reason) => tracing::info!(%reason, "no layout from a peer"),
@@ -409,7 +429,7 @@ async fn fetch_layout(shard: &Rc<Shard>, connection: &Connection) {
 }
 
 /// How many missed layouts a node that was away asks for.
-const LAYOUTS_MISSED_MAX: usize = 16;
+const LAYOUTS_MISSED_MAX: usize = LAYOUTS_EARLIER_MAX;
 
 async fn remember_layout(shard: &Rc<Shard>, number: u32, bytes: &[u8]) {
     let Ok(layout) = Layout::decode(bytes) else { return };
@@ -436,7 +456,8 @@ async fn ask_layout(connection: &Connection, number: u32) -> Result<Vec<u8>, Str
             return Err(format!("answered {:?}", answer.status));
         }
         let (total, part) = message::decode_layout_part(&answer.body).map_err(|error| error.to_string())?;
-        if total as usize > LAYOUT_BYTES_MAX || part.is_empty() {
+        let is_last = bytes.len() + part.len() >= total as usize;
+        if total as usize > LAYOUT_BYTES_MAX || part.is_empty() || !is_last && part.len() < LAYOUT_PART_BYTES_MIN {
             return Err("the layout's length makes no sense".into());
         }
         bytes.extend_from_slice(part);

@@ -6,7 +6,7 @@ use super::chunks::fetch_from;
 use super::shard::Shard;
 use crate::format::{Address, NodeId, VersionId};
 use crate::limits::RECORD_HEAD_BYTES;
-use crate::store::Hold;
+use crate::store::{Hold, SmallRecord};
 
 /// What became of a damaged chunk.
 pub enum Mended {
@@ -31,7 +31,11 @@ pub async fn mend(shard: &Rc<Shard>, address: &Address) -> Result<Mended, String
     let mut reason = "no other node holds a copy".to_owned();
     for holder in holders {
         match fetch_from(shard, &holder, address).await {
-            Ok(payload) => return store(shard, address, version, payload).await.map(|()| Mended::Fetched(holder)),
+            Ok(payload) => {
+                store(shard, address, version, payload).await?;
+                refer_again(shard, address, &versions).await?;
+                return Ok(Mended::Fetched(holder));
+            }
             Err(error) => reason = error.to_string(),
         }
     }
@@ -52,4 +56,12 @@ async fn store(
             staged.map_err(|error| error.to_string())?.commit().await.map_err(|error| error.to_string())
         }
     }
+}
+
+/// The damaged record may have been the only one to say that a version refers to the chunk.
+async fn refer_again(shard: &Rc<Shard>, address: &Address, versions: &[VersionId]) -> Result<(), String> {
+    let reference =
+        |version: &VersionId| SmallRecord::Reference { address: *address, version: *version, capsule: Vec::new() };
+    let records = versions.iter().map(reference).collect();
+    shard.store.append_all(records).await.map_err(|error| error.to_string())
 }

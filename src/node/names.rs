@@ -35,6 +35,8 @@ use crate::store::SmallRecord;
 
 /// A durable write may wait behind a disk.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a node that has just started may take to meet the others.
+const MEETING_TIME: Duration = Duration::from_secs(10);
 /// How often an operation starts over because the layout changed under it.
 const RESTARTS_MAX: u32 = 8;
 
@@ -50,8 +52,10 @@ pub enum NameError {
     EarlierOwnersSilent { have: usize, need: usize },
     #[error("this node does not hold the network's layout yet: wait until it has joined")]
     NotJoined,
-    #[error("the layout kept changing: try again")]
+    #[error("the layout kept changing, or the put took longer than a day: try again")]
     LayoutChanged,
+    #[error("somebody gave this name to another file meanwhile: put without --no-clobber, or under another name")]
+    Taken,
     #[error(transparent)]
     ClockAhead(#[from] ClockAhead),
     #[error("the clock's floor cannot be made durable: {0}")]
@@ -125,7 +129,9 @@ async fn read_once(
     let voters = machine.owners();
     let earlier = earlier_owners(shard, bucket);
     let mut awaited: Vec<NodeId> = earlier.iter().flat_map(|owners| owners.as_slice().to_vec()).collect();
-    awaited.retain(|owner| shard.node.peers.is_alive(owner));
+    // Right after a start nobody counts as alive yet.
+    let is_young = shard.node.uptime() < MEETING_TIME;
+    awaited.retain(|owner| is_young || shard.node.peers.is_alive(owner));
     awaited.sort();
     awaited.dedup();
     let mut heard = Vec::new();
@@ -200,71 +206,119 @@ fn step_read(machine: &mut NameRead, owner: NodeId, answer: Answer) -> NameReadS
     }
 }
 
-/// What a write has made sure of: the ground on which the death of what it replaced may be signed.
+/// What a write has made sure of: the ground on which the deaths of what it replaced may be signed.
 pub struct Written {
     pub order: (Stamp, VersionId),
     pub holders: Vec<NodeId>,
     pub quorums: Vec<Quorum>,
+    /// Files under this name that owners showed before the write: (clock, version) of each.
+    pub replaced: Vec<(Stamp, VersionId)>,
 }
 
-/// Writes the record that `make` seals, under a clock later than `after` and than all that a quorum knows, to a majority of
-/// its owners.
-pub async fn write(
-    shard: &Rc<Shard>,
-    bucket: &BucketId,
-    name: &NameId,
-    after: Stamp,
-    make: impl Fn(Stamp) -> NameRecord,
-) -> Result<Written, NameError> {
-    for _ in 0..RESTARTS_MAX {
-        if let Some(written) = write_once(shard, bucket, name, after, &make).await? {
-            return Ok(written);
-        }
-        super::membership::refresh_layout(shard).await;
-    }
-    Err(NameError::LayoutChanged)
+/// One write of one name, over as many attempts as the layouts ask for.
+pub struct WriteName<'a> {
+    pub bucket: &'a BucketId,
+    pub name: &'a NameId,
+    /// What the name was when the operation began.
+    pub earlier: Option<&'a NameRecord>,
+    /// Fail when somebody else has given the name to a file meanwhile.
+    pub no_clobber: bool,
 }
 
-async fn write_once(
-    shard: &Rc<Shard>,
-    bucket: &BucketId,
-    name: &NameId,
-    after: Stamp,
-    make: &impl Fn(Stamp) -> NameRecord,
-) -> Result<Option<Written>, NameError> {
-    let quorums = quorums(shard, bucket)?;
-    let (mut machine, mut asked) = (NameWrite::new(quorums.clone()), Asked::new(shard));
-    let body = message::encode_name_read(bucket, name);
-    for owner in machine.owners() {
-        asked.ask(owner, FrameKind::NameRead, body.clone());
+impl WriteName<'_> {
+    /// Writes the record that `make` seals, under a clock later than all that a quorum knows, to a majority of its
+    /// owners. Once a record has left this node, a restart sends the very same again: under a later clock it could
+    /// outlive its own death, signed by somebody who has rightly replaced it.
+    pub async fn run(&self, shard: &Rc<Shard>, make: impl Fn(Stamp) -> NameRecord) -> Result<Written, NameError> {
+        let mut attempt = Attempt { sent: None, replaced: Vec::new() };
+        if let Some(earlier) = self.earlier.filter(|earlier| !earlier.tombstone) {
+            attempt.replaced.push(earlier.order());
+        }
+        for _ in 0..RESTARTS_MAX {
+            if let Some(written) = self.attempt(shard, &make, &mut attempt).await? {
+                return Ok(written);
+            }
+            super::membership::refresh_layout(shard).await;
+        }
+        Err(NameError::LayoutChanged)
     }
-    let mut order = None;
-    while let Some((owner, answer)) = asked.next().await {
-        let mut step = match answer {
-            Answer::Record(record) => machine.on_clock(owner, record.map(|record| record.clock)),
-            Answer::Written => machine.on_ack(owner),
-            Answer::Refused => machine.on_refused(owner),
-            Answer::Failed => machine.on_fail(owner),
-        };
-        if let (NameWriteStep::PickClock { later_than }, None) = (&step, &order) {
-            let record = make(later_clock(shard, after.max(*later_than)).await?);
-            order = Some(record.order());
-            step = machine.picked();
-            asked.forget_running();
-            for owner in machine.owners() {
-                asked.ask(owner, FrameKind::NameWrite, record.encode());
+
+    async fn attempt(
+        &self,
+        shard: &Rc<Shard>,
+        make: &impl Fn(Stamp) -> NameRecord,
+        attempt: &mut Attempt,
+    ) -> Result<Option<Written>, NameError> {
+        let quorums = quorums(shard, self.bucket)?;
+        let (mut machine, mut asked) = (NameWrite::new(quorums.clone()), Asked::new(shard));
+        let body = message::encode_name_read(self.bucket, self.name);
+        for owner in machine.owners() {
+            asked.ask(owner, FrameKind::NameRead, body.clone());
+        }
+        let mut has_picked = false;
+        while let Some((owner, answer)) = asked.next().await {
+            let mut step = match answer {
+                Answer::Record(record) => {
+                    if let Some(record) = &record {
+                        self.note(record, attempt)?;
+                    }
+                    machine.on_clock(owner, record.map(|record| record.clock))
+                }
+                Answer::Written => machine.on_ack(owner),
+                Answer::Refused => machine.on_refused(owner),
+                Answer::Failed => machine.on_fail(owner),
+            };
+            if let (NameWriteStep::PickClock { later_than }, false) = (&step, has_picked) {
+                has_picked = true;
+                let record = match attempt.sent.take() {
+                    Some(record) => record,
+                    None => {
+                        let earlier = self.earlier.map_or(Stamp::ZERO, |earlier| earlier.clock);
+                        make(later_clock(shard, earlier.max(*later_than)).await?)
+                    }
+                };
+                step = machine.picked();
+                asked.forget_running();
+                for owner in machine.owners() {
+                    asked.ask(owner, FrameKind::NameWrite, record.encode());
+                }
+                attempt.sent = Some(record);
+            }
+            match step {
+                NameWriteStep::Done => {
+                    let Some(record) = &attempt.sent else { continue };
+                    let (order, holders) = (record.order(), machine.holders());
+                    let replaced = std::mem::take(&mut attempt.replaced);
+                    return Ok(Some(Written { order, holders, quorums, replaced }));
+                }
+                NameWriteStep::Failed { have, need } => return Err(asked.too_few(have, need)),
+                NameWriteStep::Restart => return Ok(None),
+                NameWriteStep::Wait | NameWriteStep::PickClock { .. } => {}
             }
         }
-        match (step, order) {
-            (NameWriteStep::Done, Some(order)) => {
-                return Ok(Some(Written { order, holders: machine.holders(), quorums }));
-            }
-            (NameWriteStep::Failed { have, need }, _) => return Err(asked.too_few(have, need)),
-            (NameWriteStep::Restart, _) => return Ok(None),
-            _ => {}
-        }
+        Err(asked.too_few(0, 1))
     }
-    Err(asked.too_few(0, 1))
+
+    /// Takes note of what an owner holds before the write.
+    fn note(&self, record: &NameRecord, attempt: &mut Attempt) -> Result<(), NameError> {
+        let is_ours = attempt.sent.as_ref().is_some_and(|sent| sent.version == record.version);
+        if record.tombstone || is_ours {
+            return Ok(());
+        }
+        if self.no_clobber {
+            return Err(NameError::Taken);
+        }
+        if !attempt.replaced.contains(&record.order()) {
+            attempt.replaced.push(record.order());
+        }
+        Ok(())
+    }
+}
+
+/// What outlives a restart of the write.
+struct Attempt {
+    sent: Option<NameRecord>,
+    replaced: Vec<(Stamp, VersionId)>,
 }
 
 fn quorums(shard: &Rc<Shard>, bucket: &BucketId) -> Result<Vec<Quorum>, NameError> {
@@ -396,13 +450,15 @@ pub async fn scan<E: From<NameError>>(
     keep: &mut impl FnMut(&NameRecord) -> Result<(), E>,
 ) -> Result<(), E> {
     let layout = shard.node.layout().map_err(|_| NameError::NotJoined)?;
-    let owners = match bucket {
-        Some(bucket) => layout.name_owners(bucket).as_slice().to_vec(),
-        None => layout.nodes().iter().filter(|node| node.class == Class::Member).map(|node| node.node).collect(),
+    // Of each layout, so many of its owners must be heard that none of its names can hide behind those that are not.
+    let groups: Vec<(Vec<NodeId>, usize)> = {
+        let layouts = shard.node.layouts();
+        let known = layouts.active().iter().chain(layouts.earlier());
+        known.map(|layout| listing_group(layout, bucket)).collect()
     };
-    // Whoever of W - 1 owners is missing, each name is still seen on one of the others.
-    let replicas = owners.len().min(usize::from(layout.replicas()));
-    let need = owners.len() - replicas / 2;
+    let mut owners: Vec<NodeId> = groups.iter().flat_map(|(owners, _)| owners.clone()).collect();
+    owners.sort();
+    owners.dedup();
     let mut pages: Vec<Pages> = owners.into_iter().map(Pages::new).collect();
     let mut failures = Vec::new();
     loop {
@@ -414,8 +470,11 @@ pub async fn scan<E: From<NameError>>(
             }
         }
         pages = live;
-        if pages.len() < need {
-            return Err(NameError::TooFewOwners { have: pages.len(), need, reason: failures.join("; ") }.into());
+        for (owners, need) in &groups {
+            let have = owners.iter().filter(|owner| pages.iter().any(|page| page.owner == **owner)).count();
+            if have < *need {
+                return Err(NameError::TooFewOwners { have, need: *need, reason: failures.join("; ") }.into());
+            }
         }
         // Up to where every owner's page reaches, the merge is complete.
         let Some(next) = pages.iter().filter_map(Pages::first).min() else { return Ok(()) };
@@ -432,6 +491,17 @@ pub async fn scan<E: From<NameError>>(
             keep(&record)?;
         }
     }
+}
+
+/// Who holds a bucket's names (or all names) under a layout, and how many of them a listing must hear.
+fn listing_group(layout: &Arc<ActiveLayout>, bucket: Option<&BucketId>) -> (Vec<NodeId>, usize) {
+    let owners: Vec<NodeId> = match bucket {
+        Some(bucket) => layout.name_owners(bucket).as_slice().to_vec(),
+        None => layout.nodes().iter().filter(|node| node.class == Class::Member).map(|node| node.node).collect(),
+    };
+    let replicas = owners.len().min(usize::from(layout.replicas()));
+    let need = owners.len() - replicas / 2;
+    (owners, need)
 }
 
 /// One owner's listing, a page at a time.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::chunks::LAYOUT_RESTARTS_MAX;
 use super::connections::connect;
 use super::shard::Shard;
 use crate::format::frame::{FrameKind, Status};
@@ -18,6 +19,22 @@ const REFER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes {root, version, capsule} durable on W of the root's owners.
 pub async fn refer(shard: &Rc<Shard>, root: &Address, version: &VersionId, capsule: &[u8]) -> Result<(), ChunkError> {
+    for _ in 0..LAYOUT_RESTARTS_MAX {
+        if refer_once(shard, root, version, capsule).await? {
+            return Ok(());
+        }
+        super::membership::refresh_layout(shard).await;
+    }
+    Err(ChunkError::Network { reason: "the layout kept changing: try again".into() })
+}
+
+/// False: an owner runs under another layout.
+async fn refer_once(
+    shard: &Rc<Shard>,
+    root: &Address,
+    version: &VersionId,
+    capsule: &[u8],
+) -> Result<bool, ChunkError> {
     let layout = shard.node.layout()?;
     let owners = layout.chunk_owners(root);
     let need = owners.write_quorum();
@@ -33,12 +50,13 @@ pub async fn refer(shard: &Rc<Shard>, root: &Address, version: &VersionId, capsu
     let mut have = 0;
     while have < need {
         match arrived.recv().await {
-            Some(Ok(())) => have += 1,
+            Some(Ok(true)) => have += 1,
+            Some(Ok(false)) => return Ok(false),
             Some(Err(reason)) => tracing::debug!(%reason, "an owner did not take a reference"),
             None => return Err(ChunkError::TooFewNodes { have, need }),
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 async fn refer_at(
@@ -48,10 +66,10 @@ async fn refer_at(
     root: Address,
     version: VersionId,
     capsule: Vec<u8>,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     if owner == shard.node.id() {
         let record = SmallRecord::Reference { address: root, version, capsule };
-        return shard.store.append(record).await.map_err(|error| error.to_string());
+        return shard.store.append(record).await.map(|()| true).map_err(|error| error.to_string());
     }
     let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
     let body = message::encode_refer(&version, &capsule);
@@ -60,7 +78,8 @@ async fn refer_at(
         .await
         .map_err(|error| error.to_string())?;
     match answer.status {
-        Status::Ok => Ok(()),
+        Status::Ok => Ok(true),
+        Status::WrongLayout => Ok(false),
         status => Err(format!("{owner:?} answered {status:?}")),
     }
 }

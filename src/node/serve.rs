@@ -3,6 +3,8 @@
 //! Every request is checked against the asker's certificate and, where it changes anything, against the layout that it
 //! runs under: an owner refuses any other than its own newest, and the asker starts over.
 //!
+//! Who is in no layout known here has not been admitted: hello, roles and layout are all that is answered.
+//!
 //! | request | member asks | storage node asks |
 //! | --- | --- | --- |
 //! | hello, roles, layout | answered | answered |
@@ -13,6 +15,9 @@
 
 use std::cell::OnceCell;
 use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
 
 use super::membership::{self, Standing};
 use super::names::NAME_PAGE_RECORDS;
@@ -26,7 +31,7 @@ use crate::format::name::NameRecord;
 use crate::format::record::FLAG_STAND_IN;
 use crate::format::{Malformed, Reader, VersionId, message};
 use crate::io::Buffer;
-use crate::limits::{CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
+use crate::limits::{ANSWER_BUFFERS_PER_CONNECTION, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
 use crate::store::{Hold, ReadOutcome, SmallRecord, StoreError};
 use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Reply, Request};
 
@@ -34,22 +39,28 @@ use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Rep
 pub struct Serve {
     shard: Rc<Shard>,
     connection: OnceCell<Connection>,
+    /// Of the shard's answers, those that this connection may hold: a peer that takes none must not hold them all.
+    answers: Arc<Semaphore>,
     pub standing: Standing,
 }
 
 impl Serve {
     pub fn new(shard: Rc<Shard>) -> Self {
-        Self { shard, connection: OnceCell::new(), standing: Standing::default() }
+        let answers = Arc::new(Semaphore::new(ANSWER_BUFFERS_PER_CONNECTION));
+        Self { shard, connection: OnceCell::new(), answers, standing: Standing::default() }
     }
 }
 
 impl Handler for Serve {
     async fn handle(self: Rc<Self>, peer: Rc<PeerInfo>, request: Request) -> Reply {
         let is_member = peer.certificate.class == Class::Member;
+        let is_admitted = self.shard.node.is_admitted(&peer.certificate.node_id);
         let outcome = match request.kind {
             FrameKind::Hello => self.hello(&request).await,
             FrameKind::Roles => self.roles(&peer, &request).await,
             FrameKind::Layout => self.layout(&request),
+            // A certificate alone is an application: its invite may have expired. The founder's layout is the answer.
+            _ if !is_admitted => Err(Refusal::plain(Status::Forbidden)),
             FrameKind::Fetch => self.fetch(&request).await,
             FrameKind::Deaths => self.deaths(&request).await,
             FrameKind::Prove => self.prove(&request).await,
@@ -207,6 +218,8 @@ impl Serve {
 
     async fn fetch(&self, request: &Request) -> Result<Reply, Refusal> {
         let address = request.header.address;
+        let refused = |_| Refusal::plain(Status::Unavailable);
+        let own = self.answers.clone().acquire_owned().await.map_err(refused)?;
         let permit =
             self.shard.answers.clone().acquire_owned().await.map_err(|_| Refusal::plain(Status::Unavailable))?;
         let buffer = self.shard.pool.take().await;
@@ -214,7 +227,7 @@ impl Serve {
             ReadOutcome::Found { buffer, len, guard } => {
                 let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + len;
                 drop(guard); // the bytes are in our buffer: punching cannot reach them any more
-                let payload = Some(PayloadSource::Shared(buffer.freeze(), range).guarded(permit));
+                let payload = Some(PayloadSource::Shared(buffer.freeze(), range).guarded((own, permit)));
                 Ok(Reply { status: Status::Ok, address, layout: 0, body: Vec::new(), payload })
             }
             ReadOutcome::Absent { .. } => Err(Refusal::plain(Status::NotFound)),

@@ -19,6 +19,7 @@ use crate::crypto::keys::VaultKey;
 use crate::crypto::replay::ReplayFilter;
 use crate::format::certificate::Class;
 use crate::format::{Address, Incarnation, NetworkId, NodeId, Stamp, VersionId};
+use crate::store::OpenReport;
 use crate::vault::ChunkError;
 use crate::wire::{Admission, Identity};
 
@@ -32,6 +33,8 @@ pub struct Shared {
     pub certificate: CheckedCertificate,
     pub incarnation: Incarnation,
     pub store: Arc<crate::store::Shared>,
+    /// What opening the store found.
+    pub opened: OpenReport,
     pub catalog: Catalog,
     /// The newest is active, the earlier ones say where older chunks lie.
     pub layouts: RwLock<Layouts>,
@@ -47,6 +50,8 @@ pub struct Shared {
     pub deaths_changed: Notify,
     /// The address book waits to be written.
     pub book_changed: Notify,
+    /// Held while a layout is fetched from a peer.
+    pub layout_fetch: tokio::sync::Mutex<()>,
     /// Held while the address book is written.
     pub book_file: Mutex<()>,
     /// Held while a layout is made durable and adopted.
@@ -105,6 +110,12 @@ impl Shared {
 
     pub fn layouts(&self) -> RwLockReadGuard<'_, Layouts> {
         self.layouts.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a layout that is known here names this node.
+    pub fn is_admitted(&self, node: &NodeId) -> bool {
+        let layouts = self.layouts();
+        layouts.active().iter().chain(layouts.earlier()).any(|layout| layout.node(node).is_some())
     }
 
     /// The newest layout; none before this node has joined.

@@ -15,7 +15,7 @@ use super::peers::Peers;
 use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
-use super::{NodeError, Ready, commands, deaths, log, membership, names, reclaim, wall_ms};
+use super::{NodeError, Ready, chunks, commands, deaths, log, membership, names, reclaim, wall_ms};
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
 use crate::config::NodeConfig;
@@ -45,14 +45,15 @@ pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), Node
     let unusable = |error: std::io::Error| NodeError::DataDir { path: dir.clone(), reason: error.to_string() };
     let _lock = lock_directory(&dir).map_err(unusable)?.ok_or_else(|| NodeError::Locked { path: dir.clone() })?;
     check_format(&dir)?;
+    // What can fail without a network fails before one is founded.
+    let mut ring = Ring::new(&RingOptions::default())?;
+    check_port(config.listen)?;
     let (keys, founded) = keys(&config)?;
     let threads = config.threads.unwrap_or_else(thread_count_default).max(1);
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::unbounded_channel::<Job>()).unzip();
-    let mut ring = Ring::new(&RingOptions::default())?;
     let mut receivers = receivers.into_iter();
     let first_jobs = receivers.next().ok_or(NodeError::ThreadLost)?;
     ring.block_on(async {
-        check_port(config.listen)?;
         let listener = listen(config.listen)?;
         let node = open(config, keys, &listener, senders).await?;
         let others = start_threads(&node, receivers.collect())?;
@@ -65,13 +66,12 @@ pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), Node
             member: node.is_member(),
         };
         let outcome = serve_first(&shard, listener, first_jobs, move || on_ready(&ready)).await;
+        let mut lost = Ok(());
         for ended in others {
-            if ended.await.is_err() {
-                tracing::warn!("a shard thread ended before its time");
-            }
+            lost = lost.and(ended.await.unwrap_or(Err(NodeError::ThreadLost)));
         }
         finish_first(&shard).await?;
-        outcome
+        outcome.and(lost)
     })
 }
 
@@ -230,6 +230,7 @@ async fn open(
         keys: RwLock::new(keys),
         incarnation,
         store,
+        opened: report,
         catalog,
         layouts: RwLock::new(Layouts::new()),
         clock: Mutex::new(Clock::new(floor)),
@@ -241,6 +242,7 @@ async fn open(
         stop: Stop::default(),
         deaths_changed: Notify::new(),
         book_changed: Notify::new(),
+        layout_fetch: tokio::sync::Mutex::new(()),
         book_file: Mutex::new(()),
         layout_change: tokio::sync::Mutex::new(()),
         document_serial: AtomicU64::new(0),
@@ -254,7 +256,7 @@ async fn open(
 fn start_threads(
     node: &Arc<Shared>,
     jobs: Vec<mpsc::UnboundedReceiver<Job>>,
-) -> Result<Vec<oneshot::Receiver<()>>, NodeError> {
+) -> Result<Vec<oneshot::Receiver<Result<(), NodeError>>>, NodeError> {
     let mut ended = Vec::new();
     for (index, jobs) in (1..).zip(jobs) {
         let (done, receiver) = oneshot::channel();
@@ -262,14 +264,12 @@ fn start_threads(
         std::thread::Builder::new()
             .name(format!("shard-{index}"))
             .spawn(move || {
-                match run_thread(index, &node, jobs) {
-                    Ok(()) => {}
-                    Err(error) => {
-                        tracing::error!(index, %error, "a shard thread cannot run");
-                        node.stop.begin();
-                    }
+                let outcome = run_thread(index, &node, jobs);
+                if let Err(error) = &outcome {
+                    tracing::error!(index, %error, "a shard thread cannot run");
+                    node.stop.begin();
                 }
-                let _ = done.send(());
+                let _ = done.send(outcome);
             })
             .map_err(|source| NodeError::Io { what: "starting a thread", source })?;
         ended.push(receiver);
@@ -377,6 +377,7 @@ async fn serve_first(
     membership::start(shard).await?;
     deaths::start(shard);
     reclaim::start(shard);
+    chunks::recount_cache(shard);
     on_ready();
     let stopping = shard.node.stopping();
     tokio::select! {

@@ -203,7 +203,8 @@ fn byte_range(range: Option<(u64, u64)>, length: u64) -> Result<Option<std::ops:
 fn get_failure(error: GetError, label: &str) -> Failure {
     let reason = error.to_string();
     let (code, way_out) = match error {
-        GetError::Chunk(ChunkError::Damaged { .. }) | GetError::Tree(_) => {
+        // The file is known: a chunk that nobody has any more is damage, not a wrong name.
+        GetError::Chunk(ChunkError::Damaged { .. } | ChunkError::NotFound { .. }) | GetError::Tree(_) => {
             (code::INTEGRITY, "; start the nodes that hold other copies, then gabion verify")
         }
         GetError::Chunk(error) => (Failure::from(error).code, ""),

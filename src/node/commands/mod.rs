@@ -66,7 +66,7 @@ impl From<NameError> for Failure {
         let code = match &error {
             NameError::TooFewOwners { .. } => code::SPACE,
             NameError::EarlierOwnersSilent { .. } | NameError::NotJoined | NameError::LayoutChanged => code::NETWORK,
-            NameError::ClockAhead(_) | NameError::Clock(_) => code::OTHER,
+            NameError::ClockAhead(_) | NameError::Clock(_) | NameError::Taken => code::OTHER,
         };
         Self::new(code, error.to_string())
     }

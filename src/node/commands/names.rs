@@ -9,6 +9,7 @@ use crate::crypto::keys::NameStamp;
 use crate::format::link::Link;
 use crate::format::name::{Name, NameBody, NameRecord};
 use crate::node::control::{ControlEvent, Entry, LIST_PAGE_MAX, SecretText, Target};
+use crate::node::names::{NameError, WriteName};
 use crate::node::shard::Shard;
 use crate::node::{deaths, names};
 
@@ -37,8 +38,9 @@ pub async fn remove(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<(), Fa
     let version = shard.node.mint(bucket_id.slot());
     let (network, body) = (shard.node.network_id(), NameBody::tombstone(&name));
     let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: true }, &body);
-    let written = names::write(shard, &bucket_id, &name_id, earlier.clock, seal).await?;
-    deaths::sign_replaced(shard, Some(&earlier), &written).await
+    let write = WriteName { bucket: &bucket_id, name: &name_id, earlier: Some(&earlier), no_clobber: false };
+    let written = write.run(shard, seal).await?;
+    deaths::sign_replaced(shard, &written).await
 }
 
 /// The first `limit` names after `after`, in order of bucket and key. Names lie in the order of their hashes, so a page
@@ -55,14 +57,20 @@ pub async fn list(
     let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
     let bucket_id = bucket.map(|bucket| vault.bucket_id(bucket));
     let network = shard.node.network_id();
+    let mut unreadable = 0;
     let mut page: BTreeMap<(String, String), Entry> = BTreeMap::new();
-    let mut keep = |record: &NameRecord| -> Result<(), Failure> {
+    let mut keep = |record: &NameRecord| -> Result<(), NameError> {
         if record.tombstone {
             return Ok(());
         }
-        let body = vault.open_name(&network, record).map_err(|error| {
-            Failure::new(code::INTEGRITY, format!("a name record of the bucket does not open: {error}"))
-        })?;
+        let body = match vault.open_name(&network, record) {
+            Ok(body) => body,
+            Err(error) => {
+                tracing::warn!(%error, name = ?record.name, "a name record does not open and is not listed");
+                unreadable += 1;
+                return Ok(());
+            }
+        };
         let place = (body.bucket.clone(), body.key.clone());
         let is_wanted = body.key.starts_with(prefix) && after.as_ref().is_none_or(|after| place > *after);
         if !is_wanted || page.len() == limit && page.last_key_value().is_some_and(|(last, _)| place > *last) {
@@ -75,6 +83,11 @@ pub async fn list(
         Ok(())
     };
     names::scan(shard, bucket_id.as_ref(), &mut keep).await?;
+    if unreadable > 0 {
+        let message =
+            format!("{unreadable} name records do not open and are not listed: sealed under another key, or edited");
+        client.send(ControlEvent::Warning { message }).await?;
+    }
     for entry in page.into_values() {
         client.send(ControlEvent::Entry { entry }).await?;
     }

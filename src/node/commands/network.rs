@@ -42,6 +42,15 @@ async fn report(shard: &Rc<Shard>) -> Result<StatusReport, Failure> {
     if !stats.writable {
         reasons.push("takes no new chunks: free some space, then gabion reclaim".to_owned());
     }
+    let opened = &node.opened;
+    if !opened.unreadable.is_empty() || opened.lost_blocks > 0 || opened.damaged_records > 0 {
+        reasons.push(format!(
+            "opening the store found {} unreadable segments, {} lost blocks, {} damaged records: gabion verify",
+            opened.unreadable.len(),
+            opened.lost_blocks,
+            opened.damaged_records
+        ));
+    }
     if stats.quarantined > 0 {
         reasons.push(format!("{} damaged chunks are in quarantine: gabion verify", stats.quarantined));
     }

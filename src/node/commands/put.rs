@@ -19,12 +19,12 @@ use std::sync::Arc;
 use super::{Client, Failure, Watch, code, vault_key};
 use crate::crypto::cipher::ScopeKey;
 use crate::crypto::keys::{NameStamp, VaultKey};
+use crate::format::VersionId;
 use crate::format::name::{Capsule, Metadata, Name, NameBody};
-use crate::format::{Stamp, VersionId};
 use crate::limits::PUT_CHUNKS_IN_FLIGHT_PER_SHARD;
 use crate::node::chunks::ClusterSink;
 use crate::node::control::ControlEvent;
-use crate::node::names::NameError;
+use crate::node::names::{NameError, WriteName};
 use crate::node::shard::{Shard, send_job};
 use crate::node::{deaths, names, owners};
 use crate::vault::{Input, PutError, PutJob, PutOptions, PutResult};
@@ -60,10 +60,10 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: O
     refer_root(shard, &vault, &result, &put.metadata, version).await?;
     let body = name_body(&name, &put, &result);
     let network = shard.node.network_id();
-    let after = earlier.as_ref().map_or(Stamp::ZERO, |earlier| earlier.clock);
     let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: false }, &body);
-    let written = names::write(shard, &bucket_id, &name_id, after, seal).await?;
-    deaths::sign_replaced(shard, earlier.as_ref(), &written).await?;
+    let write = WriteName { bucket: &bucket_id, name: &name_id, earlier: earlier.as_ref(), no_clobber: put.no_clobber };
+    let written = write.run(shard, seal).await?;
+    deaths::sign_replaced(shard, &written).await?;
     client
         .send(ControlEvent::Stored {
             bucket: name.bucket().into(),

@@ -1,57 +1,139 @@
 //! `verify` and `reclaim`: everything read and checked again, and the space of the dead given back.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Client, Failure};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Client, Failure, code};
+use crate::format::Address;
 use crate::node::control::ControlEvent;
 use crate::node::mend::{self, Mended};
 use crate::node::reclaim;
 use crate::node::shard::Shard;
+use crate::store::{StoreError, VerifyReport};
 
-/// Reads every record of every segment; what does not match is quarantined and fetched again from another holder.
+/// Reads every record of every segment, then asks for every chunk that a living version refers to: what does not match,
+/// or is not there, is fetched again from another holder.
 pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
     let total = shard.store.stats().chunks;
-    let mut done = 0;
-    let (events, mut arrived) = tokio::sync::mpsc::unbounded_channel();
-    let store = shard.store.clone();
-    let (finished, outcome) = tokio::sync::oneshot::channel();
-    crate::io::spawn(async move {
-        let report = store
-            .verify(&mut |verified| {
-                let _ = events.send(verified);
-            })
-            .await;
-        let _ = finished.send(report);
-    });
-    let (mut mended, mut left) = (0, 0);
-    let mut damaged = 0;
-    let mut last_report = std::time::Instant::now();
-    while let Some(verified) = arrived.recv().await {
-        done += 1;
-        if !verified.ok {
-            damaged += 1;
-            let outcome = mend::mend(shard, &verified.address).await;
-            let (is_mended, message) = match &outcome {
-                Ok(Mended::Fetched(from)) => (true, format!("fetched again from {from:?}")),
-                Ok(Mended::Dropped) => (true, "nobody refers to it: dropped".to_owned()),
-                Err(reason) => (false, reason.clone()),
-            };
-            if is_mended {
-                mended += 1
-            } else {
-                left += 1
+    let Walk { done, mut damaged, mut end } = Walk::start(shard);
+    let mut tally = Tally::default();
+    let report = loop {
+        tokio::select! {
+            biased;
+            Some(damaged) = damaged.recv() => tally.damage(shard, client, &damaged, "damaged").await?,
+            report = &mut end => break report.map_err(|_| Failure::new(code::OTHER, "the node is stopping"))??,
+            () = tokio::time::sleep(REPORT_INTERVAL) => {
+                let done = done.get();
+                client.send(ControlEvent::Verified { done, total: total.max(done) }).await?;
             }
-            client.send(ControlEvent::Damaged { address: verified.address, mended: is_mended, message }).await?;
         }
-        if last_report.elapsed() > REPORT_INTERVAL {
-            last_report = std::time::Instant::now();
-            client.send(ControlEvent::Verified { done, total: total.max(done) }).await?;
+    };
+    while let Ok(damaged) = damaged.try_recv() {
+        tally.damage(shard, client, &damaged, "damaged").await?;
+    }
+    find_missing(shard, client, &mut tally).await?;
+    let unreadable = &shard.node.opened.unreadable;
+    for file in unreadable {
+        let message = format!("{file}: its header is damaged; its chunks were fetched again where others hold them");
+        client.send(ControlEvent::Warning { message }).await?;
+    }
+    if report.damaged_records > 0 {
+        let message = format!("{} records of names, references or deaths are damaged", report.damaged_records);
+        client.send(ControlEvent::Warning { message }).await?;
+    }
+    let left = tally.left + report.damaged_records;
+    let damaged = tally.damaged + report.damaged_records;
+    let (chunks, bytes) = (report.chunks, report.bytes);
+    client.send(ControlEvent::VerifyDone { chunks, bytes, damaged, mended: tally.mended, left }).await
+}
+
+/// The walk over the segments, in a task of its own.
+struct Walk {
+    done: Rc<Cell<u64>>,
+    damaged: mpsc::UnboundedReceiver<Address>,
+    end: oneshot::Receiver<Result<VerifyReport, StoreError>>,
+}
+
+impl Walk {
+    fn start(shard: &Rc<Shard>) -> Self {
+        let (tell, damaged) = mpsc::unbounded_channel();
+        let (finished, end) = oneshot::channel();
+        let done = Rc::new(Cell::new(0));
+        let (store, counted) = (shard.store.clone(), done.clone());
+        crate::io::spawn(async move {
+            let report = store
+                .verify(&mut |verified| {
+                    counted.set(counted.get() + 1);
+                    if !verified.ok {
+                        let _ = tell.send(verified.address);
+                    }
+                })
+                .await;
+            let _ = finished.send(report);
+        });
+        Self { done, damaged, end }
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    damaged: u64,
+    mended: u64,
+    left: u64,
+}
+
+impl Tally {
+    async fn damage(
+        &mut self,
+        shard: &Rc<Shard>,
+        client: &Rc<Client>,
+        address: &Address,
+        what: &str,
+    ) -> Result<(), Failure> {
+        self.damaged += 1;
+        let (mended, message) = match mend::mend(shard, address).await {
+            Ok(Mended::Fetched(from)) => (true, format!("{what}; fetched again from {from:?}")),
+            Ok(Mended::Dropped) => (true, format!("{what}; nobody refers to it: dropped")),
+            Err(reason) => (false, format!("{what}; {reason}")),
+        };
+        if mended {
+            self.mended += 1
+        } else {
+            self.left += 1
+        }
+        client.send(ControlEvent::Damaged { address: *address, mended, message }).await
+    }
+}
+
+/// Chunks that a living version refers to and that are not here: their segment was lost.
+async fn find_missing(shard: &Rc<Shard>, client: &Rc<Client>, tally: &mut Tally) -> Result<(), Failure> {
+    let catalog = &shard.node.catalog;
+    let mut after_version = None;
+    loop {
+        let versions = catalog.versions(after_version, REFERENCES_PAGE).await?;
+        let Some(last) = versions.last() else { return Ok(()) };
+        after_version = Some(*last);
+        for version in &versions {
+            let mut after = None;
+            loop {
+                let chunks = catalog.chunks_of(version, after, REFERENCES_PAGE).await?;
+                let Some(last) = chunks.last() else { break };
+                after = Some(*last);
+                for address in chunks.iter().filter(|address| !shard.store.contains(address)) {
+                    if !shard.store.is_quarantined(address) && !catalog.is_dead(version).await? {
+                        tally.damage(shard, client, address, "missing").await?;
+                    }
+                }
+            }
         }
     }
-    let report = outcome.await.map_err(|_| Failure::new(super::code::OTHER, "the node is stopping"))??;
-    client.send(ControlEvent::VerifyDone { chunks: report.chunks, bytes: report.bytes, damaged, mended, left }).await
 }
+
+/// References asked of the catalog at once.
+const REFERENCES_PAGE: usize = 1024;
 
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
