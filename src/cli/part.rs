@@ -8,9 +8,10 @@ use std::fs::{self, File, FileTimes, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::exit::Failure;
+use super::interrupt;
 use crate::format::name::Metadata;
 use crate::format::{Address, ContentId};
 
@@ -18,6 +19,10 @@ use crate::format::{Address, ContentId};
 const NAME_BYTES_MAX: usize = 180;
 /// Characters of the content id that go into the part's name.
 const ID_CHARACTERS: usize = 16;
+/// How long a part may stay locked before that is an error. The node that writes into it has the same open file and so
+/// holds the same lock: after a get that failed or was interrupted it lets go a moment after the command did.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(20);
 /// Permission bits that a get restores: set-uid, set-gid and sticky are not.
 const MODE_MASK: u32 = 0o777;
 
@@ -40,10 +45,15 @@ impl Part {
         let path = part_path(output, of)?;
         let fail = |error: &io::Error| Failure::other(format!("{} cannot be written: {error}", path.display()));
         let mode = if metadata.mode == 0 { 0o666 } else { 0o600 };
+        let deadline = Instant::now() + LOCK_WAIT_MAX;
         loop {
             let file = open_regular(&path, mode).map_err(|error| fail(&error))?;
             match file.try_lock() {
                 Ok(()) => {}
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline && !interrupt::requested() => {
+                    std::thread::sleep(LOCK_POLL);
+                    continue;
+                }
                 Err(TryLockError::WouldBlock) => {
                     return Err(Failure::other(format!(
                         "another gabion get is writing {}; wait for it, or choose another -o PATH",

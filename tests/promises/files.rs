@@ -94,10 +94,10 @@ fn make_tree(tree: &Path, random: &mut impl rand::Rng) {
     symlink("/nowhere/at all", tree.join("a/dangling")).unwrap();
 }
 
-/// Paths below, and what they are: mode, mtime, link target, bytes.
-/// Path, {mode, mtime in seconds and nanoseconds} where it counts, bytes.
+/// A path; mode and mtime of what is no link; its bytes or where it leads.
 type Listed = (String, Option<(u32, i64, i64)>, Vec<u8>);
 
+/// All that is below.
 fn listing(dir: &Path) -> Vec<Listed> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {

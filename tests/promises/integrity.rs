@@ -83,14 +83,18 @@ fn p2_a_flipped_byte_is_outdone_by_a_second_copy_and_mended() {
 fn p2_a_damaged_chunk_is_stored_again_by_the_next_put_and_the_get_goes_on_where_it_stopped() {
     let mut network = Network::one();
     let sample = put_sample(&network[0]);
+    // So far behind that it is read only once others have been written.
+    let longer = [&noise(&mut random(), 40 * MIB)[..], &sample.single, &[7; 100]].concat();
+    network[0].put("longer", &longer);
     damage(&mut network[0], &sample.chunk);
     let (node, output) = (&network[0], network.file("output"));
-    let error = node.fails(6, &["get", "long", "-o", &output]);
+    let error = node.fails(6, &["get", "longer", "-o", &output]);
     assert!(error.contains("is kept in"), "{error}");
     node.put("single", &sample.single);
-    let fetched = node.json(&["get", "long", "-o", &output]);
+    let fetched = node.json(&["get", "longer", "-o", &output]);
     assert!(fetched["bytes_resumed"].as_u64().unwrap() >= MIB as u64, "{fetched}");
-    assert_same(&fs::read(&output).unwrap(), &sample.long, "the resumed file");
+    assert_same(&fs::read(&output).unwrap(), &longer, "the resumed file");
+    node.holds("long", &sample.long);
     node.ok(&["verify"]);
 }
 
