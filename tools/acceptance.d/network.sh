@@ -107,6 +107,12 @@ strangers_port() { # NAME of a background proxy
 }
 
 # The link of a file of one chunk holds that chunk's key: base32 of version 1, depth 1, length 8, root 32, key 32, checksum 8.
+offset_of() { # HEX FILE: -1 when it is not there
+    python3 -c 'import mmap, sys
+with open(sys.argv[2], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as bytes_:
+    print(bytes_.find(bytes.fromhex(sys.argv[1])))' "$1" "$2"
+}
+
 test_openssl() {
     local link key prefix segment found offset
     node_start a
@@ -119,11 +125,11 @@ test_openssl() {
     key=$(od -An -v -tx1 -j 42 -N 32 "$t/link.bin" | tr -d ' \n')
     # Its beginning tells where the chunk lies; the chunk itself is then taken out and decrypted.
     prefix=$(head -c 32 "$t/file" | openssl enc -aes-256-ctr -K "$key" -iv 00000000000000000000000000000000 \
-        | od -An -v -tx1 | tr -d ' \n' | sed 's/../\\x&/g')
+        | od -An -v -tx1 | tr -d ' \n')
     node_stop a
     for segment in "$t"/a/segments/*.seg; do
-        found=$(LC_ALL=C grep -obUaP -m 1 "$prefix" "$segment" | head -n 1 | cut -d: -f1 || true)
-        [ -n "$found" ] || continue
+        found=$(offset_of "$prefix" "$segment")
+        [ "$found" -ge 0 ] || continue
         offset=$found
         dd if="$segment" iflag=skip_bytes,count_bytes bs=1M skip="$offset" count=1048576 status=none > "$t/chunk"
         openssl enc -d -aes-256-ctr -K "$key" -iv 00000000000000000000000000000000 -in "$t/chunk" -out "$t/plain"
