@@ -50,7 +50,9 @@ fn tickets(given: &[String]) -> Result<Vec<Ticket>, Failure> {
         Ok(text) if !text.trim().is_empty() => {
             parse_ticket(text.trim()).map(|ticket| vec![ticket]).map_err(|failure| failure.at(TICKET_VARIABLE))
         }
-        _ => Ok(Vec::new()),
+        // Most likely the command that should have printed the ticket failed: founding a second network is no help then.
+        Ok(_) => Err(Failure::usage(format!("{TICKET_VARIABLE} is set and empty: put a ticket into it, or unset it"))),
+        Err(_) => Ok(Vec::new()),
     }
 }
 
