@@ -8,6 +8,7 @@ test_speed() {
     command -v iperf3 > /dev/null || fail "no iperf3; install it"
     gib=$(calc "$file_mib / 1024" 4)
     random_file "$t/file" "$bytes" "$seed"
+    sync # in the page cache and clean: writing it back would compete with fio and put alike, and not equally
     fio_write=$(fio_rate write)
     node_start a
     before=$(cpu_seconds a)
