@@ -258,8 +258,8 @@ impl<D: Disk> Store<D> {
 
     /// Header and payload in one read; the header is checked.
     /// Bulk chunks that are not in the page cache are read past it, straight into the buffer: filling the page cache costs
-    /// a copy and, for a file read once, other data's place. Measured on a cold 4 GiB get, in one run: 0.28 GB/s and
-    /// 2.1 CPU s/GiB through the page cache; see the benchmarks for today's figures.
+    /// a copy and, for a file read once, other data's place. A cold 4 GiB get took 2.1 CPU s/GiB through the page cache and
+    /// 0.4 past it (two runs of the whole node, on a machine with other work).
     async fn reader_for(&self, place: &Place, len: usize) -> std::io::Result<(D::File, Path)> {
         let context = self.context();
         let file = context.reader(place.segment).await?;
