@@ -7,6 +7,7 @@
 //! ```text
 //! op        entries, their data, linked time-outs: all memory that the kernel sees is owned there
 //! ring      one runtime per shard thread; set-up with fallback; tear-down that waits for the kernel
+//! turn      long computing, between two visits to the ring
 //! buffers   the pool of registered, aligned buffers
 //! file      files and directories
 //! mmap      mappings as the source of a send, never as a slice
@@ -35,6 +36,7 @@ mod sockaddr;
 mod socket;
 pub mod system;
 pub mod tcp;
+pub mod turn;
 pub mod unix;
 
 pub use buffers::{Buffer, BufferPool, SharedBuffer};
@@ -48,6 +50,7 @@ pub use system::{
     restrict_new_files, rss, thread_count_default,
 };
 pub use tcp::{TcpListener, TcpStream};
+pub use turn::Turn;
 pub use unix::{UnixListener, UnixStream, connect_blocking, send_with_fds};
 
 #[cfg(test)]

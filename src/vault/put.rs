@@ -26,7 +26,7 @@ use super::{ChunkError, ChunkSink, payload_mut};
 use crate::crypto::cipher::{ChunkKey, ScopeKey, seal_chunk};
 use crate::format::tree::TreeEntry;
 use crate::format::{Address, VersionId};
-use crate::io::{Buffer, BufferPool, File, spawn};
+use crate::io::{Buffer, BufferPool, File, Turn, spawn};
 use crate::limits::{CHUNK_BYTES_MAX, RECORD_HEAD_BYTES};
 
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +100,7 @@ struct Piece {
     span: usize,
     buffer: Buffer,
     share: Share,
+    turn: Option<Turn>,
 }
 
 impl PutJob {
@@ -174,12 +175,16 @@ impl PutJob {
     }
 
     async fn lane<S: ChunkSink>(&self, file: &File, pool: &BufferPool, sink: &S) -> Result<(), PutError> {
-        while let Some(Piece { leaf, span, buffer, share }) = self.read_next(file, pool).await? {
+        while let Some(Piece { leaf, span, buffer, share, turn }) = self.read_next(file, pool).await? {
             // A read from a stream can take as long as it likes; the job may have stopped meanwhile.
             if self.latch.is_stopped() {
                 break;
             }
-            let (address, key) = self.seal_and_store(0, buffer, share, span, sink).await?;
+            let turn = match turn {
+                Some(turn) => turn,
+                None => Turn::take().await,
+            };
+            let (address, key) = self.seal_and_store(0, buffer, share, turn, span, sink).await?;
             self.bytes_done.fetch_add(span as u64, Ordering::Relaxed);
             let entry = TreeEntry { address, key: *key.as_bytes(), span: (span as u64).into() };
             if lock(&self.window).deposit(leaf, entry) {
@@ -202,11 +207,12 @@ impl PutJob {
         let span = (len - start).min(CHUNK_BYTES_MAX as u64) as usize;
         let (buffer, share) = share::take(pool).await;
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + span;
+        let turn = if file.is_cached(start, span) { Some(Turn::take().await) } else { None };
         let (result, buffer) = file.read_at(buffer, range, start).await;
         if result? < span {
             return Err(PutError::Changed);
         }
-        Ok(Some(Piece { leaf, span, buffer, share }))
+        Ok(Some(Piece { leaf, span, buffer, share, turn }))
     }
 
     async fn read_stream(&self, file: &File, pool: &BufferPool) -> Result<Option<Piece>, PutError> {
@@ -221,7 +227,7 @@ impl PutJob {
             lock(&self.window).end_at(leaf + u64::from(span > 0));
             self.deposited.notify_one();
         }
-        Ok((span > 0).then_some(Piece { leaf, span, buffer, share }))
+        Ok((span > 0).then_some(Piece { leaf, span, buffer, share, turn: None }))
     }
 
     /// The next leaf that nobody works on; `None` at the end of the input, and when the job has stopped.
@@ -245,6 +251,7 @@ impl PutJob {
         level: u8,
         mut buffer: Buffer,
         share: Share,
+        turn: Turn,
         len: usize,
         sink: &S,
     ) -> Result<(Address, ChunkKey), PutError> {
@@ -253,6 +260,7 @@ impl PutJob {
         // The buffer still has bytes of its earlier uses.
         chunk.iter_mut().skip(len).for_each(|byte| *byte = 0);
         let (address, key) = seal_chunk(&self.options.scope, level, chunk, len);
+        turn.pass();
         let stored = sink.store(address, buffer, chunk_len, self.options.version, share).await?;
         self.chunks.fetch_add(1, Ordering::Relaxed);
         if stored.new {
@@ -340,7 +348,7 @@ impl PutJob {
         let (mut buffer, share) = share::take(pool).await;
         let len = node.plaintext.len();
         payload_mut(&mut buffer, len).copy_from_slice(&node.plaintext);
-        let (address, key) = self.seal_and_store(node.level, buffer, share, len, sink).await?;
+        let (address, key) = self.seal_and_store(node.level, buffer, share, Turn::take().await, len, sink).await?;
         Ok((node.level, node.entry(address, *key.as_bytes())))
     }
 

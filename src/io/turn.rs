@@ -1,0 +1,44 @@
+//! Turns at long computing on a thread that also drives I/O.
+//!
+//! Operations reach the kernel, and completions reach their tasks, only when the thread has nothing left to run. Ten
+//! chunks that become ready together and are hashed one after the other would leave the disk idle meanwhile, and then
+//! hand it ten writes at once. So whoever computes for longer than a visit to the ring takes (some 5 us) does it in a
+//! turn, and [`Turn::pass`]es it on: the next begins only after the thread has been to the ring.
+//!
+//! ```text
+//! take --> compute, queue operations --> pass --> (park: submit, dispatch) --> next in line
+//! ```
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::op::nop;
+use super::ring::spawn;
+
+thread_local! {
+    static TURNS: Arc<Semaphore> = Arc::new(Semaphore::new(1));
+}
+
+/// This thread's turn. Dropped instead of passed, it is free at once.
+#[must_use = "a turn that is not held keeps nobody from computing"]
+pub struct Turn {
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    /// Waits in line.
+    pub async fn take() -> Turn {
+        let turns = TURNS.with(Arc::clone);
+        // Refused only by a semaphore that was closed; this one never is.
+        Turn { permit: turns.acquire_owned().await.ok() }
+    }
+
+    /// Gives the turn away once everything queued so far has reached the kernel.
+    pub fn pass(self) {
+        spawn(async move {
+            nop().await;
+            drop(self.permit);
+        });
+    }
+}
