@@ -47,6 +47,8 @@ pub const RING_ENTRIES_MIN: u32 = 64;
 /// Buffers are registered only while a ring of this many entries would still fit into the limit on locked memory
 /// (about 1.6 MiB): room for the rings of the other shard threads, and of the user's other processes.
 pub const RING_RESERVE_ENTRIES: u32 = 16_384;
+/// Hashing this much takes longer than a visit to the ring; computing for longer takes turns.
+pub const TURN_BYTES_MIN: usize = 64 * KIB;
 /// How long a new ring waits for locked memory: the kernel gives back that of a closed ring late, and others hold some
 /// for a moment while they look for what fits.
 pub const RING_MEMORY_WAIT_MAX: Duration = Duration::from_secs(3);

@@ -8,6 +8,9 @@
 //! ```text
 //! take --> compute, queue operations --> pass --> (park: submit, dispatch) --> next in line
 //! ```
+//!
+//! Measured with a put of 4 GiB, two threads, four pairs of runs in alternation: 2.64 to 2.75 s without turns, 2.15 to
+//! 2.64 s with them, at the same CPU time or less; writes in flight are steadily 2 to 11 instead of none or forty.
 
 use std::sync::Arc;
 
@@ -15,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::op::nop;
 use super::ring::spawn;
+use crate::limits::TURN_BYTES_MIN;
 
 thread_local! {
     static TURNS: Arc<Semaphore> = Arc::new(Semaphore::new(1));
@@ -27,8 +31,11 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Waits in line.
-    pub async fn take() -> Turn {
+    /// Waits in line, if hashing this much takes longer than a visit to the ring.
+    pub async fn take(bytes: usize) -> Turn {
+        if bytes < TURN_BYTES_MIN {
+            return Turn { permit: None };
+        }
         let turns = TURNS.with(Arc::clone);
         // Refused only by a semaphore that was closed; this one never is.
         Turn { permit: turns.acquire_owned().await.ok() }
@@ -36,9 +43,11 @@ impl Turn {
 
     /// Gives the turn away once everything queued so far has reached the kernel.
     pub fn pass(self) {
-        spawn(async move {
-            nop().await;
-            drop(self.permit);
-        });
+        if let Some(permit) = self.permit {
+            spawn(async move {
+                nop().await;
+                drop(permit);
+            });
+        }
     }
 }

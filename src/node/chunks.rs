@@ -7,8 +7,8 @@
 //! background and hold the buffer until they have it or fail, which bounds how far a slow owner lags: by the pool.
 //!
 //! Reading. The local copy first; then owners in the order of [`ReadPlan`]; the next one is asked as soon as one
-//! fails, and in addition when one has not answered within the hedge delay. Bytes are verified on receipt by the wire
-//! and again by the vault before they are decrypted.
+//! fails, and in addition when one has not answered within the hedge delay. Bytes are verified once: by the wire on
+//! receipt, or by the vault when they come from this node's disk.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -30,7 +30,7 @@ use crate::format::{Address, NodeId, VersionId};
 use crate::io::{Buffer, JoinHandle, SharedBuffer, spawn};
 use crate::limits::{BUFFERS_PER_SHARD, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, STALL_MAX};
 use crate::store::{Hold, ReadOutcome, StoreError};
-use crate::vault::{ChunkError, ChunkSink, ChunkSource, Share, Stored};
+use crate::vault::{ChunkError, ChunkSink, ChunkSource, Fetched, Share, Stored};
 use crate::wire::{Payload, PayloadSource};
 
 /// How long an owner may take to make a chunk durable before it counts as failed for this write.
@@ -343,7 +343,7 @@ impl ClusterSource {
 const GIVEN_MAX: usize = 4 * BUFFERS_PER_SHARD;
 
 impl ChunkSource for ClusterSource {
-    async fn fetch(&self, address: Address, len: usize, buffer: Buffer, _attempt: u32) -> Result<Buffer, ChunkError> {
+    async fn fetch(&self, address: Address, len: usize, buffer: Buffer, _attempt: u32) -> Result<Fetched, ChunkError> {
         let me = self.shard.node.id();
         let is_damaged_here;
         if !self.remote && !self.is_liar(&address, &me) {
@@ -351,7 +351,7 @@ impl ChunkSource for ClusterSource {
                 ReadOutcome::Found { buffer, len: found, .. } if found == len => {
                     self.shard.node.cache.touch(&address);
                     self.note_given(address, me);
-                    return Ok(buffer);
+                    return Ok(Fetched::Unchecked(buffer));
                 }
                 ReadOutcome::Found { buffer, .. } | ReadOutcome::Damaged { buffer } => {
                     drop(buffer);
@@ -378,7 +378,7 @@ impl ChunkSource for ClusterSource {
         if !self.remote {
             keep(&self.shard, address, &payload);
         }
-        Ok(payload.buffer)
+        Ok(Fetched::Checked(payload.buffer))
     }
 
     fn damaged(&self, address: &Address) {

@@ -32,7 +32,7 @@ use super::{ChunkError, ChunkSource, fetch_open, payload_mut};
 use crate::crypto::cipher::{ChunkKey, apply_keystream};
 use crate::crypto::hash::address_of;
 use crate::format::Address;
-use crate::io::{Buffer, BufferPool, File, spawn};
+use crate::io::{Buffer, BufferPool, File, Turn, spawn};
 use crate::limits::{CHUNK_BYTES_MAX, GET_RUNS_AHEAD_MAX, RECORD_HEAD_BYTES};
 
 #[derive(Debug, thiserror::Error)]
@@ -270,8 +270,11 @@ impl GetJob {
         }
         let chunk = payload_mut(&mut buffer, leaf.len());
         chunk.iter_mut().skip(leaf.span).for_each(|byte| *byte = 0);
+        let turn = Turn::take(chunk.len()).await;
         apply_keystream(chunk, &leaf.key);
-        (address_of(chunk) == leaf.address, buffer)
+        let is_there = address_of(chunk) == leaf.address;
+        turn.pass();
+        (is_there, buffer)
     }
 
     /// Writes the wanted part of a leaf; `false` when the job has stopped before its turn came.

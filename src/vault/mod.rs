@@ -13,8 +13,9 @@
 //!
 //! # Rules
 //! - This layer knows no store and no wire: chunks go through [`ChunkSink`] and [`ChunkSource`].
-//! - What a source delivers is not believed. A chunk is checked against its address before it is decrypted, a node
-//!   against the shape that its parent gave it, and only then is a byte of either used.
+//! - What a source delivers is not believed. A chunk is checked against its address, once, before it is decrypted (by
+//!   the wire as it arrives, or here), a node against the shape that its parent gave it, and only then is a byte of
+//!   either used.
 //! - Nobody waits for another leaf while holding a buffer, except for its turn to write to a stream; and then all
 //!   earlier leaves have their buffers. So jobs that share a pool cannot block each other for ever.
 //! - All jobs of a shard together leave some of its buffers alone (`share.rs`): chunks arrive in them.
@@ -23,9 +24,9 @@
 
 use std::future::Future;
 
-use crate::crypto::cipher::{ChunkKey, open_chunk};
+use crate::crypto::cipher::{ChunkKey, apply_keystream, open_chunk};
 use crate::format::{Address, VersionId};
-use crate::io::Buffer;
+use crate::io::{Buffer, Turn};
 use crate::limits::{FETCH_ATTEMPTS_MAX, RECORD_HEAD_BYTES};
 
 mod get;
@@ -90,18 +91,26 @@ pub trait ChunkSink: 'static {
     ) -> impl Future<Output = Result<Stored, ChunkError>>;
 }
 
+/// A chunk that a source delivered, behind the record head of its buffer.
+pub enum Fetched {
+    /// Read from somewhere that does not check: the vault does.
+    Unchecked(Buffer),
+    /// Hashed and found to be its address's since it came into this buffer, which nobody else can write to.
+    Checked(Buffer),
+}
+
 /// Where sealed chunks come from.
 pub trait ChunkSource: 'static {
-    /// Puts the `len` bytes of a chunk behind the record head of `buffer`, from wherever. The vault verifies them; when
-    /// they are wrong it says so ([`Self::damaged`]) and asks again with the next `attempt`, counted from 0, for as
-    /// long as there is an answer.
+    /// Puts the `len` bytes of a chunk behind the record head of `buffer`, from wherever. The vault verifies what is
+    /// unchecked; when it is wrong it says so ([`Self::damaged`]) and asks again with the next `attempt`, counted from
+    /// 0, for as long as there is an answer.
     fn fetch(
         &self,
         address: Address,
         len: usize,
         buffer: Buffer,
         attempt: u32,
-    ) -> impl Future<Output = Result<Buffer, ChunkError>>;
+    ) -> impl Future<Output = Result<Fetched, ChunkError>>;
 
     /// What the last `fetch` of this chunk delivered was not it.
     fn damaged(&self, address: &Address);
@@ -122,8 +131,21 @@ async fn fetch_open<S: ChunkSource>(
     mut buffer: Buffer,
 ) -> Result<Buffer, ChunkError> {
     for attempt in 0..FETCH_ATTEMPTS_MAX {
-        buffer = source.fetch(address, len, buffer, attempt).await?;
-        match open_chunk(payload_mut(&mut buffer, len), &address, key) {
+        let fetched = source.fetch(address, len, buffer, attempt).await?;
+        let turn = Turn::take(len).await;
+        let opened = match fetched {
+            Fetched::Checked(checked) => {
+                buffer = checked;
+                apply_keystream(payload_mut(&mut buffer, len), key);
+                Ok(())
+            }
+            Fetched::Unchecked(unchecked) => {
+                buffer = unchecked;
+                open_chunk(payload_mut(&mut buffer, len), &address, key)
+            }
+        };
+        turn.pass();
+        match opened {
             Ok(()) => return Ok(buffer),
             Err(mismatch) => {
                 tracing::warn!(attempt, %mismatch, "a fetched chunk is not what was asked for");

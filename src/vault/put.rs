@@ -182,7 +182,7 @@ impl PutJob {
             }
             let turn = match turn {
                 Some(turn) => turn,
-                None => Turn::take().await,
+                None => Turn::take(span).await,
             };
             let (address, key) = self.seal_and_store(0, buffer, share, turn, span, sink).await?;
             self.bytes_done.fetch_add(span as u64, Ordering::Relaxed);
@@ -207,7 +207,7 @@ impl PutJob {
         let span = (len - start).min(CHUNK_BYTES_MAX as u64) as usize;
         let (buffer, share) = share::take(pool).await;
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + span;
-        let turn = if file.is_cached(start, span) { Some(Turn::take().await) } else { None };
+        let turn = if file.is_cached(start, span) { Some(Turn::take(span).await) } else { None };
         let (result, buffer) = file.read_at(buffer, range, start).await;
         if result? < span {
             return Err(PutError::Changed);
@@ -348,7 +348,7 @@ impl PutJob {
         let (mut buffer, share) = share::take(pool).await;
         let len = node.plaintext.len();
         payload_mut(&mut buffer, len).copy_from_slice(&node.plaintext);
-        let (address, key) = self.seal_and_store(node.level, buffer, share, Turn::take().await, len, sink).await?;
+        let (address, key) = self.seal_and_store(node.level, buffer, share, Turn::take(len).await, len, sink).await?;
         Ok((node.level, node.entry(address, *key.as_bytes())))
     }
 

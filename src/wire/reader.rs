@@ -20,7 +20,7 @@ use super::link::{Grant, Link};
 use super::{CloseReason, Handler, Payload, Request};
 use crate::crypto::hash::address_of;
 use crate::format::frame::FrameKind;
-use crate::io::Buffer;
+use crate::io::{Buffer, Turn};
 use crate::limits::{BUFFER_WAIT_MAX, KIB, READ_AHEAD_BYTES, RECORD_HEAD_BYTES, STALL_MAX};
 
 /// What a payload that nobody can take is received into, piece by piece.
@@ -134,7 +134,10 @@ impl<H: Handler> Reader<H> {
         match buffer {
             Some(buffer) => {
                 let payload = self.receive_payload(buffer, payload_bytes).await?;
-                if address_of(payload.bytes()) != frame.header.address {
+                let turn = Turn::take(payload_bytes).await;
+                let found = address_of(payload.bytes());
+                turn.pass();
+                if found != frame.header.address {
                     return Err(CloseReason::PayloadMismatch(frame.header.address));
                 }
                 self.link.payload_ended();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::{Client, Failure, Watch, code, vault_key};
 use crate::crypto::cipher::ChunkKey;
+use crate::crypto::hash::address_of;
 use crate::format::link::Link;
 use crate::format::name::{Metadata, Name, NameBody};
 use crate::format::{Address, ContentId};
@@ -20,7 +21,7 @@ use crate::node::chunks::ClusterSource;
 use crate::node::control::{Bytes, ControlEvent, ControlRequest, OUTPUT_CLOSED, OutputKind, Target};
 use crate::node::shard::{Shard, send_job};
 use crate::node::{names, owners};
-use crate::vault::{ChunkError, ChunkSource, GetError, GetJob, GetOptions, Output};
+use crate::vault::{ChunkError, ChunkSource, Fetched, GetError, GetJob, GetOptions, Output};
 
 pub struct Get {
     pub target: Target,
@@ -254,9 +255,12 @@ async fn fetch_chunk(shard: &Rc<Shard>, address: Address, len: usize) -> Result<
     let source = ClusterSource::new(shard.clone(), false);
     for attempt in 0..FETCH_ATTEMPTS_MAX {
         let buffer: Buffer = shard.pool.take().await;
-        let buffer = source.fetch(address, len, buffer, attempt).await?;
+        let (buffer, is_checked) = match source.fetch(address, len, buffer, attempt).await? {
+            Fetched::Checked(buffer) => (buffer, true),
+            Fetched::Unchecked(buffer) => (buffer, false),
+        };
         let payload = buffer.as_slice().get(RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + len).unwrap_or_default();
-        if crate::crypto::hash::address_of(payload) == address {
+        if is_checked || address_of(payload) == address {
             return Ok(payload.to_vec());
         }
         source.damaged(&address);

@@ -123,7 +123,7 @@ impl ChunkSource for Door {
         len: usize,
         mut buffer: Buffer,
         attempt: u32,
-    ) -> Result<Buffer, ChunkError> {
+    ) -> Result<Fetched, ChunkError> {
         self.0.fetches.lock().unwrap().push(address);
         let mut bytes = self.0.bytes(&address).ok_or(ChunkError::NotFound { address })?;
         dawdle(&address).await;
@@ -132,7 +132,7 @@ impl ChunkSource for Door {
         }
         bytes.resize(len, 0);
         buffer.as_mut_slice()[RECORD_HEAD_BYTES..][..len].copy_from_slice(&bytes);
-        Ok(buffer)
+        Ok(Fetched::Unchecked(buffer))
     }
 
     fn damaged(&self, _address: &Address) {
