@@ -39,9 +39,7 @@ use gabion::crypto::replay::ReplayFilter;
 use gabion::format::Address;
 use gabion::format::certificate::Class;
 use gabion::format::frame::{FrameKind, Status};
-use gabion::io::{
-    Buffer, BufferPool, File, MapCache, OpenOptions, Ring, RingOptions, SharedBuffer, TcpListener, spawn,
-};
+use gabion::io::{Buffer, BufferPool, File, OpenOptions, Ring, RingOptions, SharedBuffer, TcpListener, map, spawn};
 use gabion::limits::{BUFFERS_PER_SHARD, KIB, MIB, RECORD_HEAD_BYTES};
 use gabion::wire::{Admission, CloseReason, Connection, Handler, Identity, PayloadSource, PeerInfo, Reply, Request};
 use tokio::sync::oneshot;
@@ -98,7 +96,6 @@ struct Source {
     known: HashMap<Address, (usize, usize)>,
     memory: Vec<SharedBuffer>,
     file: File,
-    maps: MapCache,
     pool: BufferPool,
 }
 
@@ -117,7 +114,7 @@ impl Source {
         file.sync_all().unwrap();
         let file = File::open(&path, &OpenOptions::for_reading()).await.unwrap();
         let memory = (0..CHUNKS).map(|number| Buffer::copy_of(&chunk(number)).freeze()).collect();
-        Rc::new(Self { known, memory, file, maps: MapCache::default(), pool })
+        Rc::new(Self { known, memory, file, pool })
     }
 
     async fn payload(&self, origin: u8, number: usize, len_bytes: usize) -> PayloadSource {
@@ -125,7 +122,7 @@ impl Source {
         if origin == Origin::Memory as u8 {
             PayloadSource::Shared(self.memory[number].clone(), 0..len_bytes)
         } else if origin == Origin::Mapped as u8 {
-            let range = self.maps.get(1, &self.file, offset, len_bytes).await.unwrap();
+            let range = map(&self.file, offset, len_bytes).unwrap();
             PayloadSource::Mapped(range, 0..len_bytes, Box::new(()))
         } else {
             let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + len_bytes;

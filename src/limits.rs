@@ -66,12 +66,6 @@ pub const LISTEN_BACKLOG: i32 = 1024;
 pub const RECV_WHOLE_BYTES_MAX: usize = 4 * KIB;
 /// Descriptors that one control message may carry.
 pub const CONTROL_FDS_MAX: usize = 4;
-/// Files are mapped in windows that start at multiples of this.
-pub const MAP_WINDOW_BYTES: usize = 64 * MIB;
-/// A window reaches this far into the next, so that no chunk needs two.
-pub const MAP_OVERLAP_BYTES: usize = 2 * MIB;
-/// Mapped bytes (address space, not memory) that one shard thread keeps.
-pub const MAP_CACHE_BYTES_MAX: usize = 16 * MAP_WINDOW_BYTES;
 
 // Segments
 
@@ -87,6 +81,11 @@ pub const BATCH_BYTES_MAX: usize = MIB;
 pub const COMMITTER_QUEUE_MESSAGES: usize = 256;
 /// Chunks whose first read each shard thread remembers, to read them through the page cache the second time.
 pub const PLACES_TOUCHED_MAX: usize = 16_384;
+/// Segments sealed since the last checkpoint that make a new one due: this many at least, and this share of all.
+pub const CHECKPOINT_SEGMENTS_MIN: usize = 16;
+pub const CHECKPOINT_SEGMENTS_SHARE: usize = 16;
+/// How often the node looks whether one is due.
+pub const CHECKPOINT_LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Read-only descriptors of segments that each shard thread keeps open.
 pub const SEGMENT_READERS_PER_SHARD: usize = 128;
 /// How often it is tried to record that a failed write is no chunk; each failure opens a new segment.
@@ -215,6 +214,8 @@ pub const REPLAY_ENTRIES_MAX: usize = 1 << 17;
 
 /// Buffers of a shard that its puts and gets may hold together: the others are for what they wait for, and for peers.
 pub const JOB_BUFFERS_PER_SHARD: usize = BUFFERS_PER_SHARD * 3 / 5;
+/// Leaves of a get that one shard claims together: the turn to write to a stream changes threads that much more rarely.
+pub const GET_LEAVES_AT_ONCE: usize = 4;
 /// Leaves of one put that may be under way past the first one that is not yet stored, all shards together.
 pub const PUT_WINDOW_LEAVES: u64 = 4096;
 /// Expanded nodes of level 1 whose leaves wait for a worker: the one being read and the next.
@@ -242,14 +243,13 @@ pub const DOCUMENT_VALUE_BYTES_MAX: usize = 256 * KIB;
 
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
 /// Chunks of one put or get that one shard works on at once.
-pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 8;
+pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 12;
 /// The same for a put: a chunk that is written and waits for its sync holds no buffer, so there are more of them.
 pub const PUT_CHUNKS_IN_FLIGHT_PER_SHARD: usize = 64;
 pub const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
 
 const _: () = assert!(RING_ENTRIES.is_power_of_two() && RING_ENTRIES_MIN.is_power_of_two());
-const _: () = assert!(MAP_OVERLAP_BYTES >= CHUNK_BYTES_MAX + 2 * BLOCK_BYTES);
 const _: () = assert!(BUFFERS_PER_SHARD <= BUFFERS_REGISTERED_MAX);
 const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(TREE_FANOUT * TREE_ENTRY_BYTES <= CHUNK_BYTES_MAX);

@@ -2,12 +2,14 @@
 //!
 //! The bytes are never exposed: the kernel copies from the mapping to the socket, so that a bad sector or a page that
 //! was punched away is an `EFAULT` of that send and never a signal that kills the process. A cold page would stall the
-//! whole reactor, so ranges are populated on one of the kernel's worker threads first.
+//! whole reactor, so ranges are populated on one of the kernel's worker threads first, unless they are known to be hot.
+//!
+//! Each send has a mapping of its own: making one and faulting its pages in costs a few microseconds a MiB where pages are
+//! hot, and nothing lingers, neither address space nor the space of a file that was removed.
 //!
 //! A mapping does not keep its range from being punched: then the send delivers zeros. Whoever removes data must wait
 //! for the readers.
 
-use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -17,7 +19,7 @@ use memmap2::{MmapOptions, MmapRaw};
 
 use super::file::File;
 use super::op::file::advise;
-use crate::limits::{BLOCK_BYTES, IO_BYTES_MAX, MAP_CACHE_BYTES_MAX, MAP_OVERLAP_BYTES, MAP_WINDOW_BYTES};
+use crate::limits::{BLOCK_BYTES, IO_BYTES_MAX};
 
 /// A range of a file in memory; keeps the whole mapping alive that it lies in.
 #[derive(Clone)]
@@ -28,7 +30,7 @@ pub struct MappedRange {
 }
 
 /// Maps `len_bytes` bytes of `file` from `offset` on; whole blocks around them are mapped.
-pub async fn map(file: &File, offset: u64, len_bytes: usize) -> io::Result<MappedRange> {
+pub fn map(file: &File, offset: u64, len_bytes: usize) -> io::Result<MappedRange> {
     let start = (offset % BLOCK_BYTES as u64) as usize;
     let mapped_bytes = (start + len_bytes).next_multiple_of(BLOCK_BYTES).max(BLOCK_BYTES);
     let map = map_blocks(file, offset - start as u64, mapped_bytes)?;
@@ -94,71 +96,5 @@ impl MappedRange {
         let first = (self.start + range.start) / BLOCK_BYTES * BLOCK_BYTES;
         let end = (self.start + range.end).next_multiple_of(BLOCK_BYTES).min(self.map.len());
         (self.map.as_ptr().wrapping_add(first), end - first)
-    }
-}
-
-struct Window {
-    /// The owner's number of the file.
-    file: u64,
-    index: u64,
-    map: Rc<MmapRaw>,
-}
-
-/// The windows used last, of all files of a thread.
-pub struct MapCache {
-    /// The one used last at the end.
-    windows: RefCell<Vec<Window>>,
-    windows_max: usize,
-}
-
-impl Default for MapCache {
-    fn default() -> MapCache {
-        MapCache::new(MAP_CACHE_BYTES_MAX)
-    }
-}
-
-impl MapCache {
-    /// A cache of at most so many mapped bytes, though at least one window.
-    pub fn new(bytes_max: usize) -> MapCache {
-        MapCache { windows: RefCell::new(Vec::new()), windows_max: (bytes_max / MAP_WINDOW_BYTES).max(1) }
-    }
-
-    /// Like [`map`], through the cache. `number` tells files apart and must not be used for another one later.
-    pub async fn get(&self, number: u64, file: &File, offset: u64, len_bytes: usize) -> io::Result<MappedRange> {
-        let index = offset / MAP_WINDOW_BYTES as u64;
-        let start = (offset % MAP_WINDOW_BYTES as u64) as usize;
-        if start + len_bytes > MAP_WINDOW_BYTES + MAP_OVERLAP_BYTES {
-            return map(file, offset, len_bytes).await;
-        }
-        let mut windows = self.windows.borrow_mut();
-        let known = windows.iter().position(|window| window.file == number && window.index == index);
-        let window = match known {
-            Some(position) => windows.remove(position),
-            None => {
-                let base = index * MAP_WINDOW_BYTES as u64;
-                let map = map_blocks(file, base, MAP_WINDOW_BYTES + MAP_OVERLAP_BYTES)?;
-                Window { file: number, index, map }
-            }
-        };
-        if windows.len() >= self.windows_max {
-            windows.remove(0);
-        }
-        let map = Rc::clone(&window.map);
-        windows.push(window);
-        Ok(MappedRange { map, start, len_bytes })
-    }
-
-    /// Gives the windows of a file back, once their readers are done.
-    pub fn forget(&self, number: u64) {
-        self.windows.borrow_mut().retain(|window| window.file != number);
-    }
-
-    /// Mapped windows.
-    pub fn len(&self) -> usize {
-        self.windows.borrow().len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }

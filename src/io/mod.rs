@@ -41,7 +41,7 @@ pub mod unix;
 
 pub use buffers::{Buffer, BufferPool, SharedBuffer};
 pub use file::{File, FileKind, Metadata, OpenOptions, sync_directory};
-pub use mmap::{MapCache, MappedRange, map};
+pub use mmap::{MappedRange, map};
 pub use ring::{JoinHandle, Ring, RingError, RingOptions, raise_fd_limit, spawn, yield_now};
 pub use signal::{StopSignals, stop_requested};
 pub use socket::SendSource;

@@ -24,17 +24,26 @@ thread_local! {
     static TURNS: Arc<Semaphore> = Arc::new(Semaphore::new(1));
 }
 
-/// This thread's turn. Dropped instead of passed, it is free at once.
+/// This thread's turn. Dropped instead of passed, it is free at once. Who holds it and waits for another waits for ever.
 #[must_use = "a turn that is not held keeps nobody from computing"]
 pub struct Turn {
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Turn {
+    /// The turn of who needs none.
+    pub fn none() -> Turn {
+        Turn { permit: None }
+    }
+
+    pub fn is_none(&self) -> bool {
+        self.permit.is_none()
+    }
+
     /// Waits in line, if hashing this much takes longer than a visit to the ring.
     pub async fn take(bytes: usize) -> Turn {
         if bytes < TURN_BYTES_MIN {
-            return Turn { permit: None };
+            return Turn::none();
         }
         let turns = TURNS.with(Arc::clone);
         // Refused only by a semaphore that was closed; this one never is.

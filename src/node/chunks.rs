@@ -348,13 +348,13 @@ impl ChunkSource for ClusterSource {
         let is_damaged_here;
         if !self.remote && !self.is_liar(&address, &me) {
             match self.shard.store.read(&address, buffer).await.map_err(store_error)? {
-                ReadOutcome::Found { buffer, len: found, .. } if found == len => {
+                ReadOutcome::Found { buffer, len: found, turn, .. } if found == len => {
                     self.shard.node.cache.touch(&address);
                     self.note_given(address, me);
-                    return Ok(Fetched::Unchecked(buffer));
+                    return Ok(Fetched::Unchecked(buffer, turn));
                 }
-                ReadOutcome::Found { buffer, .. } | ReadOutcome::Damaged { buffer } => {
-                    drop(buffer);
+                wrong @ (ReadOutcome::Found { .. } | ReadOutcome::Damaged { .. }) => {
+                    drop(wrong);
                     is_damaged_here = true;
                     self.shard.store.quarantine(&address).await;
                 }

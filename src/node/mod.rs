@@ -19,6 +19,7 @@
 //! within [`SHUTDOWN_MAX`] is cut off: it was not acknowledged.
 
 mod cache;
+mod checkpoints;
 mod chunks;
 mod commands;
 mod connections;

@@ -29,10 +29,10 @@ use crate::format::certificate::Class;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
 use crate::format::record::FLAG_STAND_IN;
-use crate::format::{Malformed, Reader, VersionId, message};
-use crate::io::Buffer;
-use crate::limits::{ANSWER_BUFFERS_PER_CONNECTION, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
-use crate::store::{Hold, ReadOutcome, SmallRecord, StoreError};
+use crate::format::{Address, Malformed, Reader, VersionId, message};
+use crate::io::{Buffer, MappedRange, map};
+use crate::limits::{ANSWER_BUFFERS_PER_CONNECTION, BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
+use crate::store::{Hold, PlaceGuard, ReadOutcome, SmallRecord, StoreError};
 use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Reply, Request};
 
 /// Answers one connection's requests.
@@ -220,11 +220,17 @@ impl Serve {
         let address = request.header.address;
         let refused = |_| Refusal::plain(Status::Unavailable);
         let own = self.answers.clone().acquire_owned().await.map_err(refused)?;
+        if let Some((mapped, guard)) = self.map_hot(&address).await {
+            let range = 0..mapped.len();
+            let payload = Some(PayloadSource::Mapped(mapped, range, Box::new((guard, own))));
+            return Ok(Reply { status: Status::Ok, address, layout: 0, body: Vec::new(), payload });
+        }
         let permit =
             self.shard.answers.clone().acquire_owned().await.map_err(|_| Refusal::plain(Status::Unavailable))?;
         let buffer = self.shard.pool.take().await;
         match self.shard.store.read(&address, buffer).await? {
-            ReadOutcome::Found { buffer, len, guard } => {
+            ReadOutcome::Found { buffer, len, guard, turn } => {
+                turn.pass();
                 let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + len;
                 drop(guard); // the bytes are in our buffer: punching cannot reach them any more
                 let payload = Some(PayloadSource::Shared(buffer.freeze(), range).guarded((own, permit)));
@@ -235,12 +241,25 @@ impl Serve {
         }
     }
 
+    /// A sealed chunk that lies in the page cache is sent from there: no buffer, and one copy less. What is cold would be
+    /// read by whichever thread touches its pages, and small chunks are not worth a mapping.
+    async fn map_hot(&self, address: &Address) -> Option<(MappedRange, PlaceGuard)> {
+        let located = self.shard.store.locate(address).filter(|located| located.len >= BULK_PAYLOAD_BYTES_MIN)?;
+        let file = self.shard.store.reader(located.segment).await.ok()?;
+        if !file.is_cached(located.offset, located.len) {
+            return None;
+        }
+        let mapped = map(&file, located.offset, located.len).ok()?;
+        Some((mapped, located.guard))
+    }
+
     async fn prove(&self, request: &Request) -> Result<Reply, Refusal> {
         let mut reader = Reader::new(&request.body);
         let nonce: [u8; 32] = *reader.take("prove nonce")?;
         let (offset, length) = (reader.u32("prove offset")? as usize, reader.u32("prove length")? as usize);
         let buffer = self.shard.pool.take().await;
-        let ReadOutcome::Found { buffer, len, .. } = self.shard.store.read(&request.header.address, buffer).await?
+        let ReadOutcome::Found { buffer, len, turn: _turn, .. } =
+            self.shard.store.read(&request.header.address, buffer).await?
         else {
             return Err(Refusal::plain(Status::NotFound));
         };

@@ -15,7 +15,9 @@ use super::peers::Peers;
 use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
-use super::{NodeError, Ready, chunks, commands, deaths, log, membership, name_sync, names, reclaim, wall_ms};
+use super::{
+    NodeError, Ready, checkpoints, chunks, commands, deaths, log, membership, name_sync, names, reclaim, wall_ms,
+};
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
 use crate::config::NodeConfig;
@@ -382,6 +384,7 @@ async fn serve_first(
     deaths::start(shard);
     name_sync::start(shard);
     reclaim::start(shard);
+    checkpoints::start(shard);
     chunks::recount_cache(shard);
     on_ready();
     let stopping = shard.node.stopping();

@@ -18,6 +18,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -25,11 +27,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::disk::{Disk, DiskFile};
 use super::index::Index;
 use super::scan::Window;
-use super::shared::{Note, State};
+use super::shared::{Note, SegmentEntry, State};
 use super::{Store, StoreError};
 use crate::format::Address;
 use crate::io::Buffer;
-use crate::limits::{BLOCK_BYTES, MIB};
+use crate::limits::{BLOCK_BYTES, CHECKPOINT_SEGMENTS_MIN, CHECKPOINT_SEGMENTS_SHARE, MIB};
 
 pub(super) const NAME: &str = "index.checkpoint";
 pub(super) const NAME_NEW: &str = "index.checkpoint.new";
@@ -216,6 +218,17 @@ impl<D: Disk> Store<D> {
         self.write_checkpoint(false).await
     }
 
+    /// Whether so many segments were sealed since the last checkpoint that a start after a crash would be slow to read
+    /// their footers. In proportion to what there is, so that large stores do not write their index again and again.
+    pub fn checkpoint_is_due(&self) -> bool {
+        let (mut sealed, mut uncovered) = (0, 0);
+        for entry in self.shared().segments().iter().filter(|entry| entry.is_sealed()) {
+            sealed += 1;
+            uncovered += usize::from(!entry.covered.load(Ordering::Relaxed));
+        }
+        uncovered >= CHECKPOINT_SEGMENTS_MIN.max(sealed / CHECKPOINT_SEGMENTS_SHARE)
+    }
+
     pub(super) async fn write_checkpoint(&self, clean: bool) -> Result<(), StoreError> {
         let _alone = self.shared().housekeeping.lock().await;
         let disk = &self.context().disk;
@@ -225,15 +238,18 @@ impl<D: Disk> Store<D> {
                 _ => {}
             }
             let file = disk.create(NAME_NEW).await?;
-            self.fill_checkpoint(file.clone(), clean).await?;
+            let covered = self.fill_checkpoint(file.clone(), clean).await?;
             file.sync_all().await?;
             disk.rename(NAME_NEW, NAME).await?;
-            disk.sync_directory().await
+            disk.sync_directory().await?;
+            covered.iter().for_each(|entry| entry.covered.store(true, Ordering::Relaxed));
+            Ok(())
         };
         written.await.map_err(|error| StoreError::io("writing", NAME, error))
     }
 
-    async fn fill_checkpoint(&self, file: D::File, clean: bool) -> io::Result<()> {
+    /// Returns the segments that it covers.
+    async fn fill_checkpoint(&self, file: D::File, clean: bool) -> io::Result<Vec<Arc<SegmentEntry>>> {
         let shared = self.shared();
         // First which segments, then their slots: what changes meanwhile stands in a segment that is not covered.
         let mut covered = HashMap::new();
@@ -263,7 +279,7 @@ impl<D: Disk> Store<D> {
         let mut writer = Writer { file, buffer: Vec::with_capacity(2 * MIB), at: 0, hash: blake3::Hasher::new() };
         writer.put(head.as_bytes()).await?;
         for entry in covered.values() {
-            let dead_bytes = entry.dead_bytes.load(std::sync::atomic::Ordering::Relaxed).into();
+            let dead_bytes = entry.dead_bytes.load(Ordering::Relaxed).into();
             writer.put(Covered { segment: entry.id.into(), dead_bytes }.as_bytes()).await?;
         }
         for address in &quarantined {
@@ -281,6 +297,7 @@ impl<D: Disk> Store<D> {
         }
         let hash = *writer.hash.finalize().as_bytes();
         writer.put(&hash).await?;
-        writer.flush().await
+        writer.flush().await?;
+        Ok(covered.into_values().collect())
     }
 }

@@ -24,6 +24,7 @@ use super::segment::name_of;
 use super::{Store, StoreError};
 use crate::format::record::{Batch, FLAG_CACHED, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
 use crate::format::{Address, VersionId};
+use crate::io::Turn;
 use crate::io::buffers::{Buffer, SharedBuffer};
 use crate::limits::{
     BLOCK_BYTES, BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, FREE_BYTES_RESERVE, RECORD_HEAD_BYTES,
@@ -72,11 +73,14 @@ impl Staged {
 }
 
 pub enum ReadOutcome {
-    /// The payload lies at `RECORD_HEAD_BYTES`, `len` bytes of it. It is NOT verified yet.
+    /// The payload lies at `RECORD_HEAD_BYTES`, `len` bytes of it. It is NOT verified yet. Bytes that came out of the
+    /// page cache were copied within a turn: who verifies them does it within the same, while the core's own cache
+    /// still has them; anybody else passes it on. It must be gone before anything else of the store is awaited.
     Found {
         buffer: Buffer,
         len: usize,
         guard: PlaceGuard,
+        turn: Turn,
     },
     Absent {
         buffer: Buffer,
@@ -238,15 +242,16 @@ impl<D: Disk> Store<D> {
                 if !self.shared().index.has(address, &place) {
                     continue 'again; // removed or moved before the guard was there
                 }
-                let confirmed;
-                (confirmed, buffer) = self.read_place(address, &place, buffer).await?;
+                let (confirmed, turn);
+                (confirmed, buffer, turn) = self.read_place(address, &place, buffer).await?;
                 if confirmed != Confirmed::Yes && !self.shared().index.has(address, &place) {
                     continue 'again; // its segment went while it was opened
                 }
                 match confirmed {
-                    Confirmed::Yes => return Ok(ReadOutcome::Found { buffer, len: place.len as usize, guard }),
+                    Confirmed::Yes => return Ok(ReadOutcome::Found { buffer, len: place.len as usize, guard, turn }),
                     Confirmed::Other => {}
                     Confirmed::Damaged => {
+                        drop(turn);
                         self.flag_damaged(address, vec![place]).await;
                         return Ok(ReadOutcome::Damaged { buffer });
                     }
@@ -256,27 +261,33 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Header and payload in one read; the header is checked.
     /// Bulk chunks that are not in the page cache are read past it, straight into the buffer: filling the page cache costs
     /// a copy and, for a file read once, other data's place. A cold 4 GiB get took 2.1 CPU s/GiB through the page cache and
     /// 0.4 past it (two runs of the whole node, on a machine with other work).
-    async fn reader_for(&self, place: &Place, len: usize) -> std::io::Result<(D::File, Path)> {
+    ///
+    /// Also says whether all of it lies in the page cache, so that reading is nothing but a copy.
+    async fn reader_for(&self, place: &Place, len: usize) -> std::io::Result<(D::File, Path, bool)> {
         let context = self.context();
         let file = context.reader(place.segment).await?;
         let is_aligned =
             place.offset as usize % BLOCK_BYTES == HEADER_AT && place.len as usize >= BULK_PAYLOAD_BYTES_MIN;
-        if !is_aligned || file.is_cached(place.offset, len) || context.touched.borrow_mut().again(place) {
-            return Ok((file, Path::Cached));
+        if !is_aligned {
+            return Ok((file, Path::Cached, false));
         }
-        Ok((context.reader_by(place.segment, Path::Direct).await?, Path::Direct))
+        let is_hot = file.is_cached(place.offset, len);
+        if is_hot || context.touched.borrow_mut().again(place) {
+            return Ok((file, Path::Cached, is_hot));
+        }
+        Ok((context.reader_by(place.segment, Path::Direct).await?, Path::Direct, false))
     }
 
+    /// Header and payload in one read; the header is checked. What is hot is copied within a turn.
     async fn read_place(
         &self,
         address: &Address,
         place: &Place,
         buffer: Buffer,
-    ) -> Result<(Confirmed, Buffer), StoreError> {
+    ) -> Result<(Confirmed, Buffer, Turn), StoreError> {
         let range = HEADER_AT..RECORD_HEAD_BYTES + place.len as usize;
         if range.end > buffer.len() {
             return Err(StoreError::Length {
@@ -286,16 +297,26 @@ impl<D: Disk> Store<D> {
                 max_bytes: RECORD_HEAD_BYTES + CHUNK_BYTES_MAX,
             });
         }
-        let Some(entry) = self.shared().segment(place.segment) else { return Ok((Confirmed::Other, buffer)) };
+        let Some(entry) = self.shared().segment(place.segment) else {
+            return Ok((Confirmed::Other, buffer, Turn::none()));
+        };
+        let mut turn = Turn::none();
         let outcome = match self.reader_for(place, range.len()).await {
-            Ok((file, Path::Cached)) => file.read_at(buffer, range.clone(), place.offset).await,
-            Ok((file, Path::Direct)) => {
+            Ok((file, Path::Cached, is_hot)) => {
+                if is_hot {
+                    turn = Turn::take(range.len()).await;
+                }
+                file.read_at(buffer, range.clone(), place.offset).await
+            }
+            Ok((file, Path::Direct, _)) => {
                 // From the block that ends with the header to the one that ends the payload.
                 let blocks = 0..range.end.next_multiple_of(BLOCK_BYTES);
                 let (result, buffer) = file.read_at(buffer, blocks, place.offset - HEADER_AT as u64).await;
                 (result.map(|read| read.saturating_sub(HEADER_AT).min(range.len())), buffer)
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Confirmed::Damaged, buffer)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok((Confirmed::Damaged, buffer, turn));
+            }
             Err(error) => return Err(StoreError::io("opening", &name_of(place.segment), error)),
         };
         let (result, buffer) = outcome;
@@ -310,7 +331,7 @@ impl<D: Disk> Store<D> {
                 Confirmed::Damaged
             }
         };
-        Ok((confirmed, buffer))
+        Ok((confirmed, buffer, turn))
     }
 
     /// Where the payload lies, for sending it from a mapping: sealed segments only, and by fingerprint: the receiver
@@ -353,12 +374,12 @@ impl<D: Disk> Store<D> {
     /// Whether the bytes at this place are the chunk's, or another chunk's with the same fingerprint.
     async fn is_sound(&self, address: &Address, place: &Place) -> bool {
         match self.read_place(address, place, Buffer::heap(RECORD_HEAD_BYTES + place.len as usize)).await {
-            Ok((Confirmed::Yes, buffer)) => {
+            Ok((Confirmed::Yes, buffer, _turn)) => {
                 let payload = buffer.as_slice().get(RECORD_HEAD_BYTES..).unwrap_or_default();
                 blake3::hash(payload).as_bytes() == &address.0
             }
-            Ok((Confirmed::Other, _)) => true,
-            Ok((Confirmed::Damaged, _)) | Err(_) => false,
+            Ok((Confirmed::Other, ..)) => true,
+            Ok((Confirmed::Damaged, ..)) | Err(_) => false,
         }
     }
 

@@ -257,6 +257,7 @@ impl<D: Disk> Opening<'_, D> {
         }
         let entry = SegmentEntry::new(found.id, found.header.class, found.header.nonce, State::Sealed, records_end);
         entry.dead_bytes.store(covered.unwrap_or(0), Ordering::Relaxed);
+        entry.covered.store(covered.is_some(), Ordering::Relaxed);
         if covered.is_none() {
             let chunks = entries.iter().filter(|entry| entry.kind == RecordKind::Chunk as u8);
             chunks.for_each(|entry| index.insert(&entry.address, &place_of(found.id, entry)));

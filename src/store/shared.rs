@@ -50,6 +50,8 @@ pub(super) struct SegmentEntry {
     pub live_bytes: AtomicI64,
     pub live_chunks: AtomicI64,
     pub dead_bytes: AtomicU64,
+    /// The checkpoint on disk has its slots.
+    pub covered: AtomicBool,
 }
 
 impl SegmentEntry {
@@ -63,6 +65,7 @@ impl SegmentEntry {
             live_bytes: AtomicI64::new(0),
             live_chunks: AtomicI64::new(0),
             dead_bytes: AtomicU64::new(0),
+            covered: AtomicBool::new(false),
         })
     }
 

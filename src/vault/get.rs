@@ -33,7 +33,7 @@ use crate::crypto::cipher::{ChunkKey, apply_keystream};
 use crate::crypto::hash::address_of;
 use crate::format::Address;
 use crate::io::{Buffer, BufferPool, File, Turn, spawn};
-use crate::limits::{CHUNK_BYTES_MAX, GET_RUNS_AHEAD_MAX, RECORD_HEAD_BYTES};
+use crate::limits::{CHUNK_BYTES_MAX, GET_LEAVES_AT_ONCE, GET_RUNS_AHEAD_MAX, RECORD_HEAD_BYTES};
 
 #[derive(Debug, thiserror::Error)]
 pub enum GetError {
@@ -178,13 +178,10 @@ impl GetJob {
         };
         let lane = || {
             let (job, file, pool, source) = (Arc::clone(self), file.clone(), pool.clone(), Rc::clone(source));
-            spawn(async move {
-                if let Err(error) = job.lane(&file, &pool, &*source).await {
-                    job.stop(error);
-                }
-            })
+            spawn(async move { job.lane(&file, &pool, &source).await })
         };
-        let lanes: Vec<_> = (0..self.leaf_count.min(self.width as u64)).map(|_| lane()).collect();
+        let runs = self.leaf_count.div_ceil(GET_LEAVES_AT_ONCE as u64);
+        let lanes: Vec<_> = (0..runs.min(self.width.div_ceil(GET_LEAVES_AT_ONCE) as u64)).map(|_| lane()).collect();
         for lane in lanes {
             if lane.await.is_err() {
                 self.stop(GetError::Worker);
@@ -192,24 +189,47 @@ impl GetJob {
         }
     }
 
-    async fn lane<S: ChunkSource>(&self, file: &File, pool: &BufferPool, source: &S) -> Result<(), GetError> {
+    async fn lane<S: ChunkSource>(self: &Arc<Self>, file: &File, pool: &BufferPool, source: &Rc<S>) {
+        let at_once = self.leaf_count.min(GET_LEAVES_AT_ONCE as u64) as usize;
         while self.leaf_is_available().await {
-            let (buffer, _share) = share::take(pool).await;
-            // Another lane may have been faster.
-            let Some(Claimed { leaf, number }) = self.claim() else { continue };
-            let wanted = leaf.cut(&self.range);
-            let (here, buffer) = self.is_there(&leaf, &wanted, file, buffer).await;
-            if here {
-                self.bytes_resumed.fetch_add(wanted.len() as u64, Ordering::Relaxed);
-            } else {
-                let buffer = self.fetch_leaf(&leaf, buffer, source).await?;
-                if !self.write(&leaf, number, wanted, file, buffer).await? {
-                    return Ok(());
+            let places = share::take_some(pool, at_once).await;
+            // Other lanes may have been faster.
+            let work = self.claim(places.len()).into_iter().zip(places).map(|(claimed, (buffer, share))| {
+                let (job, file, source) = (Arc::clone(self), file.clone(), Rc::clone(source));
+                spawn(async move {
+                    if let Err(error) = job.deliver(claimed, &file, buffer, &*source).await {
+                        job.stop(error);
+                    }
+                    drop(share);
+                })
+            });
+            for leaf in work.collect::<Vec<_>>() {
+                if leaf.await.is_err() {
+                    self.stop(GetError::Worker);
                 }
             }
-            if self.delivered.fetch_add(1, Ordering::AcqRel) + 1 == self.leaf_count {
-                self.finished.notify_waiters();
+        }
+    }
+
+    async fn deliver<S: ChunkSource>(
+        &self,
+        Claimed { leaf, number }: Claimed,
+        file: &File,
+        buffer: Buffer,
+        source: &S,
+    ) -> Result<(), GetError> {
+        let wanted = leaf.cut(&self.range);
+        let (here, buffer) = self.is_there(&leaf, &wanted, file, buffer).await;
+        if here {
+            self.bytes_resumed.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+        } else {
+            let buffer = self.fetch_leaf(&leaf, buffer, source).await?;
+            if !self.write(&leaf, number, wanted, file, buffer).await? {
+                return Ok(());
             }
+        }
+        if self.delivered.fetch_add(1, Ordering::AcqRel) + 1 == self.leaf_count {
+            self.finished.notify_waiters();
         }
         Ok(())
     }
@@ -226,24 +246,30 @@ impl GetJob {
         wait_for(&self.available, look).await
     }
 
-    fn claim(&self) -> Option<Claimed> {
+    /// The next leaves, in order, at most `count`.
+    fn claim(&self, count: usize) -> Vec<Claimed> {
+        let mut claimed = Vec::with_capacity(count);
         if self.latch.is_stopped() {
-            return None;
+            return claimed;
         }
         let mut leaves = lock(&self.leaves);
-        let run = leaves.runs.front_mut()?;
-        let leaf = run.next()?;
-        let used_up = run.is_empty();
-        if used_up {
-            leaves.runs.pop_front();
-            self.room.notify_waiters();
+        while claimed.len() < count
+            && let Some(run) = leaves.runs.front_mut()
+        {
+            if let Some(leaf) = run.next() {
+                let number = leaf.start / CHUNK_BYTES_MAX as u64 - self.range.start / CHUNK_BYTES_MAX as u64;
+                claimed.push(Claimed { leaf, number });
+            }
+            if run.is_empty() {
+                leaves.runs.pop_front();
+                self.room.notify_waiters();
+            }
         }
-        leaves.claimed += 1;
+        leaves.claimed += claimed.len() as u64;
         if leaves.claimed == self.leaf_count {
             self.available.notify_waiters();
         }
-        let number = leaf.start / CHUNK_BYTES_MAX as u64 - self.range.start / CHUNK_BYTES_MAX as u64;
-        Some(Claimed { leaf, number })
+        claimed
     }
 
     async fn fetch_leaf<S: ChunkSource>(&self, leaf: &Leaf, buffer: Buffer, source: &S) -> Result<Buffer, GetError> {

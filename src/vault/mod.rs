@@ -93,8 +93,8 @@ pub trait ChunkSink: 'static {
 
 /// A chunk that a source delivered, behind the record head of its buffer.
 pub enum Fetched {
-    /// Read from somewhere that does not check: the vault does.
-    Unchecked(Buffer),
+    /// Read from somewhere that does not check: the vault does, in the turn in which it was read, if it was in one.
+    Unchecked(Buffer, Turn),
     /// Hashed and found to be its address's since it came into this buffer, which nobody else can write to.
     Checked(Buffer),
 }
@@ -132,18 +132,14 @@ async fn fetch_open<S: ChunkSource>(
 ) -> Result<Buffer, ChunkError> {
     for attempt in 0..FETCH_ATTEMPTS_MAX {
         let fetched = source.fetch(address, len, buffer, attempt).await?;
-        let turn = Turn::take(len).await;
-        let opened = match fetched {
-            Fetched::Checked(checked) => {
-                buffer = checked;
-                apply_keystream(payload_mut(&mut buffer, len), key);
-                Ok(())
-            }
-            Fetched::Unchecked(unchecked) => {
-                buffer = unchecked;
-                open_chunk(payload_mut(&mut buffer, len), &address, key)
-            }
+        let (is_checked, turn);
+        (is_checked, buffer, turn) = match fetched {
+            Fetched::Checked(buffer) => (true, buffer, Turn::none()),
+            Fetched::Unchecked(buffer, turn) => (false, buffer, turn),
         };
+        let turn = if turn.is_none() { Turn::take(len).await } else { turn };
+        let chunk = payload_mut(&mut buffer, len);
+        let opened = if is_checked { Ok(apply_keystream(chunk, key)) } else { open_chunk(chunk, &address, key) };
         turn.pass();
         match opened {
             Ok(()) => return Ok(buffer),

@@ -27,3 +27,17 @@ pub(super) async fn take(pool: &BufferPool) -> (Buffer, Share) {
     let permit = permits.acquire_owned().await.ok();
     (pool.take().await, Share { _permit: permit })
 }
+
+/// One buffer, and up to `count` altogether if they are free. Waits for one only: two jobs that waited for several
+/// could each hold what the other lacks.
+pub(super) async fn take_some(pool: &BufferPool, count: usize) -> Vec<(Buffer, Share)> {
+    let mut taken = vec![take(pool).await];
+    let permits = PERMITS.with(Arc::clone);
+    while taken.len() < count
+        && let Ok(permit) = permits.clone().try_acquire_owned()
+        && let Some(buffer) = pool.try_take()
+    {
+        taken.push((buffer, Share { _permit: Some(permit) }));
+    }
+    taken
+}

@@ -1,6 +1,6 @@
 use super::{LONG, on_ring, pattern, shared, tcp_pair};
-use crate::io::{Buffer, File, MapCache, OpenOptions, SendSource, map, spawn};
-use crate::limits::{MAP_OVERLAP_BYTES, MAP_WINDOW_BYTES, MIB};
+use crate::io::{Buffer, File, OpenOptions, SendSource, map, spawn};
+use crate::limits::MIB;
 
 fn fresh() -> OpenOptions {
     OpenOptions { read: true, write: true, create_new: true, ..Default::default() }
@@ -26,7 +26,7 @@ fn a_populated_range_is_sent_as_it_is_in_the_file() {
         file.write_at(shared(&bytes), 0..3 * MIB, 0).await.expect("written");
         file.sync_all().await.expect("synced");
         // Neither the offset nor the length is a multiple of a page.
-        let range = map(&file, 5_001, MIB + 7).await.expect("a mapping");
+        let range = map(&file, 5_001, MIB + 7).expect("a mapping");
         range.populate().await.expect("populated");
         assert_eq!(range.len(), MIB + 7);
         assert!(received(SendSource::Mapped(range.clone(), 3..MIB)).await == bytes[5_004..5_001 + MIB]);
@@ -43,39 +43,11 @@ fn a_vanished_page_is_an_error_and_no_signal() {
     on_ring(async {
         let file = File::open(&directory.path().join("file"), &fresh()).await.expect("a file");
         file.write_at(shared(&[1; 8192]), 0..8192, 0).await.expect("written");
-        let range = map(&file, 0, 8192).await.expect("a mapping");
+        let range = map(&file, 0, 8192).expect("a mapping");
         file.set_len(0).expect("cut");
         assert!(range.populate().await.is_err());
         let (near, _far) = tcp_pair().await;
         let error = near.send_all(SendSource::Mapped(range, 0..8192), LONG).await.expect_err("nothing is there");
         assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
-    });
-}
-
-#[test]
-fn the_cache_keeps_the_windows_used_last() {
-    let directory = tempfile::tempdir().expect("a directory");
-    on_ring(async {
-        let file = File::open(&directory.path().join("file"), &fresh()).await.expect("a file");
-        let window = MAP_WINDOW_BYTES as u64;
-        file.set_len(4 * window).expect("extended");
-        let bytes = pattern(MIB, 11);
-        // Across the border of two windows.
-        file.write_at(shared(&bytes), 0..MIB, window - 1000).await.expect("written");
-        let cache = MapCache::new(2 * MAP_WINDOW_BYTES);
-        let range = cache.get(1, &file, window - 1000, MIB).await.expect("a mapping");
-        range.populate().await.expect("populated");
-        for offset in [window, 2 * window, 3 * window, 2 * window + 5] {
-            cache.get(1, &file, offset, MIB).await.expect("a mapping");
-            assert!(cache.len() <= 2);
-        }
-        // The window is gone from the cache, but not under its reader.
-        assert!(received(SendSource::Mapped(range, 0..MIB)).await == bytes);
-        cache.get(2, &file, 0, 10).await.expect("a mapping");
-        cache.forget(1);
-        assert_eq!(cache.len(), 1);
-        let long = MAP_WINDOW_BYTES + MAP_OVERLAP_BYTES + 1;
-        assert_eq!(cache.get(2, &file, 0, long).await.expect("a mapping").len(), long);
-        assert_eq!(cache.len(), 1, "longer than a window: mapped beside the cache");
     });
 }

@@ -257,7 +257,7 @@ async fn fetch_chunk(shard: &Rc<Shard>, address: Address, len: usize) -> Result<
         let buffer: Buffer = shard.pool.take().await;
         let (buffer, is_checked) = match source.fetch(address, len, buffer, attempt).await? {
             Fetched::Checked(buffer) => (buffer, true),
-            Fetched::Unchecked(buffer) => (buffer, false),
+            Fetched::Unchecked(buffer, _turn) => (buffer, false),
         };
         let payload = buffer.as_slice().get(RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + len).unwrap_or_default();
         if is_checked || address_of(payload) == address {

@@ -374,3 +374,21 @@ fn removal_in_an_open_segment_survives_a_checkpoint_that_covers_only_its_record(
         assert_eq!(get(&again.store, &address_of(&live)).await, Some(live));
     });
 }
+
+#[test]
+fn checkpoint_is_due_when_many_segments_were_sealed_since_the_last() {
+    run(async {
+        let disk = SimulatedDisk::new(23);
+        let store = opened(&disk).await.store;
+        let mut appended = 0_u32;
+        while !store.checkpoint_is_due() {
+            assert!(appended < 10_000, "no checkpoint is ever due");
+            store.append(SmallRecord::Name(appended.to_le_bytes().to_vec())).await.unwrap();
+            appended += 1;
+        }
+        store.checkpoint().await.unwrap();
+        assert!(!store.checkpoint_is_due(), "right after one");
+        let again = opened(&disk.crash(23)).await;
+        assert!(!again.store.checkpoint_is_due(), "after a crash: it covers all but the last segments");
+    });
+}

@@ -132,7 +132,7 @@ impl ChunkSource for Door {
         }
         bytes.resize(len, 0);
         buffer.as_mut_slice()[RECORD_HEAD_BYTES..][..len].copy_from_slice(&bytes);
-        Ok(Fetched::Unchecked(buffer))
+        Ok(Fetched::Unchecked(buffer, Turn::none()))
     }
 
     fn damaged(&self, _address: &Address) {

@@ -65,7 +65,7 @@ fn a_shared_buffer_and_a_mapping_are_sent_from_where_they_lie() {
         std::fs::write(directory.path().join("chunk"), [vec![0; 4096], bytes.clone()].concat()).unwrap();
         let options = OpenOptions { read: true, ..OpenOptions::default() };
         let file = File::open(&directory.path().join("chunk"), &options).await.unwrap();
-        let mapped = map(&file, 4096, MIB).await.unwrap();
+        let mapped = map(&file, 4096, MIB).unwrap();
         let guard = Rc::new(());
         let source = PayloadSource::Mapped(mapped, 0..MIB, Box::new(guard.clone()));
         let answer = pair.connection.request(FrameKind::Store, address, 0, Vec::new(), Some(source), LONG).await;
