@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn the_tail_is_drawn_at_the_right_end() {
         let report = sample();
-        let (_, totals) = report.phases[0].kinds.iter().next().unwrap();
+        let totals = &report.phases[0].kinds[&crate::measure::Kind::Get];
         assert!((10f64.powf(micros_log(totals, 0.0)) - 1000.0).abs() < 2.0, "the fastest");
         assert!((10f64.powf(micros_log(totals, 1.0)) / 900_000.0 - 1.0).abs() < 0.002, "p90");
         assert!((10f64.powf(micros_log(totals, RAREST)) / 1_000_000.0 - 1.0).abs() < 0.002, "p99.99");

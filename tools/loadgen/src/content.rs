@@ -255,10 +255,14 @@ mod tests {
 
     #[test]
     fn lengths_reach_both_ends_and_favour_neither() {
-        let sizes = Sizes { bytes_min: 1, bytes_max: 4096 };
-        let contents = Contents { seed: 1, sizes };
-        let lengths: Vec<u64> = (0..20_000).map(|number| contents.of(number, 1).len).collect();
-        assert_eq!((lengths.iter().min(), lengths.iter().max()), (Some(&1), Some(&4096)));
+        let lengths = |bytes_max| {
+            let contents = Contents { seed: 1, sizes: Sizes { bytes_min: 1, bytes_max } };
+            (0..20_000).map(|number| contents.of(number, 1).len).collect::<Vec<u64>>()
+        };
+        let few = lengths(16);
+        assert_eq!((few.iter().min(), few.iter().max()), (Some(&1), Some(&16)));
+        let lengths = lengths(4096);
+        assert!(lengths.iter().all(|len| (1..=4096).contains(len)));
         let small = lengths.iter().filter(|len| **len < 64).count();
         assert!((8_500..11_500).contains(&small), "{small} of 20,000 are below the geometric middle");
     }

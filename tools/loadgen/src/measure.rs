@@ -15,6 +15,8 @@ use crate::pacing::Timing;
 
 const SHARDS: usize = 8;
 const DIGITS: u8 = 3;
+/// A day: whatever took longer counts as that.
+const MICROS_MAX: u64 = 86_400_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -49,7 +51,9 @@ impl Default for Durations {
 impl Durations {
     pub fn record(&mut self, duration: Duration, count: u64) {
         if let Some(histogram) = &mut self.0 {
-            histogram.saturating_record_n(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).max(1), count);
+            let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).clamp(1, MICROS_MAX);
+            // Fails for one that cannot grow only. (`saturating_record_n` would not let it grow at all.)
+            let _ = histogram.record_n(micros, count);
         }
     }
 

@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | put, fits a pipe | a pipe that holds the content already |
 //! | put, longer | a pipe that a second thread feeds; with `--via memfd` or `file` a file that was written before |
-//! | get, range | a pipe, checked while it runs; what is sure to fit is checked by the worker itself afterwards |
+//! | get, range | a pipe, checked while it runs; by a second thread when it may run for long |
 //!
 //! A pipe's size is asked for, not assumed: the kernel gives small ones to a user who has many.
 
@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use gabion::cli::exit::{Exit, Failure};
 use gabion::format::name::Metadata;
-use gabion::node::control::client::{Client, ClientError, HangUp};
+use gabion::node::control::client::{Client, HangUp};
 use gabion::node::control::{ControlEvent, ControlRequest, OutputKind, Target};
 use rustix::fs::MemfdFlags;
 
@@ -180,8 +180,9 @@ impl Operation<'_> {
         let (reader, writer) = io::pipe().map_err(Trouble::here)?;
         let bytes_max = wanted.range.map_or(self.subject.contents.sizes.bytes_max, |(_, len)| len);
         let (answer, checked) = if bytes_max <= capacity(&writer) {
-            let answer = self.ask(&request, Some(writer.into()), |_| ());
-            (answer, self.check(&wanted, floor, reader))
+            let client = self.begin(&request, Some(writer.into()));
+            let checked = self.check(&wanted, floor, reader);
+            (client.and_then(|client| self.finish(client, |_| ())), checked)
         } else {
             widen(&writer);
             std::thread::scope(|scope| {
@@ -268,22 +269,29 @@ impl Operation<'_> {
         &self,
         request: &ControlRequest,
         descriptor: Option<OwnedFd>,
-        mut on_event: impl FnMut(ControlEvent),
+        on_event: impl FnMut(ControlEvent),
     ) -> Result<(), Failure> {
+        self.finish(self.begin(request, descriptor)?, on_event)
+    }
+
+    /// The descriptor is the node's alone afterwards: only then does either end of a pipe see the other one go.
+    fn begin(&self, request: &ControlRequest, descriptor: Option<OwnedFd>) -> Result<Client, Failure> {
         let mut client = self.node.connect()?;
         self.line.hold(&client);
-        let mut answer = client.send(request, descriptor.as_ref().map(AsFd::as_fd));
-        // The node has its own now: only then does either end of a pipe see the other one go.
-        drop(descriptor);
-        while answer.is_ok() {
+        client.send(request, descriptor.as_ref().map(AsFd::as_fd))?;
+        Ok(client)
+    }
+
+    fn finish(&self, mut client: Client, mut on_event: impl FnMut(ControlEvent)) -> Result<(), Failure> {
+        let answer = loop {
             match client.next_event() {
-                Ok(ControlEvent::Done) => break,
+                Ok(ControlEvent::Done) => break Ok(()),
                 Ok(event) => on_event(event),
-                Err(error) => answer = Err(error),
+                Err(error) => break Err(error.into()),
             }
-        }
+        };
         self.line.release();
-        answer.map_err(|error: ClientError| error.into())
+        answer
     }
 
     /// An empty file that nobody else sees.
