@@ -65,7 +65,7 @@ fn throughput(svg: &mut String, phase: &PhaseReport, frame: &Frame) {
         let share = f64::from(step) / 4.0;
         level(svg, frame, share, &format!("{}/s", show_size((bytes_max * share) as u64)));
         let (right, y) = frame.point(1.0, share);
-        text(svg, (right + 8.0, y + 4.0), "start", &format!("{:.4}", trimmed(operations_max * share)), 12);
+        text(svg, (right + 8.0, y + 4.0), "start", &trimmed(operations_max * share).to_string(), 12);
         let (x, bottom) = frame.point(share, 0.0);
         text(svg, (x, bottom + 18.0), "middle", &format!("{:.1} s", seconds_max * share), 12);
     }

@@ -110,7 +110,7 @@ impl<'a> Run<'a> {
         all_ended: &Receiver<()>,
     ) {
         while all_ended.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            if interrupt::requested() || recorder.failed() >= self.failures_max {
+            if interrupt::requested() {
                 self.stop.store(true, Ordering::Relaxed);
             }
             if self.is_stopped() {
@@ -240,7 +240,12 @@ impl Worker<'_> {
             }
             // Its connection was cut: that says nothing of the node.
             Err(Trouble::Failed(_)) if self.run.is_stopped() || interrupt::requested() => {}
-            Err(Trouble::Failed(failure)) => self.recorder.fail(self.index, kind, failure.code, failure.message),
+            Err(Trouble::Failed(failure)) => {
+                self.recorder.fail(self.index, kind, failure.code, failure.message);
+                if self.recorder.failed() >= self.run.failures_max {
+                    self.run.stop.store(true, Ordering::Relaxed);
+                }
+            }
         }
     }
 }

@@ -23,7 +23,7 @@
 //! for each operation, since the protocol serves one command a connection.
 //!
 //! Exit codes are those of `gabion`: 0 ok, 1 other, 2 usage, 5 network, 6 a wrong or missing byte, 130 interrupted;
-//! failed operations end with the code of the node's error. A byte counts as wrong when it is not what the newest
+//! failed operations end with the code of the node's error, objects that could not be removed again with 3. A byte counts as wrong when it is not what the newest
 //! acknowledged write put there, or a write that runs at the same time; an acknowledged object that is not there counts
 //! as wrong too.
 
@@ -132,8 +132,14 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &Nodes) -> Result<RunReport, F
     let progress = Progress::new(arguments.output.progress);
     let interval = Duration::from_millis(arguments.output.interval_ms);
     let run = Run::new(&subject, nodes, &progress, interval, load.failures_max);
-    let mut report =
-        RunReport { scenario: plan.name, seed: load.seed, phases: Vec::new(), wrong: None, is_interrupted: false };
+    let mut report = RunReport {
+        scenario: plan.name,
+        seed: load.seed,
+        phases: Vec::new(),
+        wrong: None,
+        is_interrupted: false,
+        left_behind: 0,
+    };
     let mut step = |phase: &Phase| -> Result<(), Failure> {
         if !run.is_stopped() {
             let phase = run.phase(phase)?;
@@ -151,27 +157,25 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &Nodes) -> Result<RunReport, F
     report.wrong = run.wrong();
     report.is_interrupted = interrupt::requested();
     if !nodes.are_ours() && !load.keep {
-        clean_up(&subject, nodes, &report, arguments.output.json)?;
+        report.left_behind = clean_up(&subject, nodes, &report, arguments.output.json);
     }
     Ok(report)
 }
 
-/// Removes what the run put, unless it is evidence.
-fn clean_up(subject: &Subject, nodes: &Nodes, report: &RunReport, is_quiet: bool) -> Result<(), Failure> {
+/// Removes what the run put, unless it is evidence; how many objects are left that should not be.
+fn clean_up(subject: &Subject, nodes: &Nodes, report: &RunReport, is_quiet: bool) -> u64 {
     let bucket = &subject.bucket;
     if report.wrong.is_some() {
         eprintln!("loadgen: the objects are left in the bucket {bucket}, to be looked at");
-        return Ok(());
+        return 0;
     }
     let left = clean::remove_all(subject, &nodes.all);
     if left > 0 {
-        let message = format!("{left} objects of the run are left in the bucket {bucket}: gabion rm -r {bucket}/");
-        return Err(Failure::new(Exit::Partial, message));
-    }
-    if !is_quiet {
+        eprintln!("loadgen: {left} objects of this run are left behind; remove them: gabion rm -r {bucket}/");
+    } else if !is_quiet {
         println!("the objects of this run were removed again");
     }
-    Ok(())
+    left
 }
 
 /// Prints and draws the report, and makes the exit code of it.
@@ -198,6 +202,7 @@ fn outcome(report: &RunReport) -> Result<(), Failure> {
         return Err(Failure::interrupted("interrupted: what was measured so far is above"));
     }
     match report.failure_code() {
+        None if report.left_behind > 0 => Err(Failure::new(Exit::Partial, "objects are left behind")),
         None => Ok(()),
         Some(code) => Err(Failure { code, message: "operations failed, see the report".to_owned() }),
     }

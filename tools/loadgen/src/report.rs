@@ -176,6 +176,8 @@ pub struct RunReport {
     /// What was wrong with the first wrong byte.
     pub wrong: Option<String>,
     pub is_interrupted: bool,
+    /// Objects that should have been removed from the nodes and could not be.
+    pub left_behind: u64,
 }
 
 impl RunReport {
@@ -192,6 +194,7 @@ impl RunReport {
             "verified": self.wrong.is_none() && self.failure_code().is_none() && !self.is_interrupted,
             "wrong": self.wrong,
             "interrupted": self.is_interrupted,
+            "left_behind": self.left_behind,
             "phases": self.phases.iter().map(PhaseReport::json).collect::<Vec<_>>(),
         })
     }
@@ -321,7 +324,14 @@ pub mod tests {
             nodes: vec![NodeUsage { dir: "/tmp/a".into(), ..NodeUsage::default() }],
             ..PhaseReport::default()
         };
-        RunReport { scenario: "mixed", seed: 9, phases: vec![phase], wrong: None, is_interrupted: false }
+        RunReport {
+            scenario: "mixed",
+            seed: 9,
+            phases: vec![phase],
+            wrong: None,
+            is_interrupted: false,
+            left_behind: 0,
+        }
     }
 
     #[test]

@@ -25,7 +25,8 @@ use crate::pacing::{Limit, Loop};
 use crate::popularity::Popularity;
 
 const DURATION: Duration = Duration::from_secs(10);
-/// Puts at a time beforehand, at most.
+/// Puts at a time beforehand.
+const FILLERS_MIN: u32 = 4;
 const FILLERS_MAX: u32 = 16;
 
 /// What the operations of a phase are.
@@ -229,12 +230,14 @@ struct Measured<'a> {
 
 impl Measured<'_> {
     fn fill(&self) -> Phase {
+        // Of small and huge objects the puts are half of the point.
+        let is_measured = matches!(self.scenario, Scenario::Small | Scenario::Huge);
         Phase {
-            name: "put beforehand",
+            name: if is_measured { "put" } else { "put beforehand" },
             choice: Choice::PutEach,
             route: if self.scenario == Scenario::Crowd { Route::First } else { Route::InTurn },
             remote: false,
-            workers: self.workers.min(FILLERS_MAX).max(if self.usual.each { self.usual.workers.min(4) } else { 4 }),
+            workers: if is_measured { self.workers } else { self.workers.clamp(FILLERS_MIN, FILLERS_MAX) },
             mode: Loop::Closed,
             limit: Limit { operations: Some(self.objects), duration: None },
             idle: 0,
