@@ -12,6 +12,7 @@ use crate::report::{Interval, PhaseReport, RunReport, show_micros, show_mode};
 
 const WIDTH: f64 = 1120.0;
 const ROW: f64 = 330.0;
+const MIB: f64 = (1u64 << 20) as f64;
 const TITLE: f64 = 44.0;
 const COLOURS: [&str; 4] = ["#1f6feb", "#d1242f", "#1a7f37", "#8250df"];
 /// `log10` of the rarest share that is drawn: p99.99.
@@ -59,7 +60,7 @@ fn throughput(svg: &mut String, phase: &PhaseReport, frame: &Frame) {
     };
     let bytes: Vec<f64> = shown.iter().map(per_second(|interval| interval.bytes)).collect();
     let operations: Vec<f64> = shown.iter().map(per_second(|interval| interval.operations)).collect();
-    let (bytes_max, operations_max) = (round_up(max_of(&bytes)), round_up(max_of(&operations)));
+    let (bytes_max, operations_max) = (round_up(max_of(&bytes) / MIB) * MIB, round_up(max_of(&operations)));
     let seconds_max = phase.elapsed.as_secs_f64().max(1e-3);
     for step in 0..=4 {
         let share = f64::from(step) / 4.0;
