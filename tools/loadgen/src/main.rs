@@ -1,89 +1,209 @@
-//! loadgen: puts load on a real node and checks every byte that comes back.
+//! loadgen: puts load on real nodes over their control sockets and checks every byte that comes back.
 //!
-//! It starts the `gabion` binary that lies beside it (or `--gabion PATH`) on a free port and a temporary directory,
-//! stores many small objects and a few large ones through the control socket, reads them all back and compares them
-//! with what their seed says. It prints rates, exits 6 on a wrong byte and 1 on any other failure.
+//! It drives nodes that run already (`--node DIR`) or starts some by itself (`--spawn N`). A run is a plan of phases:
+//! mostly objects are put beforehand, then the scenario's operations run for a time or a number, in a closed loop (so
+//! many at a time) or an open one (so many a second). `loadgen --help` shows an example of each scenario.
 //!
-//! Contents are a stream of BLAKE3 under the object's seed: nothing has to be kept to know what must come back.
+//! | module | job |
+//! | --- | --- |
+//! | `arguments` | the command line |
+//! | `scenario` | what a scenario puts, does, and assumes |
+//! | `content`, `dice`, `popularity` | what objects hold, what is drawn, which objects are popular: functions of the seed |
+//! | `ledger` | what each object may hold now |
+//! | `nodes` | nodes that run already, or are started and ended here |
+//! | `operation` | one put, get, range or removal |
+//! | `pacing` | when operations begin: closed and open loop |
+//! | `drive` | workers, and the watch beside them |
+//! | `measure`, `sampling`, `usage` | histograms; what happened in each interval; CPU and memory |
+//! | `report`, `chart`, `progress` | text and JSON, SVG, the live line |
+//! | `smoke` | every scenario, small |
+//! | `interrupt`, `clean` | Ctrl-C; removing what was put |
+//!
+//! What it measures includes what every use of a node has: a connection to the control socket and a descriptor passed
+//! for each operation, since the protocol serves one command a connection.
+//!
+//! Exit codes are those of `gabion`: 0 ok, 1 other, 2 usage, 5 network, 6 a wrong or missing byte, 130 interrupted;
+//! failed operations end with the code of the node's error, objects that could not be removed again with 3. A byte counts as wrong when it is not what the newest
+//! acknowledged write put there, or a write that runs at the same time; an acknowledged object that is not there counts
+//! as wrong too.
 
-mod contents;
-mod node;
-mod workload;
+mod arguments;
+mod chart;
+mod clean;
+mod content;
+mod dice;
+mod drive;
+mod interrupt;
+mod ledger;
+mod measure;
+mod nodes;
+mod operation;
+mod pacing;
+mod popularity;
+mod progress;
+mod report;
+mod sampling;
+mod scenario;
+mod smoke;
+mod usage;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use gabion::cli::exit::{Exit, Failure};
 
-use node::Node;
-use workload::{Report, Workload};
+use arguments::{Arguments, Scenario, WhereArguments};
+use content::Contents;
+use drive::Run;
+use ledger::Ledger;
+use nodes::{Nodes, SpawnOptions};
+use operation::Subject;
+use progress::Progress;
+use report::RunReport;
+use scenario::{Phase, Plan};
 
-/// Drives a node with many small and a few large objects, and checks what comes back
-#[derive(Debug, Parser)]
-#[command(after_help = "Example:\n  cargo build --release && cargo run --release -p loadgen -- --smoke")]
-struct Arguments {
-    /// The short run: 1,000 small objects and 4 of 32 MiB, on one node
-    #[arg(long, required = true)]
-    smoke: bool,
-
-    /// The binary to drive; the one beside this program when not given
-    #[arg(long, value_name = "PATH")]
-    gabion: Option<PathBuf>,
-
-    /// Seed of all contents and sizes
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-}
-
-/// Why a run failed.
-#[derive(Debug)]
-pub enum Failure {
-    /// A byte came back that was not the one put in.
-    WrongByte(String),
-    Other(String),
-}
-
-impl Failure {
-    pub fn other(what: impl std::fmt::Display) -> Self {
-        Self::Other(what.to_string())
-    }
-}
+/// Copies on nodes that are started here, when not given.
+const REPLICAS_USUAL: u8 = 2;
+/// Reads at a time when all is read back.
+const READERS: u32 = 16;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    println!("seed {}", arguments.seed);
-    match run(&arguments) {
+    let outcome = start().and_then(|()| match (&arguments.scenario, arguments.smoke) {
+        (Some(scenario), false) => one(*scenario, &arguments),
+        _ => smoke::run(&arguments),
+    });
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::WrongByte(message)) => {
-            eprintln!("loadgen: WRONG BYTE: {message} (seed {})", arguments.seed);
-            ExitCode::from(6)
-        }
-        Err(Failure::Other(message)) => {
-            eprintln!("loadgen: {message} (seed {})", arguments.seed);
-            ExitCode::FAILURE
+        Err(failure) => {
+            eprintln!("loadgen: {} (seed {})", failure.message, arguments.load.seed);
+            ExitCode::from(failure.code)
         }
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let node = Node::start(arguments.gabion.clone())?;
-    let small = Workload { kind: "small", count: 1000, bytes_max: 32 << 10, fixed: false, threads: 8 };
-    let large = Workload { kind: "large", count: 4, bytes_max: (32 << 20) + 7, fixed: true, threads: 2 };
-    for workload in [small, large] {
-        show(&format!("put {} {}", workload.count, workload.kind), &workload.put_all(&node, arguments.seed)?);
-        show(&format!("get {} {}", workload.count, workload.kind), &workload.get_all(&node, arguments.seed)?);
-    }
-    println!("every byte came back as it went in");
+fn start() -> Result<(), Failure> {
+    interrupt::listen(nodes::end_at_once)
+        .map_err(|error| Failure::other(format!("Ctrl-C cannot be listened for: {error}")))?;
+    // Three descriptors an operation; with fewer, fewer operations at a time work.
+    gabion::io::raise_fd_limit();
     Ok(())
 }
 
-fn show(what: &str, report: &Report) {
-    let seconds = report.took.max(Duration::from_micros(1)).as_secs_f64();
-    println!(
-        "{what:<16} {:>7.2} s  {:>9.1} objects/s  {:>8.1} MiB/s",
-        seconds,
-        report.objects as f64 / seconds,
-        report.bytes as f64 / f64::from(1 << 20) / seconds
-    );
+fn one(scenario: Scenario, arguments: &Arguments) -> Result<(), Failure> {
+    let node_count = arguments.where_.spawn.map_or(arguments.where_.nodes.len(), usize::from);
+    let plan = Plan::new(scenario, &arguments.load, node_count)?;
+    let nodes = find_nodes(&arguments.where_)?;
+    let report = run(&plan, arguments, &nodes)?;
+    finish(&report, arguments)
+}
+
+fn find_nodes(places: &WhereArguments) -> Result<Nodes, Failure> {
+    match places.spawn {
+        Some(count) => Nodes::spawn(&spawn_options(places, count)?),
+        None => Nodes::attach(&places.nodes),
+    }
+}
+
+fn spawn_options(places: &WhereArguments, count: u8) -> Result<SpawnOptions, Failure> {
+    Ok(SpawnOptions {
+        count: usize::from(count),
+        gabion: places.gabion.clone().map_or_else(nodes::beside_this_program, Ok)?,
+        parent: places.dir.clone().unwrap_or_else(std::env::temp_dir),
+        replicas: places.replicas.unwrap_or(count.min(REPLICAS_USUAL)),
+    })
+}
+
+/// All phases of a plan; stopped ones are in the report as far as they got.
+fn run(plan: &Plan, arguments: &Arguments, nodes: &Nodes) -> Result<RunReport, Failure> {
+    let load = &arguments.load;
+    let subject = Subject {
+        contents: Contents { seed: load.seed, sizes: plan.sizes },
+        ledger: Ledger::new(load.seed, plan.removals),
+        bucket: format!("loadgen-{}", load.seed),
+        via: load.via,
+        no_dedup: load.no_dedup,
+        scratch: arguments.where_.dir.clone().unwrap_or_else(std::env::temp_dir),
+    };
+    if load.reuse {
+        (0..plan.objects).for_each(|number| subject.ledger.assume_put(number));
+    }
+    let progress = Progress::new(arguments.output.progress);
+    let interval = Duration::from_millis(arguments.output.interval_ms);
+    let run = Run::new(&subject, nodes, &progress, interval, load.failures_max);
+    let mut report = RunReport {
+        scenario: plan.name,
+        seed: load.seed,
+        phases: Vec::new(),
+        wrong: None,
+        is_interrupted: false,
+        left_behind: 0,
+    };
+    let mut step = |phase: &Phase| -> Result<(), Failure> {
+        if !run.is_stopped() {
+            let phase = run.phase(phase)?;
+            if !arguments.output.json && !arguments.smoke {
+                println!("{}", phase.text());
+            }
+            report.phases.push(phase);
+        }
+        Ok(())
+    };
+    plan.phases.iter().try_for_each(&mut step)?;
+    if load.read_back {
+        step(&Plan::read_back(READERS, subject.ledger.written()))?;
+    }
+    report.wrong = run.wrong();
+    report.is_interrupted = interrupt::requested();
+    if !nodes.are_ours() && !load.keep {
+        report.left_behind = clean_up(&subject, nodes, &report, arguments.output.json);
+    }
+    Ok(report)
+}
+
+/// Removes what the run put, unless it is evidence; how many objects are left that should not be.
+fn clean_up(subject: &Subject, nodes: &Nodes, report: &RunReport, is_quiet: bool) -> u64 {
+    let bucket = &subject.bucket;
+    if report.wrong.is_some() {
+        eprintln!("loadgen: the objects are left in the bucket {bucket}, to be looked at");
+        return 0;
+    }
+    let left = clean::remove_all(subject, &nodes.all);
+    if left > 0 {
+        eprintln!("loadgen: {left} objects of this run are left behind; remove them: gabion rm -r {bucket}/");
+    } else if !is_quiet {
+        println!("the objects of this run were removed again");
+    }
+    left
+}
+
+/// Prints and draws the report, and makes the exit code of it.
+fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.output.json {
+        println!("{}", report.json());
+    }
+    if let Some(path) = &arguments.output.chart {
+        std::fs::write(path, chart::draw(report))
+            .map_err(|error| Failure::other(format!("the chart {} cannot be written: {error}", path.display())))?;
+    }
+    outcome(report)?;
+    if !arguments.output.json {
+        println!("every byte that came back was right");
+    }
+    Ok(())
+}
+
+fn outcome(report: &RunReport) -> Result<(), Failure> {
+    if let Some(wrong) = &report.wrong {
+        return Err(Failure::new(Exit::Integrity, format!("WRONG: {wrong}")));
+    }
+    if report.is_interrupted {
+        return Err(Failure::interrupted("interrupted: what was measured so far is above"));
+    }
+    match report.failure_code() {
+        None if report.left_behind > 0 => Err(Failure::new(Exit::Partial, "objects are left behind")),
+        None => Ok(()),
+        Some(code) => Err(Failure { code, message: "operations failed, see the report".to_owned() }),
+    }
 }

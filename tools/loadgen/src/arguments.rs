@@ -1,0 +1,270 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use gabion::cli::units::{parse_duration, parse_size};
+
+use crate::content::Sizes;
+use crate::operation::Via;
+
+const EXAMPLES: &str = "\
+Examples (after cargo build --release --workspace):
+  loadgen put --spawn 1 --size 1M --duration 10s           new objects
+  loadgen get --spawn 1 --size 64K --concurrency 32        whole objects, all alike popular
+  loadgen mixed --spawn 1 --reads 95 --zipf 0.99           reads and overwrites, few objects popular
+  loadgen mixed --spawn 1 --rate 500 --duration 30s        the same in an open loop, 500 operations a second
+  loadgen ranges --spawn 1 --size 64M --range-size 1-64K   parts of files
+  loadgen overwrite --spawn 3 --removes 20                 reads, overwrites and removals, through every node
+  loadgen small --spawn 1 --objects 10000 --size 1-4K      many small objects: all put, then read
+  loadgen huge --spawn 1 --objects 2 --size 2G             few huge ones: all put, then read
+  loadgen connections --spawn 1 --concurrency 500 --idle 500
+  loadgen peers --spawn 3 --size 256M                      one reader, chunks from all other nodes
+  loadgen crowd --spawn 3 --concurrency 24 --size 256M     one file, 24 receivers at once
+  loadgen get --node ~/a --node ~/b --json --chart get.svg on nodes that run already, by their data directories
+  loadgen --smoke                                          every scenario, small
+
+Sizes are powers of 1,024 (64K, 1M, 2G) or a span (1-4K: evenly on a logarithmic scale). Objects are named
+loadgen-SEED/object-N; on nodes that ran already they are removed in the end (--keep leaves them, --reuse takes them
+up). Contents are a function of the seed: every byte that comes back is checked, none is kept.
+
+Exit codes: 0 ok, 1 other, 2 usage, 5 network, 6 a wrong or missing byte, 130 interrupted (with a report of what was
+measured so far); failed operations end with the code of the node's error.";
+
+/// Drives real nodes and checks every byte that comes back
+#[derive(Debug, Clone, Parser)]
+#[command(name = "loadgen", version, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Arguments {
+    /// What to do
+    #[arg(value_enum, required_unless_present = "smoke")]
+    pub scenario: Option<Scenario>,
+
+    /// Every scenario once, small, on three nodes of its own
+    #[arg(long, conflicts_with_all = ["scenario", "nodes"])]
+    pub smoke: bool,
+
+    #[command(flatten)]
+    pub where_: WhereArguments,
+
+    #[command(flatten)]
+    pub load: LoadArguments,
+
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Nodes")]
+pub struct WhereArguments {
+    /// Data directory of a node that runs already; may be repeated
+    #[arg(long = "node", value_name = "DIR", required_unless_present_any = ["spawn", "smoke"])]
+    pub nodes: Vec<PathBuf>,
+
+    /// Start this many nodes of a new network in a temporary directory; both go in the end
+    #[arg(long, value_name = "N", conflicts_with = "nodes", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub spawn: Option<u8>,
+
+    /// Copies of everything on the nodes that --spawn starts; 2 at most when not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    pub replicas: Option<u8>,
+
+    /// The binary that --spawn starts; the one beside this program when not given
+    #[arg(long, value_name = "PATH")]
+    pub gabion: Option<PathBuf>,
+
+    /// Where the temporary directory is made; TMPDIR when not given
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Load (what is not given is up to the scenario)")]
+pub struct LoadArguments {
+    /// Closed loop: operations at a time. Open loop: at most so many at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub concurrency: Option<u32>,
+
+    /// Open loop: begin this many operations a second, and count latency from when each was meant to begin
+    #[arg(long, value_name = "PER_SECOND", value_parser = parse_rate)]
+    pub rate: Option<f64>,
+
+    /// End each measured phase after this time
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+
+    /// End each measured phase after this many operations
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Objects to read from, put beforehand
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub objects: Option<u64>,
+
+    /// Length of an object, or a span of lengths
+    #[arg(long, value_name = "SIZE", value_parser = parse_sizes)]
+    pub size: Option<Sizes>,
+
+    /// mixed, overwrite: reads of 100 operations
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub reads: Option<u32>,
+
+    /// overwrite: removals of 100 writes; an object is put again by its next write
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=50))]
+    pub removes: Option<u32>,
+
+    /// Skew of the objects' popularity by Zipf's law: 0 for none, 0.99 as in YCSB
+    #[arg(long, value_name = "SKEW", value_parser = parse_skew)]
+    pub zipf: Option<f64>,
+
+    /// ranges: bytes to read at once, or a span
+    #[arg(long, value_name = "SIZE", value_parser = parse_sizes)]
+    pub range_size: Option<Sizes>,
+
+    /// Connections that are held open and say nothing, on each node
+    #[arg(long, value_name = "N")]
+    pub idle: Option<u32>,
+
+    /// Read past what the asked node holds itself, where another node has it
+    #[arg(long)]
+    pub remote: bool,
+
+    /// What a put that does not fit a pipe is read from
+    #[arg(long, value_name = "KIND", value_enum, default_value = "pipe")]
+    pub via: Via,
+
+    /// Put every object under a key of its own, so that equal contents are stored twice
+    #[arg(long)]
+    pub no_dedup: bool,
+
+    /// put: read everything in the end
+    #[arg(long)]
+    pub read_back: bool,
+
+    /// Seed of contents, sizes and choices
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+
+    /// Leave the objects on the nodes
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Take the objects as an earlier run with --keep and the same seed, sizes and number left them
+    #[arg(long)]
+    pub reuse: bool,
+
+    /// Stop after this many failed operations
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub failures_max: u64,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArguments {
+    /// Print the report as one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Draw throughput over time and latency percentiles to this file
+    #[arg(long, value_name = "FILE.svg")]
+    pub chart: Option<PathBuf>,
+
+    /// Live line on stderr: on a terminal only, always, or never
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", hide_default_value = true)]
+    pub progress: When,
+
+    /// How often throughput, CPU and memory are sampled
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    pub interval_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// New objects
+    Put,
+    /// Whole objects
+    Get,
+    /// Reads and overwrites of objects of different popularity
+    Mixed,
+    /// Parts of objects
+    Ranges,
+    /// Reads, overwrites and removals
+    Overwrite,
+    /// Many small objects: all put, then read
+    Small,
+    /// Few huge objects: all put, then read
+    Huge,
+    /// Many connections at once, and many that say nothing
+    Connections,
+    /// Whole objects past the asked node's own copies, from all other nodes
+    Peers,
+    /// One object, many receivers that begin at the same moment
+    Crowd,
+}
+
+fn parse_sizes(text: &str) -> Result<Sizes, String> {
+    let Some((min, max)) = text.split_once('-') else { return parse_size(text).map(Sizes::exactly) };
+    let sizes = Sizes { bytes_min: parse_size(min)?, bytes_max: parse_size(max)? };
+    if sizes.bytes_min > sizes.bytes_max { Err(format!("the span `{text}` ends before it begins")) } else { Ok(sizes) }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    if (0.001..=1e7).contains(&rate) { Ok(rate) } else { Err("a rate is between 0.001 and 10,000,000".to_owned()) }
+}
+
+fn parse_skew(text: &str) -> Result<f64, String> {
+    let skew = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    if (0.0..=10.0).contains(&skew) { Ok(skew) } else { Err("a skew is between 0 and 10".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_examples_parse() {
+        Arguments::command().debug_assert();
+        let examples = EXAMPLES.lines().filter_map(|line| line.strip_prefix("  loadgen "));
+        let mut count = 0;
+        for example in examples {
+            let words = example.split("   ").next().unwrap_or_default().split_whitespace();
+            let words = words.take_while(|word| *word != "on");
+            Arguments::try_parse_from(std::iter::once("loadgen").chain(words)).unwrap();
+            count += 1;
+        }
+        assert!(count > 10);
+    }
+
+    #[test]
+    fn a_scenario_needs_nodes_and_the_smoke_run_neither() {
+        let parse =
+            |line: &str| Arguments::try_parse_from(line.split_whitespace()).map(|_| ()).map_err(|e| e.exit_code());
+        assert_eq!(parse("loadgen --smoke"), Ok(()));
+        for wrong in [
+            "loadgen",
+            "loadgen get",
+            "loadgen --spawn 1",
+            "loadgen get --spawn 1 --node /x",
+            "loadgen nosuch --spawn 1",
+        ] {
+            assert_eq!(parse(wrong), Err(2), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_one_or_a_span() {
+        assert_eq!(parse_sizes("64K"), Ok(Sizes::exactly(65_536)));
+        assert_eq!(parse_sizes("1-4K"), Ok(Sizes { bytes_min: 1, bytes_max: 4096 }));
+        assert!(parse_sizes("4K-1").is_err() && parse_sizes("-").is_err());
+    }
+}

@@ -1,0 +1,251 @@
+//! Runs a phase: its workers, and beside them the watch that samples, shows and stops.
+//!
+//! A run is stopped by Ctrl-C, by the first wrong byte, and by too many failures. Stopped workers take no further
+//! operation; those that wait for a node have their connections cut, and what they then report is not counted.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use gabion::cli::exit::Failure;
+use gabion::node::control::client::Client;
+
+use crate::dice::Dice;
+use crate::interrupt;
+use crate::measure::{Kind, Recorder};
+use crate::nodes::{Node, Nodes};
+use crate::operation::{Line, Operation, Subject, Trouble, Wanted};
+use crate::pacing::{Clock, Pacer, RealClock, Timing, Turn};
+use crate::progress::Progress;
+use crate::report::PhaseReport;
+use crate::sampling::Sampler;
+use crate::scenario::{Choice, Phase, Task};
+
+/// How often the watch looks around.
+const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+/// A worker generates and checks on the heap: its stack stays small, so that thousands fit.
+const STACK_BYTES: usize = 256 << 10;
+/// Objects tried for an overwrite before it becomes a read, when others are being written.
+const FREE_OBJECT_TRIES: u64 = 16;
+
+pub struct Run<'a> {
+    pub subject: &'a Subject,
+    pub nodes: &'a Nodes,
+    pub progress: &'a Progress,
+    pub interval: Duration,
+    pub failures_max: u64,
+    stop: AtomicBool,
+    wrong: Mutex<Option<String>>,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(
+        subject: &'a Subject,
+        nodes: &'a Nodes,
+        progress: &'a Progress,
+        interval: Duration,
+        failures_max: u64,
+    ) -> Self {
+        let (stop, wrong) = (AtomicBool::new(false), Mutex::new(None));
+        Self { subject, nodes, progress, interval, failures_max, stop, wrong }
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The first wrong byte.
+    pub fn wrong(&self) -> Option<String> {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn phase(&self, phase: &Phase) -> Result<PhaseReport, Failure> {
+        let idle = self.idle_connections(phase.idle)?;
+        let recorder = Recorder::new();
+        let pacer = Pacer::new(phase.mode, phase.limit);
+        let lines: Vec<Line> = (0..phase.workers).map(|_| Line::default()).collect();
+        let gate = Gate::default();
+        let (ended, all_ended) = channel();
+        let report = std::thread::scope(|scope| {
+            let mut started = Ok(());
+            for (index, line) in lines.iter().enumerate() {
+                let worker = Worker { run: self, phase, pacer: &pacer, recorder: &recorder, line, index };
+                let (gate, ended) = (&gate, ended.clone());
+                let work = move || worker.work(gate, ended);
+                if let Err(error) = Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work) {
+                    let message =
+                        format!("thread {index} of {} cannot be started: {error}; lower --concurrency", lines.len());
+                    started = Err(Failure::other(message));
+                    self.stop.store(true, Ordering::Relaxed);
+                    break;
+                }
+            }
+            drop(ended);
+            let mut sampler = Sampler::start(phase, self.nodes, self.interval);
+            let clock = gate.open();
+            self.watch(&recorder, &lines, &mut sampler, clock, &all_ended);
+            started.map(|()| {
+                let end = clock.now();
+                for (wait, count) in pacer.never_started(end) {
+                    recorder.never_started(phase.choice.usual(), wait, count);
+                    sampler.report.never_started += count;
+                }
+                sampler.finish(&recorder, end)
+            })
+        });
+        drop(idle);
+        self.progress.clear();
+        report
+    }
+
+    /// Until every worker has ended.
+    fn watch(
+        &self,
+        recorder: &Recorder,
+        lines: &[Line],
+        sampler: &mut Sampler<'_>,
+        clock: RealClock,
+        all_ended: &Receiver<()>,
+    ) {
+        while all_ended.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            if interrupt::requested() {
+                self.stop.store(true, Ordering::Relaxed);
+            }
+            if self.is_stopped() {
+                lines.iter().for_each(Line::hang_up);
+            }
+            if sampler.look(recorder, clock.now()) {
+                self.progress.show(&sampler.line());
+            }
+        }
+    }
+
+    /// Connections that say nothing, held while they are kept.
+    fn idle_connections(&self, count: u32) -> Result<Vec<Client>, Failure> {
+        let connect = |node: &Node| node.connect().map_err(|error| Failure::from(error).at("idle connection"));
+        (0..count).flat_map(|_| self.nodes.all.iter().map(connect)).collect()
+    }
+
+    fn note_wrong(&self, message: String) {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Holds all workers back until the last one is there: they begin at the same moment.
+#[derive(Default)]
+struct Gate {
+    began: Mutex<Option<RealClock>>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn open(&self) -> RealClock {
+        let clock = RealClock(Instant::now());
+        *self.began.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock);
+        self.opened.notify_all();
+        clock
+    }
+
+    fn wait(&self) -> RealClock {
+        let mut began = self.began.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match *began {
+                Some(clock) => return clock,
+                None => began = self.opened.wait(began).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+struct Worker<'a> {
+    run: &'a Run<'a>,
+    phase: &'a Phase,
+    pacer: &'a Pacer,
+    recorder: &'a Recorder,
+    line: &'a Line,
+    index: usize,
+}
+
+impl Worker<'_> {
+    /// `ended` goes when this returns, and the watch ends with the last of them.
+    fn work(&self, gate: &Gate, ended: Sender<()>) {
+        // Wakes from its sleeps when it is time, not up to 50 microseconds later; only a loss of precision if refused.
+        let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+        let clock = gate.wait();
+        let is_stopped = || self.run.is_stopped();
+        self.pacer.work(&clock, is_stopped, |turn| self.operate(turn), |timing, outcome| self.note(timing, outcome));
+        drop(ended);
+    }
+
+    fn operate(&self, turn: Turn) -> (Kind, Result<u64, Trouble>) {
+        let mut dice = Dice::new(&[self.run.subject.contents.seed, turn.index, 3]);
+        let index = self.phase.route.node(turn.index, self.run.nodes.all.len());
+        let Some(node) = self.run.nodes.all.get(index) else {
+            return (Kind::Get, Err(Trouble::Failed(Failure::other("no node"))));
+        };
+        let operation = Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line };
+        match self.phase.choice.task(turn.index, &mut dice) {
+            Task::Write { number } => self.write(&operation, number),
+            Task::Read { number, range: None } => (Kind::Get, self.read(&operation, number, None)),
+            Task::Read { number, range: Some(sizes) } => {
+                let contents = &self.run.subject.contents;
+                let length = contents.of(number, self.run.subject.ledger.floor(number)).len;
+                if length == 0 {
+                    return (Kind::Range, self.read(&operation, number, None));
+                }
+                let len = sizes.draw(&mut dice).clamp(1, length);
+                let first = dice.below(length - len + 1);
+                (Kind::Range, self.read(&operation, number, Some((first, len))))
+            }
+        }
+    }
+
+    fn read(&self, operation: &Operation<'_>, number: u64, range: Option<(u64, u64)>) -> Result<u64, Trouble> {
+        operation.read(Wanted { number, range, remote: self.phase.remote })
+    }
+
+    /// The next generation of the object, or of a near one that nobody else writes just now.
+    fn write(&self, operation: &Operation<'_>, number: u64) -> (Kind, Result<u64, Trouble>) {
+        let ledger = &self.run.subject.ledger;
+        for number in self.near(number) {
+            let Some(generation) = ledger.begin_write(number) else { continue };
+            let (kind, outcome) = if ledger.is_absent(number, generation) {
+                (Kind::Remove, operation.remove(number).map(|()| 0))
+            } else {
+                (Kind::Put, operation.put(number, generation))
+            };
+            ledger.end_write(number, outcome.is_ok());
+            return (kind, outcome);
+        }
+        (Kind::Get, self.read(operation, number, None))
+    }
+
+    fn near(&self, number: u64) -> impl Iterator<Item = u64> {
+        let objects = match &self.phase.choice {
+            Choice::Drawn { popularity, .. } => popularity.objects(),
+            Choice::PutEach | Choice::GetEach(_) => u64::MAX,
+        };
+        (0..FREE_OBJECT_TRIES.min(objects)).map(move |step| number.wrapping_add(step) % objects)
+    }
+
+    fn note(&self, timing: Timing, (kind, outcome): (Kind, Result<u64, Trouble>)) {
+        match outcome {
+            Ok(bytes) => self.recorder.done(self.index, kind, timing, bytes),
+            Err(Trouble::Wrong(message)) => {
+                self.recorder.fail(self.index, kind, gabion::cli::exit::Exit::Integrity.code(), message.clone());
+                self.run.note_wrong(message);
+            }
+            // Its connection was cut: that says nothing of the node.
+            Err(Trouble::Failed(_)) if self.run.is_stopped() || interrupt::requested() => {}
+            Err(Trouble::Failed(failure)) => {
+                self.recorder.fail(self.index, kind, failure.code, failure.message);
+                if self.recorder.failed() >= self.run.failures_max {
+                    self.run.stop.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! What was measured: HdrHistograms of latency in microseconds (three significant digits), counts and bytes, by kind of
+//! operation.
+//!
+//! Workers record into a few locked shards. The sampler drains these into the totals every interval, so that it also
+//! knows the percentiles of that interval alone.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use crate::pacing::Timing;
+
+const SHARDS: usize = 8;
+const DIGITS: u8 = 3;
+/// A day: whatever took longer counts as that.
+const MICROS_MAX: u64 = 86_400_000_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Put,
+    Get,
+    Range,
+    Remove,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Put => "put",
+            Kind::Get => "get",
+            Kind::Range => "range",
+            Kind::Remove => "remove",
+        }
+    }
+}
+
+/// Durations, from a microsecond up.
+#[derive(Debug, Clone)]
+pub struct Durations(Option<Histogram<u64>>);
+
+impl Default for Durations {
+    fn default() -> Self {
+        // Fails for digits above 5 only.
+        Self(Histogram::new(DIGITS).ok())
+    }
+}
+
+impl Durations {
+    pub fn record(&mut self, duration: Duration, count: u64) {
+        if let Some(histogram) = &mut self.0 {
+            let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).clamp(1, MICROS_MAX);
+            // Fails for one that cannot grow only. (`saturating_record_n` would not let it grow at all.)
+            let _ = histogram.record_n(micros, count);
+        }
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        if let (Some(histogram), Some(other)) = (&mut self.0, &other.0) {
+            // Fails for one that cannot grow only.
+            let _ = histogram.add(other);
+        }
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.as_ref().map_or(0, Histogram::len)
+    }
+
+    /// `quantile` in `0..=1`.
+    pub fn micros_at(&self, quantile: f64) -> u64 {
+        self.0.as_ref().map_or(0, |histogram| histogram.value_at_quantile(quantile))
+    }
+
+    pub fn micros_mean(&self) -> f64 {
+        self.0.as_ref().map_or(0.0, Histogram::mean)
+    }
+
+    pub fn micros_max(&self) -> u64 {
+        self.0.as_ref().map_or(0, Histogram::max)
+    }
+}
+
+/// All of one kind.
+#[derive(Debug, Clone, Default)]
+pub struct Totals {
+    pub latency: Durations,
+    pub service: Durations,
+    pub operations: u64,
+    pub failed: u64,
+    pub bytes: u64,
+}
+
+impl Totals {
+    fn add(&mut self, other: &Self) {
+        self.latency.add(&other.latency);
+        self.service.add(&other.service);
+        self.operations += other.operations;
+        self.failed += other.failed;
+        self.bytes += other.bytes;
+    }
+}
+
+pub type ByKind = BTreeMap<Kind, Totals>;
+
+pub fn add_all(to: &mut ByKind, from: &ByKind) {
+    for (kind, totals) in from {
+        to.entry(*kind).or_default().add(totals);
+    }
+}
+
+/// Failures of one exit code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    pub count: u64,
+    /// The first one's.
+    pub message: String,
+}
+
+#[derive(Debug)]
+pub struct Recorder {
+    shards: Vec<Mutex<ByKind>>,
+    failures: Mutex<BTreeMap<u8, Failed>>,
+    failed: AtomicU64,
+    /// Moved so far, also by operations that have not ended.
+    bytes: AtomicU64,
+}
+
+impl Recorder {
+    pub fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            failures: Mutex::default(),
+            failed: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    pub fn moved(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    pub fn done(&self, worker: usize, kind: Kind, timing: Timing, bytes: u64) {
+        self.with(worker, kind, |totals| {
+            totals.latency.record(timing.latency, 1);
+            totals.service.record(timing.service, 1);
+            totals.operations += 1;
+            totals.bytes += bytes;
+        });
+    }
+
+    pub fn fail(&self, worker: usize, kind: Kind, code: u8, message: String) {
+        self.with(worker, kind, |totals| totals.failed += 1);
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        locked(&self.failures).entry(code).or_insert(Failed { count: 0, message }).count += 1;
+    }
+
+    /// Operations of an open loop that never began.
+    pub fn never_started(&self, kind: Kind, wait: Duration, count: u64) {
+        self.with(0, kind, |totals| totals.latency.record(wait, count));
+    }
+
+    /// All since the last time.
+    pub fn drain(&self) -> ByKind {
+        let mut drained = ByKind::new();
+        for shard in &self.shards {
+            let taken = std::mem::take(&mut *locked(shard));
+            add_all(&mut drained, &taken);
+        }
+        drained
+    }
+
+    pub fn failures(&self) -> BTreeMap<u8, Failed> {
+        locked(&self.failures).clone()
+    }
+
+    fn with(&self, worker: usize, kind: Kind, look: impl FnOnce(&mut Totals)) {
+        if let Some(shard) = self.shards.get(worker % SHARDS) {
+            look(locked(shard).entry(kind).or_default());
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_right_to_three_digits_and_nothing_is_lost_by_draining() {
+        let recorder = Recorder::new();
+        let mut all = ByKind::new();
+        for micros in 1..=100_000u64 {
+            let time = Duration::from_micros(micros);
+            recorder.done(micros as usize, Kind::Get, Timing { latency: time, service: time }, 3);
+            if micros % 30_000 == 0 {
+                add_all(&mut all, &recorder.drain());
+            }
+        }
+        add_all(&mut all, &recorder.drain());
+        let totals = &all[&Kind::Get];
+        assert_eq!((totals.operations, totals.bytes, totals.latency.count()), (100_000, 300_000, 100_000));
+        for (quantile, wanted) in [(0.5, 50_000.0), (0.99, 99_000.0), (0.9999, 99_990.0)] {
+            let found = totals.latency.micros_at(quantile) as f64;
+            assert!((found / wanted - 1.0).abs() < 0.001, "{quantile}: {found}");
+        }
+        assert!(totals.latency.micros_max() >= 100_000);
+    }
+
+    #[test]
+    fn failures_are_counted_by_code_with_the_first_message() {
+        let recorder = Recorder::new();
+        for (code, message) in [(5, "no node"), (5, "other"), (8, "full")] {
+            recorder.fail(0, Kind::Put, code, message.to_owned());
+        }
+        let failures = recorder.failures();
+        assert_eq!(failures[&5], Failed { count: 2, message: "no node".to_owned() });
+        assert_eq!(failures[&8].count, 1);
+        assert_eq!((recorder.failed(), recorder.drain()[&Kind::Put].failed), (3, 3));
+    }
+}

@@ -1,0 +1,334 @@
+//! One operation against one node, over its control socket, with every byte that comes back checked.
+//!
+//! The control protocol serves one command a connection, so each operation connects, and passes one descriptor:
+//!
+//! | what | descriptor |
+//! | --- | --- |
+//! | put, fits a pipe | a pipe that holds the content already |
+//! | put, longer | a pipe that a second thread feeds; with `--via memfd` or `file` a file that was written before |
+//! | get, range | a pipe, checked while it runs; by a second thread when it may run for long |
+//!
+//! A pipe's size is asked for, not assumed: the kernel gives small ones to a user who has many.
+
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use gabion::cli::exit::{Exit, Failure};
+use gabion::format::name::Metadata;
+use gabion::node::control::client::{Client, HangUp};
+use gabion::node::control::{ControlEvent, ControlRequest, OutputKind, Target};
+use rustix::fs::MemfdFlags;
+
+use crate::content::{Check, Content, Contents};
+use crate::ledger::Ledger;
+use crate::measure::Recorder;
+use crate::nodes::Node;
+
+/// What is generated or checked at once.
+const PIECE_BYTES: usize = 256 << 10;
+/// Asked for the pipes of long transfers: what an ordinary user may have.
+const LONG_PIPE_BYTES: usize = 1 << 20;
+
+/// What a put of more than a pipe holds comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Via {
+    /// A pipe, fed while the node reads
+    Pipe,
+    /// An anonymous file in memory, written before the node is asked
+    Memfd,
+    /// A file without a name in --dir, written before the node is asked
+    File,
+}
+
+/// How an operation went wrong.
+#[derive(Debug)]
+pub enum Trouble {
+    /// A byte that is not the one put in, or a file that is not there: exit code 6 whatever else happens.
+    Wrong(String),
+    Failed(Failure),
+}
+
+impl Trouble {
+    fn here(error: io::Error) -> Self {
+        Self::Failed(Failure::other(format!("loadgen itself: {error}")))
+    }
+}
+
+/// Cuts a worker's connection when the run is stopped.
+#[derive(Debug, Default)]
+pub struct Line(Mutex<Option<HangUp>>);
+
+impl Line {
+    pub fn hang_up(&self) {
+        if let Some(connection) = self.slot().as_ref() {
+            connection.hang_up();
+        }
+    }
+
+    fn hold(&self, client: &Client) {
+        *self.slot() = client.hang_up_handle().ok();
+    }
+
+    fn release(&self) {
+        *self.slot() = None;
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<HangUp>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Subject {
+    pub contents: Contents,
+    pub ledger: Ledger,
+    pub bucket: String,
+    pub via: Via,
+    pub no_dedup: bool,
+    /// Where files for `--via file` are made.
+    pub scratch: PathBuf,
+}
+
+/// One worker's means for one operation.
+#[derive(Debug)]
+pub struct Operation<'a> {
+    pub subject: &'a Subject,
+    pub node: &'a Node,
+    pub recorder: &'a Recorder,
+    pub line: &'a Line,
+}
+
+/// What a read asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    pub number: u64,
+    /// First byte and length.
+    pub range: Option<(u64, u64)>,
+    /// Past what the asked node holds itself.
+    pub remote: bool,
+}
+
+impl Operation<'_> {
+    /// Writes this generation of the object; the bytes written.
+    pub fn put(&self, number: u64, generation: u32) -> Result<u64, Trouble> {
+        let content = self.subject.contents.of(number, generation);
+        let (reader, mut writer) = io::pipe().map_err(Trouble::here)?;
+        let answer = if content.len <= capacity(&writer) {
+            feed(&mut writer, &content, self.recorder).map_err(Trouble::here)?;
+            drop(writer);
+            self.send_content(number, &content, reader.into())
+        } else if self.subject.via == Via::Pipe {
+            widen(&writer);
+            std::thread::scope(|scope| {
+                // It ends with a broken pipe when the node stops reading; the node's answer then says why.
+                scope.spawn(move || feed(&mut writer, &content, self.recorder));
+                self.send_content(number, &content, reader.into())
+            })
+        } else {
+            let mut file = self.file().map_err(Trouble::here)?;
+            feed(&mut file, &content, self.recorder).map_err(Trouble::here)?;
+            self.send_content(number, &content, file.into())
+        };
+        match answer.map_err(|failure| Trouble::Failed(failure.at(format!("put of {}", key(number)))))? {
+            Some(bytes) if bytes == content.len => Ok(bytes),
+            stored => Err(Trouble::Wrong(format!(
+                "put of {}: the node stored {stored:?} bytes of {}",
+                key(number),
+                content.len
+            ))),
+        }
+    }
+
+    fn send_content(&self, number: u64, content: &Content, descriptor: OwnedFd) -> Result<Option<u64>, Failure> {
+        let request = ControlRequest::Put {
+            bucket: self.subject.bucket.clone(),
+            key: key(number),
+            no_dedup: self.subject.no_dedup,
+            no_clobber: false,
+            metadata: Metadata { mode: 0o100_644, ..Metadata::default() },
+            length_hint: Some(content.len),
+        };
+        let mut stored = None;
+        self.ask(&request, Some(descriptor), |event| {
+            if let ControlEvent::Stored { bytes, .. } = event {
+                stored = Some(bytes);
+            }
+        })?;
+        Ok(stored)
+    }
+
+    pub fn remove(&self, number: u64) -> Result<(), Trouble> {
+        let request = ControlRequest::Remove { bucket: self.subject.bucket.clone(), key: key(number) };
+        let answer = self.ask(&request, None, |_| ());
+        answer.map_err(|failure| Trouble::Failed(failure.at(format!("rm of {}", key(number)))))
+    }
+
+    /// Reads and checks; the bytes read. 0 also for an object that may be absent and is.
+    pub fn read(&self, wanted: Wanted) -> Result<u64, Trouble> {
+        let floor = self.subject.ledger.floor(wanted.number);
+        let request = ControlRequest::Get {
+            target: Target::Name { bucket: self.subject.bucket.clone(), key: key(wanted.number) },
+            range: wanted.range.map(|(first, len)| (first, first + len.max(1) - 1)),
+            remote: wanted.remote,
+            resume: false,
+            output: OutputKind::Stream,
+        };
+        let (reader, writer) = io::pipe().map_err(Trouble::here)?;
+        let bytes_max = wanted.range.map_or(self.subject.contents.sizes.bytes_max, |(_, len)| len);
+        let (answer, checked) = if bytes_max <= capacity(&writer) {
+            let client = self.begin(&request, Some(writer.into()));
+            let checked = self.check(&wanted, floor, reader);
+            (client.and_then(|client| self.finish(client, |_| ())), checked)
+        } else {
+            widen(&writer);
+            std::thread::scope(|scope| {
+                let check = scope.spawn(|| self.check(&wanted, floor, reader));
+                let answer = self.ask(&request, Some(writer.into()), |_| ());
+                let broken = || Err(Trouble::here(io::Error::other("the checking thread ended")));
+                (answer, check.join().unwrap_or_else(|_| broken()))
+            })
+        };
+        self.judge(&wanted, floor, answer, checked?)
+    }
+
+    /// Puts together what the node said and what came.
+    fn judge(&self, wanted: &Wanted, floor: u32, answer: Result<(), Failure>, check: Check) -> Result<u64, Trouble> {
+        let what = || format!("get of {} at {}", key(wanted.number), self.node.dir.display());
+        match answer {
+            Ok(()) => match check.finish() {
+                Ok(()) => Ok(check.seen()),
+                Err(at) => Err(Trouble::Wrong(format!("{}: nothing more came from byte {at} on", what()))),
+            },
+            Err(failure) if failure.code == Exit::NotFound.code() => {
+                let mut generations = self.subject.ledger.acceptable(wanted.number, floor);
+                if generations.any(|generation| self.subject.ledger.is_absent(wanted.number, generation)) {
+                    return Ok(0);
+                }
+                Err(Trouble::Wrong(format!("{}: acknowledged and not there: {}", what(), failure.message)))
+            }
+            Err(failure) => Err(Trouble::Failed(failure.at(what()))),
+        }
+    }
+
+    /// Checks all that comes out of `reader`.
+    fn check(&self, wanted: &Wanted, floor: u32, mut reader: PipeReader) -> Result<Check, Trouble> {
+        let bytes_max = wanted.range.map_or(self.subject.contents.sizes.bytes_max, |(_, len)| len);
+        // One more than can be right, so that an excess is seen at once.
+        let mut piece = vec![0; bytes_max.saturating_add(1).min(PIECE_BYTES as u64) as usize];
+        let mut check = None;
+        loop {
+            let count = match reader.read(&mut piece) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Trouble::here(error)),
+            };
+            // Which contents are right is known once the node has decided: when it sends.
+            let check = check.get_or_insert_with(|| self.begin_check(wanted, floor));
+            if count == 0 {
+                break;
+            }
+            self.recorder.moved(count as u64);
+            let found = piece.get(..count).unwrap_or_default();
+            let offset = wanted.range.map_or(0, |(first, _)| first) + check.seen();
+            check.feed(found).map_err(|at| self.wrong(wanted, floor, at, offset, found))?;
+        }
+        Ok(check.unwrap_or_else(|| self.begin_check(wanted, floor)))
+    }
+
+    fn begin_check(&self, wanted: &Wanted, floor: u32) -> Check {
+        let ledger = &self.subject.ledger;
+        let contents = ledger
+            .acceptable(wanted.number, floor)
+            .filter(|generation| !ledger.is_absent(wanted.number, *generation))
+            .map(|generation| self.subject.contents.of(wanted.number, generation))
+            .collect();
+        match wanted.range {
+            None => Check::whole(contents),
+            Some((first, len)) => Check::range(contents, first, len),
+        }
+    }
+
+    /// Says what came instead, where that can be known.
+    fn wrong(&self, wanted: &Wanted, floor: u32, at: u64, offset: u64, found: &[u8]) -> Trouble {
+        let is_of =
+            |generation: &u32| self.subject.contents.of(wanted.number, *generation).difference(offset, found).is_none();
+        let instead = match (1..floor).rev().find(is_of) {
+            Some(generation) => format!("these bytes are of write {generation}, but write {floor} was acknowledged"),
+            None => "no write of it has these bytes there".to_owned(),
+        };
+        let (name, node) = (key(wanted.number), self.node.dir.display());
+        Trouble::Wrong(format!("get of {name} at {node}: wrong from byte {at} on: {instead}"))
+    }
+
+    /// One connection, one command.
+    fn ask(
+        &self,
+        request: &ControlRequest,
+        descriptor: Option<OwnedFd>,
+        on_event: impl FnMut(ControlEvent),
+    ) -> Result<(), Failure> {
+        self.finish(self.begin(request, descriptor)?, on_event)
+    }
+
+    /// The descriptor is the node's alone afterwards: only then does either end of a pipe see the other one go.
+    fn begin(&self, request: &ControlRequest, descriptor: Option<OwnedFd>) -> Result<Client, Failure> {
+        let mut client = self.node.connect()?;
+        self.line.hold(&client);
+        client.send(request, descriptor.as_ref().map(AsFd::as_fd))?;
+        Ok(client)
+    }
+
+    fn finish(&self, mut client: Client, mut on_event: impl FnMut(ControlEvent)) -> Result<(), Failure> {
+        let answer = loop {
+            match client.next_event() {
+                Ok(ControlEvent::Done) => break Ok(()),
+                Ok(event) => on_event(event),
+                Err(error) => break Err(error.into()),
+            }
+        };
+        self.line.release();
+        answer
+    }
+
+    /// An empty file that nobody else sees.
+    fn file(&self) -> io::Result<File> {
+        if self.subject.via == Via::Memfd {
+            return Ok(rustix::fs::memfd_create("loadgen", MemfdFlags::CLOEXEC)?.into());
+        }
+        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&self.subject.scratch, flags, rustix::fs::Mode::RUSR)?.into())
+    }
+}
+
+/// An object's key in its bucket.
+pub fn key(number: u64) -> String {
+    format!("object-{number}")
+}
+
+fn feed(out: &mut impl Write, content: &Content, recorder: &Recorder) -> io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES.min(content.len as usize)];
+    let mut offset = 0;
+    while offset < content.len {
+        let count = (content.len - offset).min(PIECE_BYTES as u64);
+        let part = piece.get_mut(..count as usize).unwrap_or_default();
+        content.fill(offset, part);
+        out.write_all(part)?;
+        recorder.moved(count);
+        offset += count;
+    }
+    Ok(())
+}
+
+/// What goes into a pipe before its writer must wait.
+fn capacity(pipe: &PipeWriter) -> u64 {
+    rustix::pipe::fcntl_getpipe_size(pipe).unwrap_or(0) as u64
+}
+
+fn widen(pipe: &PipeWriter) {
+    // As it is, it works too.
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, LONG_PIPE_BYTES);
+}

@@ -1,0 +1,244 @@
+//! When operations begin.
+//!
+//! - **Closed loop**: each worker begins its next operation when the one before has ended. It measures how fast a node
+//!   can go; a stalled node is asked less, so the stall shows in one operation a worker and not more.
+//! - **Open loop**: operation `i` is meant to begin at `i / rate`, whatever the node does. Latency counts from that
+//!   moment, also when every worker was still busy: whoever would have had to wait is counted as having waited.
+//!
+//! An open loop ends at its duration. What is still late then may begin for [`DRAIN_MAX`] more; what does not even
+//! then is reported as never started, with the wait so far as its latency (a lower bound).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long an open loop that is late goes on behind its end.
+pub const DRAIN_MAX: Duration = Duration::from_secs(1);
+/// Operations that never began are counted in at most so many groups.
+const WAITS_MAX: u64 = 10_000;
+/// How long a worker sleeps before it looks whether the run was stopped.
+const NAP_MAX: Duration = Duration::from_millis(50);
+
+/// The time since the phase began.
+pub trait Clock: Sync {
+    fn now(&self) -> Duration;
+    fn sleep(&self, duration: Duration);
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct RealClock(pub Instant);
+
+impl Clock for RealClock {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn sleep(&self, duration: Duration) {
+        std::thread::sleep(duration);
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Loop {
+    Closed,
+    /// Operations a second.
+    Open(f64),
+}
+
+/// When a phase ends: at whatever comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    pub operations: Option<u64>,
+    pub duration: Option<Duration>,
+}
+
+/// One operation's place in the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    pub index: u64,
+    pub intended: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// From the intended start.
+    pub latency: Duration,
+    /// From the real start.
+    pub service: Duration,
+}
+
+/// Hands out turns to workers.
+#[derive(Debug)]
+pub struct Pacer {
+    pub mode: Loop,
+    limit: Limit,
+    next: AtomicU64,
+}
+
+impl Pacer {
+    pub fn new(mode: Loop, limit: Limit) -> Self {
+        Self { mode, limit, next: AtomicU64::new(0) }
+    }
+
+    /// One worker: takes turns until there is none left or `is_stopped`.
+    pub fn work<T>(
+        &self,
+        clock: &impl Clock,
+        is_stopped: impl Fn() -> bool,
+        mut operation: impl FnMut(Turn) -> T,
+        mut done: impl FnMut(Timing, T),
+    ) {
+        while let Some(turn) = self.take(clock) {
+            while !is_stopped() {
+                match turn.intended.checked_sub(clock.now()) {
+                    Some(early) if !early.is_zero() => clock.sleep(early.min(NAP_MAX)),
+                    _ => break,
+                }
+            }
+            if is_stopped() {
+                return;
+            }
+            let began = clock.now();
+            let outcome = operation(turn);
+            let ended = clock.now();
+            let timing = Timing { latency: ended.saturating_sub(turn.intended), service: ended.saturating_sub(began) };
+            done(timing, outcome);
+        }
+    }
+
+    fn take(&self, clock: &impl Clock) -> Option<Turn> {
+        let now = clock.now();
+        let step = |index: u64| self.turn(index, now).map(|_| index + 1);
+        let index = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).ok()?;
+        self.turn(index, now)
+    }
+
+    fn turn(&self, index: u64, now: Duration) -> Option<Turn> {
+        let duration = self.limit.duration.unwrap_or(Duration::MAX);
+        let (intended, last) = match self.mode {
+            Loop::Closed => (now, duration),
+            Loop::Open(rate) => (Self::intended(index, rate), duration.saturating_add(DRAIN_MAX)),
+        };
+        let is_over = index >= self.limit.operations.unwrap_or(u64::MAX) || intended >= duration || now >= last;
+        (!is_over).then_some(Turn { index, intended })
+    }
+
+    fn intended(index: u64, rate: f64) -> Duration {
+        Duration::try_from_secs_f64(index as f64 / rate).unwrap_or(Duration::MAX)
+    }
+
+    /// How long the operations waited that should have begun before `end` and never did: waits, and how many waited
+    /// about so long.
+    pub fn never_started(&self, end: Duration) -> Vec<(Duration, u64)> {
+        let Loop::Open(rate) = self.mode else { return Vec::new() };
+        let until = end.min(self.limit.duration.unwrap_or(Duration::MAX));
+        let due = ((until.as_secs_f64() * rate).ceil() as u64).min(self.limit.operations.unwrap_or(u64::MAX));
+        let next = self.next.load(Ordering::Relaxed);
+        let stride = due.saturating_sub(next).div_ceil(WAITS_MAX).max(1);
+        let wait = |index| end.saturating_sub(Self::intended(index, rate));
+        (next..due).step_by(stride as usize).map(|index| (wait(index), stride.min(due - index))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Moves when somebody sleeps, and when the server is said to have taken its time.
+    #[derive(Default)]
+    struct VirtualClock(AtomicU64);
+
+    impl Clock for VirtualClock {
+        fn now(&self) -> Duration {
+            Duration::from_nanos(self.0.load(Ordering::Relaxed))
+        }
+
+        fn sleep(&self, duration: Duration) {
+            self.0.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+
+    fn run(pacer: &Pacer, service: impl Fn(u64) -> Duration) -> (Vec<Timing>, Duration) {
+        let clock = VirtualClock::default();
+        let mut timings = Vec::new();
+        pacer.work(&clock, || false, |turn| clock.sleep(service(turn.index)), |timing, ()| timings.push(timing));
+        (timings, clock.now())
+    }
+
+    fn seconds(seconds: u64) -> Limit {
+        Limit { operations: None, duration: Some(Duration::from_secs(seconds)) }
+    }
+
+    /// 1 ms each, but operation 100 takes a second.
+    fn with_a_stall(index: u64) -> Duration {
+        if index == 100 { 1000 * MS } else { MS }
+    }
+
+    #[test]
+    fn a_stall_shows_in_the_latency_of_all_who_would_have_waited() {
+        let pacer = Pacer::new(Loop::Open(100.0), seconds(10));
+        let (timings, _) = run(&pacer, with_a_stall);
+        assert_eq!(timings.len(), 1000);
+        assert_eq!(timings.iter().filter(|timing| timing.service > 10 * MS).count(), 1);
+        // Of the hundred that were due in the stalled second, the first waited for nearly all of it.
+        let late: Vec<_> = timings.iter().filter(|timing| timing.latency > 10 * MS).collect();
+        assert!((100..120).contains(&late.len()), "{} late", late.len());
+        assert!(timings[101].latency > 980 * MS, "{:?}", timings[101]);
+        assert!(timings[150].latency > 500 * MS, "{:?}", timings[150]);
+        assert_eq!(timings[300].latency, MS);
+        assert_eq!(pacer.never_started(Duration::from_secs(10)), []);
+    }
+
+    #[test]
+    fn a_closed_loop_hides_it_in_one_operation() {
+        let (timings, _) = run(&Pacer::new(Loop::Closed, seconds(10)), with_a_stall);
+        assert_eq!(timings.iter().filter(|timing| timing.latency > 10 * MS).count(), 1);
+        assert!(timings.iter().all(|timing| timing.latency == timing.service));
+    }
+
+    #[test]
+    fn operations_begin_on_schedule_while_the_node_keeps_up() {
+        let (timings, end) = run(&Pacer::new(Loop::Open(250.0), seconds(2)), |_| MS);
+        assert_eq!(timings.len(), 500);
+        assert!(timings.iter().all(|timing| timing.latency == MS));
+        assert_eq!(end, Duration::from_secs_f64(499.0 / 250.0) + MS);
+    }
+
+    #[test]
+    fn what_a_slow_node_never_gets_to_is_counted_with_its_wait() {
+        let pacer = Pacer::new(Loop::Open(1000.0), seconds(4));
+        let (timings, end) = run(&pacer, |_| 10 * MS);
+        assert_eq!(timings.len(), 500, "100 a second, for 4 s and the second of grace");
+        let waits = pacer.never_started(end);
+        assert_eq!(waits.len(), 3500);
+        assert_eq!(waits.first(), Some(&(4500 * MS, 1)));
+    }
+
+    #[test]
+    fn millions_that_never_began_are_counted_in_groups() {
+        let pacer = Pacer::new(Loop::Open(1e6), seconds(60));
+        let waits = pacer.never_started(Duration::from_secs(60));
+        assert!(waits.len() <= 10_000);
+        assert_eq!(waits.iter().map(|(_, count)| count).sum::<u64>(), 60_000_000);
+    }
+
+    #[test]
+    fn the_number_of_operations_ends_either_loop() {
+        let limit = Limit { operations: Some(7), duration: None };
+        for mode in [Loop::Closed, Loop::Open(10.0)] {
+            assert_eq!(run(&Pacer::new(mode, limit), |_| MS).0.len(), 7);
+        }
+    }
+
+    #[test]
+    fn who_is_stopped_takes_no_further_turn() {
+        let clock = VirtualClock::default();
+        let pacer = Pacer::new(Loop::Open(0.001), Limit { operations: None, duration: None });
+        let stopped = || clock.now() > 20 * MS;
+        let mut count = 0;
+        pacer.work(&clock, stopped, |_| clock.sleep(MS), |_, ()| count += 1);
+        assert_eq!(count, 1);
+        assert!(clock.now() < 200 * MS, "the second was due after 1000 s");
+    }
+}

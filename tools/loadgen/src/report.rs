@@ -1,0 +1,387 @@
+//! What a run found, as text and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gabion::cli::units::{show_rate, show_size};
+use serde_json::{Value, json};
+
+use crate::measure::{ByKind, Durations, Failed, Totals};
+use crate::pacing::Loop;
+
+/// The percentiles that are reported, in percent.
+pub const PERCENTILES: [(&str, f64); 7] =
+    [("p50", 50.0), ("p75", 75.0), ("p90", 90.0), ("p95", 95.0), ("p99", 99.0), ("p99_9", 99.9), ("p99_99", 99.99)];
+
+#[derive(Debug, Clone, Default)]
+pub struct Interval {
+    /// Since the phase began.
+    pub began: Duration,
+    pub ended: Duration,
+    pub operations: u64,
+    pub failed: u64,
+    /// Moved in the interval, by operations that ended in it or not.
+    pub bytes: u64,
+    pub micros_p50: u64,
+    pub micros_p99: u64,
+    pub micros_max: u64,
+    pub client_cpu: Duration,
+    pub nodes_cpu: Duration,
+    pub nodes_resident_bytes: u64,
+}
+
+impl Interval {
+    pub fn length(&self) -> Duration {
+        self.ended.saturating_sub(self.began).max(Duration::from_micros(1))
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct NodeUsage {
+    pub dir: PathBuf,
+    pub cpu: Duration,
+    pub resident_bytes_max: u64,
+    pub anonymous_bytes_max: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct PhaseReport {
+    pub name: &'static str,
+    pub mode: Loop,
+    pub workers: u32,
+    pub idle: u32,
+    pub elapsed: Duration,
+    pub kinds: ByKind,
+    pub failures: BTreeMap<u8, Failed>,
+    /// Operations of an open loop that the workers did not get to in time.
+    pub never_started: u64,
+    pub intervals: Vec<Interval>,
+    pub client_cpu: Duration,
+    pub nodes: Vec<NodeUsage>,
+}
+
+impl Default for PhaseReport {
+    fn default() -> Self {
+        Self {
+            name: "",
+            mode: Loop::Closed,
+            workers: 0,
+            idle: 0,
+            elapsed: Duration::ZERO,
+            kinds: ByKind::new(),
+            failures: BTreeMap::new(),
+            never_started: 0,
+            intervals: Vec::new(),
+            client_cpu: Duration::ZERO,
+            nodes: Vec::new(),
+        }
+    }
+}
+
+impl PhaseReport {
+    pub fn operations(&self) -> u64 {
+        self.kinds.values().map(|totals| totals.operations).sum()
+    }
+
+    /// Of operations that ended well.
+    pub fn bytes(&self) -> u64 {
+        self.kinds.values().map(|totals| totals.bytes).sum()
+    }
+
+    fn seconds(&self) -> f64 {
+        self.elapsed.as_secs_f64().max(1e-6)
+    }
+
+    /// What it did, in a few lines.
+    pub fn text(&self) -> String {
+        let mut text = format!("{}: {}, {}", self.name, show_mode(self.mode), show_count(self.workers));
+        if self.idle > 0 {
+            let _ = write!(text, ", {} idle connections on each node", self.idle);
+        }
+        let rate = self.operations() as f64 / self.seconds();
+        let _ = write!(
+            text,
+            "\n  {:.2} s  {} operations  {rate:.1}/s  {}  {}",
+            self.seconds(),
+            self.operations(),
+            show_size(self.bytes()),
+            show_rate(self.bytes(), self.elapsed),
+        );
+        for (kind, totals) in &self.kinds {
+            text += &kind_text(kind.name(), totals, self.mode);
+        }
+        if self.never_started > 0 {
+            let _ = write!(
+                text,
+                "\n  NOT KEPT UP: {} operations never began; their waits so far are in the latencies",
+                self.never_started
+            );
+        }
+        for (code, failed) in &self.failures {
+            let _ = write!(text, "\n  FAILED {} times with code {code}, first: {}", failed.count, failed.message);
+        }
+        text += &self.usage_text();
+        text
+    }
+
+    fn usage_text(&self) -> String {
+        let cores =
+            |cpu: Duration| format!("{:.2} s ({:.2} cores)", cpu.as_secs_f64(), cpu.as_secs_f64() / self.seconds());
+        let mut text = format!("\n  CPU: client {}", cores(self.client_cpu));
+        for (index, node) in self.nodes.iter().enumerate() {
+            let (resident, anonymous) = (show_size(node.resident_bytes_max), show_size(node.anonymous_bytes_max));
+            let _ = write!(text, "\n  node {index}: {}, memory {resident}, anonymous {anonymous}", cores(node.cpu));
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        let kinds: serde_json::Map<String, Value> =
+            self.kinds.iter().map(|(kind, totals)| (kind.name().to_owned(), totals_json(totals))).collect();
+        let failures: Vec<Value> = self
+            .failures
+            .iter()
+            .map(|(code, failed)| json!({ "code": code, "count": failed.count, "first": failed.message }))
+            .collect();
+        let nodes: Vec<Value> = self.nodes.iter().map(node_json).collect();
+        json!({
+            "name": self.name,
+            "loop": match self.mode { Loop::Closed => "closed", Loop::Open(_) => "open" },
+            "rate": match self.mode { Loop::Closed => None, Loop::Open(rate) => Some(rate) },
+            "concurrency": self.workers,
+            "idle_connections": self.idle,
+            "elapsed_s": self.elapsed.as_secs_f64(),
+            "operations": self.operations(),
+            "operations_per_s": self.operations() as f64 / self.seconds(),
+            "bytes": self.bytes(),
+            "bytes_per_s": self.bytes() as f64 / self.seconds(),
+            "never_started": self.never_started,
+            "kinds": kinds,
+            "failures": failures,
+            "client_cpu_s": self.client_cpu.as_secs_f64(),
+            "nodes": nodes,
+            "intervals": self.intervals.iter().map(interval_json).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// A whole run.
+#[derive(Debug, Clone)]
+pub struct RunReport {
+    pub scenario: &'static str,
+    pub seed: u64,
+    pub phases: Vec<PhaseReport>,
+    /// What was wrong with the first wrong byte.
+    pub wrong: Option<String>,
+    pub is_interrupted: bool,
+    /// Objects that should have been removed from the nodes and could not be.
+    pub left_behind: u64,
+}
+
+impl RunReport {
+    /// The exit code of the first failure that has one worth telling, integrity before all.
+    pub fn failure_code(&self) -> Option<u8> {
+        let codes = || self.phases.iter().flat_map(|phase| phase.failures.keys().copied());
+        codes().find(|code| *code == 6).or_else(|| codes().next())
+    }
+
+    pub fn json(&self) -> Value {
+        json!({
+            "scenario": self.scenario,
+            "seed": self.seed,
+            "verified": self.wrong.is_none() && self.failure_code().is_none() && !self.is_interrupted,
+            "wrong": self.wrong,
+            "interrupted": self.is_interrupted,
+            "left_behind": self.left_behind,
+            "phases": self.phases.iter().map(PhaseReport::json).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn kind_text(name: &str, totals: &Totals, mode: Loop) -> String {
+    let mut text = format!("\n  {name:<6} {:>8} ok {:>4} failed", totals.operations, totals.failed);
+    if totals.latency.count() > 0 {
+        let _ = write!(text, "  latency {}", latency_text(&totals.latency));
+    }
+    if mode != Loop::Closed && totals.service.count() > 0 {
+        let _ = write!(text, "\n{:34}service {}", "", latency_text(&totals.service));
+    }
+    text
+}
+
+fn latency_text(durations: &Durations) -> String {
+    let mut text = String::new();
+    for (name, percent) in PERCENTILES.iter().filter(|(name, _)| !matches!(*name, "p75" | "p95")) {
+        let _ = write!(text, "{} {}  ", name.replace('_', "."), show_micros(durations.micros_at(percent / 100.0)));
+    }
+    text + &format!("max {}", show_micros(durations.micros_max()))
+}
+
+fn totals_json(totals: &Totals) -> Value {
+    json!({
+        "operations": totals.operations,
+        "failed": totals.failed,
+        "bytes": totals.bytes,
+        "latency_us": durations_json(&totals.latency),
+        "service_us": durations_json(&totals.service),
+    })
+}
+
+fn durations_json(durations: &Durations) -> Value {
+    let mut object = serde_json::Map::new();
+    for (name, percent) in PERCENTILES {
+        object.insert(name.to_owned(), durations.micros_at(percent / 100.0).into());
+    }
+    object.insert("count".to_owned(), durations.count().into());
+    object.insert("mean".to_owned(), durations.micros_mean().into());
+    object.insert("max".to_owned(), durations.micros_max().into());
+    Value::Object(object)
+}
+
+fn node_json(node: &NodeUsage) -> Value {
+    json!({
+        "data_dir": node.dir.display().to_string(),
+        "cpu_s": node.cpu.as_secs_f64(),
+        "resident_bytes_max": node.resident_bytes_max,
+        "anonymous_bytes_max": node.anonymous_bytes_max,
+    })
+}
+
+fn interval_json(interval: &Interval) -> Value {
+    json!({
+        "began_s": interval.began.as_secs_f64(),
+        "ended_s": interval.ended.as_secs_f64(),
+        "operations": interval.operations,
+        "failed": interval.failed,
+        "bytes": interval.bytes,
+        "p50_us": interval.micros_p50,
+        "p99_us": interval.micros_p99,
+        "max_us": interval.micros_max,
+        "client_cpu_s": interval.client_cpu.as_secs_f64(),
+        "nodes_cpu_s": interval.nodes_cpu.as_secs_f64(),
+        "nodes_resident_bytes": interval.nodes_resident_bytes,
+    })
+}
+
+pub fn show_mode(mode: Loop) -> String {
+    match mode {
+        Loop::Closed => "closed loop".to_owned(),
+        Loop::Open(rate) => format!("open loop of {rate}/s"),
+    }
+}
+
+fn show_count(workers: u32) -> String {
+    format!("{workers} at a time")
+}
+
+/// `85 us`, `1.25 ms`, `3.1 s`.
+pub fn show_micros(micros: u64) -> String {
+    let value = micros as f64;
+    match micros {
+        0..1000 => format!("{micros} us"),
+        1000..10_000 => format!("{:.2} ms", value / 1e3),
+        10_000..1_000_000 => format!("{:.0} ms", value / 1e3),
+        _ => format!("{:.2} s", value / 1e6),
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::measure::{Kind, Recorder};
+    use crate::pacing::Timing;
+
+    /// Two seconds of an open loop: 1,000 gets of 100 bytes that took 1 to 1,000 ms, and one failed put.
+    pub fn sample() -> RunReport {
+        let recorder = Recorder::new();
+        for millis in 1..=1000 {
+            let (latency, service) = (Duration::from_millis(millis), Duration::from_millis(1));
+            recorder.done(0, Kind::Get, Timing { latency, service }, 100);
+        }
+        recorder.fail(0, Kind::Put, 8, "no space <on> \"disk\" & more".to_owned());
+        let interval = |began: u64, operations| Interval {
+            began: Duration::from_secs(began),
+            ended: Duration::from_secs(began + 1),
+            operations,
+            bytes: operations * 100,
+            micros_p50: 500,
+            micros_p99: 900,
+            micros_max: 1000,
+            ..Interval::default()
+        };
+        let phase = PhaseReport {
+            name: "mixed",
+            mode: Loop::Open(600.0),
+            workers: 4,
+            elapsed: Duration::from_secs(2),
+            kinds: recorder.drain(),
+            failures: recorder.failures(),
+            never_started: 3,
+            intervals: vec![interval(0, 400), interval(1, 600)],
+            client_cpu: Duration::from_millis(500),
+            nodes: vec![NodeUsage { dir: "/tmp/a".into(), ..NodeUsage::default() }],
+            ..PhaseReport::default()
+        };
+        RunReport {
+            scenario: "mixed",
+            seed: 9,
+            phases: vec![phase],
+            wrong: None,
+            is_interrupted: false,
+            left_behind: 0,
+        }
+    }
+
+    #[test]
+    fn the_json_report_has_every_figure_under_its_name() {
+        let json = sample().json();
+        assert_eq!((&json["scenario"], &json["seed"]), (&json!("mixed"), &json!(9)));
+        assert_eq!((&json["wrong"], &json["verified"]), (&Value::Null, &json!(false)), "a put failed");
+        let phase = &json["phases"][0];
+        for (name, value) in [
+            ("loop", json!("open")),
+            ("rate", json!(600.0)),
+            ("concurrency", json!(4)),
+            ("elapsed_s", json!(2.0)),
+            ("operations", json!(1000)),
+            ("operations_per_s", json!(500.0)),
+            ("bytes_per_s", json!(50_000.0)),
+            ("never_started", json!(3)),
+            ("client_cpu_s", json!(0.5)),
+        ] {
+            assert_eq!(phase[name], value, "{name}");
+        }
+        let get = &phase["kinds"]["get"];
+        assert_eq!((&get["operations"], &get["bytes"]), (&json!(1000), &json!(100_000)));
+        for (name, wanted) in [("p50", 500_000.0), ("p99", 990_000.0), ("p99_99", 1_000_000.0), ("max", 1_000_000.0)] {
+            let found = get["latency_us"][name].as_f64().unwrap();
+            assert!((found / wanted - 1.0).abs() < 0.002, "{name}: {found}");
+        }
+        assert!(get["service_us"]["max"].as_f64().unwrap() < 1010.0);
+        assert_eq!(phase["failures"][0]["code"], json!(8));
+        assert_eq!(phase["kinds"]["put"]["failed"], json!(1));
+        assert_eq!(phase["intervals"].as_array().unwrap().len(), 2);
+        assert_eq!(phase["nodes"][0]["data_dir"], json!("/tmp/a"));
+    }
+
+    #[test]
+    fn integrity_comes_before_every_other_failure() {
+        let mut report = sample();
+        assert_eq!(report.failure_code(), Some(8));
+        let failed = Failed { count: 1, message: String::new() };
+        report.phases[0].failures.insert(5, failed.clone());
+        assert_eq!(report.failure_code(), Some(5));
+        report.phases[0].failures.insert(6, failed);
+        assert_eq!(report.failure_code(), Some(6));
+    }
+
+    #[test]
+    fn the_text_names_what_went_wrong() {
+        let text = sample().phases[0].text();
+        for part in ["open loop of 600/s", "4 at a time", "1000 operations", "500.0/s", "NOT KEPT UP: 3", "code 8"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What happened in each interval of a phase: throughput, latency, CPU and memory.
+
+use std::time::Duration;
+
+use gabion::cli::units::{show_rate, show_size};
+
+use crate::measure::{ByKind, Durations, Recorder, add_all};
+use crate::nodes::Nodes;
+use crate::report::{Interval, NodeUsage, PhaseReport, show_micros};
+use crate::scenario::Phase;
+use crate::usage::Usage;
+
+/// Collects the report of a phase while it runs.
+pub struct Sampler<'a> {
+    pub report: PhaseReport,
+    nodes: &'a Nodes,
+    interval: Duration,
+    /// Of the interval that runs.
+    began: Duration,
+    bytes_before: u64,
+    failed_before: u64,
+    client_before: Usage,
+    nodes_before: Vec<Usage>,
+}
+
+impl<'a> Sampler<'a> {
+    pub fn start(phase: &Phase, nodes: &'a Nodes, interval: Duration) -> Self {
+        let node = |node: &crate::nodes::Node| NodeUsage { dir: node.dir.clone(), ..NodeUsage::default() };
+        Self {
+            report: PhaseReport {
+                name: phase.name,
+                mode: phase.mode,
+                workers: phase.workers,
+                idle: phase.idle,
+                nodes: nodes.all.iter().map(node).collect(),
+                ..PhaseReport::default()
+            },
+            nodes,
+            interval,
+            began: Duration::ZERO,
+            bytes_before: 0,
+            failed_before: 0,
+            client_before: Usage::of_this_process(),
+            nodes_before: usages(nodes),
+        }
+    }
+
+    /// Ends the interval if it is time for that, and says whether it was.
+    pub fn look(&mut self, recorder: &Recorder, now: Duration) -> bool {
+        let is_over = now >= self.began + self.interval;
+        if is_over {
+            self.end_interval(recorder, now);
+        }
+        is_over
+    }
+
+    pub fn finish(mut self, recorder: &Recorder, now: Duration) -> PhaseReport {
+        self.end_interval(recorder, now);
+        self.report.elapsed = now;
+        self.report.failures = recorder.failures();
+        self.report
+    }
+
+    fn end_interval(&mut self, recorder: &Recorder, now: Duration) {
+        let drained = recorder.drain();
+        let (bytes, failed) = (recorder.bytes(), recorder.failed());
+        let (client, nodes) = (Usage::of_this_process(), usages(self.nodes));
+        let client_cpu = client.cpu.saturating_sub(self.client_before.cpu);
+        let mut nodes_cpu = Duration::ZERO;
+        for ((node, after), before) in self.report.nodes.iter_mut().zip(&nodes).zip(&self.nodes_before) {
+            let cpu = after.cpu.saturating_sub(before.cpu);
+            nodes_cpu += cpu;
+            node.cpu += cpu;
+            node.resident_bytes_max = node.resident_bytes_max.max(after.resident_bytes);
+            node.anonymous_bytes_max = node.anonymous_bytes_max.max(after.anonymous_bytes);
+        }
+        let latency = all_latencies(&drained);
+        self.report.client_cpu += client_cpu;
+        self.report.intervals.push(Interval {
+            began: self.began,
+            ended: now,
+            operations: drained.values().map(|totals| totals.operations).sum(),
+            failed: failed - self.failed_before,
+            bytes: bytes - self.bytes_before,
+            micros_p50: latency.micros_at(0.5),
+            micros_p99: latency.micros_at(0.99),
+            micros_max: latency.micros_max(),
+            client_cpu,
+            nodes_cpu,
+            nodes_resident_bytes: nodes.iter().map(|usage| usage.resident_bytes).sum(),
+        });
+        add_all(&mut self.report.kinds, &drained);
+        (self.began, self.bytes_before, self.failed_before) = (now, bytes, failed);
+        (self.client_before, self.nodes_before) = (client, nodes);
+    }
+
+    /// The last interval in one line.
+    pub fn line(&self) -> String {
+        let Some(last) = self.report.intervals.last() else { return String::new() };
+        let seconds = last.length().as_secs_f64();
+        format!(
+            "{} {:.0} s  {:.0}/s  {}  p50 {}  p99 {}  max {}  failed {}  cores: nodes {:.1}, client {:.1}  memory {}",
+            self.report.name,
+            last.ended.as_secs_f64(),
+            last.operations as f64 / seconds,
+            show_rate(last.bytes, last.length()),
+            show_micros(last.micros_p50),
+            show_micros(last.micros_p99),
+            show_micros(last.micros_max),
+            self.failed_before,
+            last.nodes_cpu.as_secs_f64() / seconds,
+            last.client_cpu.as_secs_f64() / seconds,
+            show_size(last.nodes_resident_bytes),
+        )
+    }
+}
+
+fn usages(nodes: &Nodes) -> Vec<Usage> {
+    nodes.all.iter().map(|node| node.process.and_then(Usage::of).unwrap_or_default()).collect()
+}
+
+fn all_latencies(kinds: &ByKind) -> Durations {
+    let mut all = Durations::default();
+    kinds.values().for_each(|totals| all.add(&totals.latency));
+    all
+}

@@ -1,0 +1,335 @@
+//! Scenarios: what each one puts beforehand, does, and assumes where the command line leaves it open.
+//!
+//! | scenario | objects | size | then | at a time |
+//! | --- | --- | --- | --- | --- |
+//! | put | - | 1M | new objects for 10 s | 8 |
+//! | get | 256 | 1M | get, 10 s | 8 |
+//! | mixed | 1,000 | 64K | 90 % get, 10 % overwrite, skew 0.99, 10 s | 16 |
+//! | ranges | 16 | 16M | ranges of 1-256K, 10 s | 8 |
+//! | overwrite | 200 | 1-256K | 40 % get, of the writes 20 % removals, 10 s | 8 |
+//! | small | 5,000 | 1-4K | get each, in number as many | 32 |
+//! | huge | 2 | 1G | get each | 2 |
+//! | connections | 1,000 | 4K | get, 10 s, 256 idle ones beside | 256 |
+//! | peers | 4 | 256M | get each, past local copies | 1 |
+//! | crowd | 1 | 256M | every receiver once; the first node has the file, the others are asked | 16 |
+
+use std::time::Duration;
+
+use gabion::cli::exit::Failure;
+
+use crate::arguments::{LoadArguments, Scenario};
+use crate::content::Sizes;
+use crate::dice::Dice;
+use crate::measure::Kind;
+use crate::pacing::{Limit, Loop};
+use crate::popularity::Popularity;
+
+const DURATION: Duration = Duration::from_secs(10);
+/// Puts at a time beforehand.
+const FILLERS_MIN: u32 = 4;
+const FILLERS_MAX: u32 = 16;
+
+/// What the operations of a phase are.
+#[derive(Debug)]
+pub enum Choice {
+    /// Operation `i` puts object `i`.
+    PutEach,
+    /// Operation `i` reads object `i` of so many, again from the first one after the last.
+    GetEach(u64),
+    Drawn {
+        popularity: Popularity,
+        reads: u32,
+        ranges: Option<Sizes>,
+    },
+}
+
+/// What one operation is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    Write { number: u64 },
+    Read { number: u64, range: Option<Sizes> },
+}
+
+impl Choice {
+    pub fn task(&self, index: u64, dice: &mut Dice) -> Task {
+        match self {
+            Choice::PutEach => Task::Write { number: index },
+            Choice::GetEach(objects) => Task::Read { number: index.checked_rem(*objects).unwrap_or(0), range: None },
+            Choice::Drawn { popularity, reads, ranges } => {
+                let number = popularity.draw(dice);
+                if dice.percent(*reads) { Task::Read { number, range: *ranges } } else { Task::Write { number } }
+            }
+        }
+    }
+
+    /// What an operation that never began would most likely have been.
+    pub fn usual(&self) -> Kind {
+        match self {
+            Choice::PutEach => Kind::Put,
+            Choice::GetEach(_) => Kind::Get,
+            Choice::Drawn { ranges: Some(_), .. } => Kind::Range,
+            Choice::Drawn { reads, .. } => {
+                if *reads >= 50 {
+                    Kind::Get
+                } else {
+                    Kind::Put
+                }
+            }
+        }
+    }
+}
+
+/// Which node is asked by operation `i`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    InTurn,
+    First,
+    /// In turn, but not the first one unless it is alone.
+    AllButFirst,
+}
+
+impl Route {
+    pub fn node(self, index: u64, nodes: usize) -> usize {
+        let (first, of) = match self {
+            Route::First => (0, 1),
+            Route::AllButFirst if nodes > 1 => (1, nodes - 1),
+            Route::InTurn | Route::AllButFirst => (0, nodes),
+        };
+        first + (index % of.max(1) as u64) as usize
+    }
+}
+
+#[derive(Debug)]
+pub struct Phase {
+    pub name: &'static str,
+    pub choice: Choice,
+    pub route: Route,
+    pub remote: bool,
+    pub workers: u32,
+    pub mode: Loop,
+    pub limit: Limit,
+    /// Silent connections on each node meanwhile.
+    pub idle: u32,
+}
+
+/// A scenario with everything decided.
+#[derive(Debug)]
+pub struct Plan {
+    pub name: &'static str,
+    pub sizes: Sizes,
+    pub removals: u32,
+    /// Objects that are there before the last phase, for `--reuse`.
+    pub objects: u64,
+    pub phases: Vec<Phase>,
+}
+
+/// What a scenario is when the command line says nothing.
+struct Usual {
+    name: &'static str,
+    objects: u64,
+    sizes: Sizes,
+    workers: u32,
+    idle: u32,
+    remote: bool,
+    /// Of `Drawn`.
+    reads: u32,
+    removals: u32,
+    skew: f64,
+    ranges: Option<Sizes>,
+    /// Operations; by time when none.
+    count: Option<u64>,
+    each: bool,
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+impl Usual {
+    fn of(scenario: Scenario) -> Self {
+        let drawn = |name, objects, sizes, workers| Self {
+            name,
+            objects,
+            sizes,
+            workers,
+            idle: 0,
+            remote: false,
+            reads: 100,
+            removals: 0,
+            skew: 0.0,
+            ranges: None,
+            count: None,
+            each: false,
+        };
+        let each = |name, objects, sizes, workers| Self {
+            each: true,
+            count: Some(objects),
+            ..drawn(name, objects, sizes, workers)
+        };
+        let exactly = Sizes::exactly;
+        let upto = |bytes_max| Sizes { bytes_min: 1, bytes_max };
+        match scenario {
+            Scenario::Put => drawn("put", 0, exactly(MIB), 8),
+            Scenario::Get => drawn("get", 256, exactly(MIB), 8),
+            Scenario::Mixed => Self { reads: 90, skew: 0.99, ..drawn("mixed", 1000, exactly(64 * KIB), 16) },
+            Scenario::Ranges => Self { ranges: Some(upto(256 * KIB)), ..drawn("ranges", 16, exactly(16 * MIB), 8) },
+            Scenario::Overwrite => Self { reads: 40, removals: 20, ..drawn("overwrite", 200, upto(256 * KIB), 8) },
+            Scenario::Small => each("small", 5000, upto(4 * KIB), 32),
+            Scenario::Huge => each("huge", 2, exactly(1024 * MIB), 2),
+            Scenario::Connections => Self { idle: 256, ..drawn("connections", 1000, exactly(4 * KIB), 256) },
+            Scenario::Peers => Self { remote: true, ..each("peers", 4, exactly(256 * MIB), 1) },
+            Scenario::Crowd => each("crowd", 1, exactly(256 * MIB), 16),
+        }
+    }
+}
+
+impl Plan {
+    pub fn new(scenario: Scenario, load: &LoadArguments, nodes: usize) -> Result<Self, Failure> {
+        if scenario == Scenario::Peers && nodes < 2 {
+            return Err(Failure::usage("peers needs at least two nodes: --spawn 3, or --node several times"));
+        }
+        let usual = Usual::of(scenario);
+        let objects = if scenario == Scenario::Crowd { 1 } else { load.objects.unwrap_or(usual.objects) };
+        let workers = load.concurrency.unwrap_or(usual.workers);
+        let measured = Measured { scenario, load, usual: &usual, objects, workers };
+        let mut phases = Vec::new();
+        if objects > 0 && scenario != Scenario::Put && !load.reuse {
+            phases.push(measured.fill());
+        }
+        phases.push(measured.phase());
+        Ok(Self {
+            name: usual.name,
+            sizes: load.size.unwrap_or(usual.sizes),
+            removals: load.removes.unwrap_or(usual.removals),
+            objects: if scenario == Scenario::Put { 0 } else { objects },
+            phases,
+        })
+    }
+
+    /// Reads what was put, each object once.
+    pub fn read_back(workers: u32, objects: u64) -> Phase {
+        Phase {
+            name: "read back",
+            choice: Choice::GetEach(objects),
+            route: Route::InTurn,
+            remote: false,
+            workers,
+            mode: Loop::Closed,
+            limit: Limit { operations: Some(objects), duration: None },
+            idle: 0,
+        }
+    }
+}
+
+struct Measured<'a> {
+    scenario: Scenario,
+    load: &'a LoadArguments,
+    usual: &'a Usual,
+    objects: u64,
+    workers: u32,
+}
+
+impl Measured<'_> {
+    fn fill(&self) -> Phase {
+        // Of small and huge objects the puts are half of the point.
+        let is_measured = matches!(self.scenario, Scenario::Small | Scenario::Huge);
+        Phase {
+            name: if is_measured { "put" } else { "put beforehand" },
+            choice: Choice::PutEach,
+            route: if self.scenario == Scenario::Crowd { Route::First } else { Route::InTurn },
+            remote: false,
+            workers: if is_measured { self.workers } else { self.workers.clamp(FILLERS_MIN, FILLERS_MAX) },
+            mode: Loop::Closed,
+            limit: Limit { operations: Some(self.objects), duration: None },
+            idle: 0,
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        let (load, usual) = (self.load, self.usual);
+        let choice = match self.scenario {
+            Scenario::Put => Choice::PutEach,
+            _ if usual.each => Choice::GetEach(self.objects),
+            _ => Choice::Drawn {
+                popularity: Popularity::new(self.objects, load.zipf.unwrap_or(usual.skew)),
+                reads: load.reads.filter(|_| usual.reads < 100).unwrap_or(usual.reads),
+                ranges: usual.ranges.map(|ranges| load.range_size.unwrap_or(ranges)),
+            },
+        };
+        Phase {
+            name: usual.name,
+            choice,
+            route: if self.scenario == Scenario::Crowd { Route::AllButFirst } else { Route::InTurn },
+            remote: load.remote || usual.remote,
+            workers: self.workers,
+            mode: load.rate.map_or(Loop::Closed, Loop::Open),
+            limit: self.limit(),
+            idle: load.idle.unwrap_or(usual.idle),
+        }
+    }
+
+    fn limit(&self) -> Limit {
+        let (count, duration) = (self.load.count, self.load.duration);
+        if self.scenario == Scenario::Crowd {
+            return Limit { operations: Some(u64::from(self.workers)), duration: None };
+        }
+        if count.is_some() || duration.is_some() {
+            return Limit { operations: count, duration };
+        }
+        match self.usual.count {
+            Some(_) => Limit { operations: Some(self.objects), duration: None },
+            None => Limit { operations: None, duration: Some(DURATION) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Parser, ValueEnum};
+
+    use super::*;
+    use crate::arguments::Arguments;
+
+    fn plan(line: &str, nodes: usize) -> Result<Plan, Failure> {
+        let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+        Plan::new(arguments.scenario.unwrap(), &arguments.load, nodes)
+    }
+
+    #[test]
+    fn every_scenario_has_an_end_and_objects_to_read() {
+        for scenario in Scenario::value_variants() {
+            let name = scenario.to_possible_value().unwrap().get_name().to_owned();
+            let plan = plan(&format!("loadgen {name} --spawn 3"), 3).unwrap();
+            assert_eq!(plan.name, name);
+            for phase in &plan.phases {
+                assert!(phase.limit.operations.is_some() || phase.limit.duration.is_some(), "{name}");
+            }
+            assert_eq!(plan.phases.len(), if *scenario == Scenario::Put { 1 } else { 2 }, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_crowd_asks_all_but_the_node_that_has_the_file() {
+        let plan = plan("loadgen crowd --spawn 3 --concurrency 9", 3).unwrap();
+        let [fill, crowd] = plan.phases.as_slice() else { panic!() };
+        assert!((0..9).all(|index| fill.route.node(index, 3) == 0));
+        let asked: Vec<_> = (0..4).map(|index| crowd.route.node(index, 3)).collect();
+        assert_eq!(asked, [1, 2, 1, 2]);
+        assert_eq!(crowd.route.node(5, 1), 0);
+        assert_eq!((crowd.workers, crowd.limit.operations), (9, Some(9)));
+    }
+
+    #[test]
+    fn peers_need_two_nodes() {
+        assert_eq!(plan("loadgen peers --spawn 1", 1).unwrap_err().code, 2);
+        assert!(plan("loadgen peers --spawn 2", 2).is_ok());
+    }
+
+    #[test]
+    fn reads_come_at_their_share() {
+        let plan = plan("loadgen mixed --spawn 1 --reads 70 --objects 50", 1).unwrap();
+        let choice = &plan.phases.last().unwrap().choice;
+        let tasks = (0..10_000).map(|index| choice.task(index, &mut Dice::new(&[1, index])));
+        let reads = tasks.filter(|task| matches!(task, Task::Read { number, .. } if *number < 50)).count();
+        assert!((6_800..7_200).contains(&reads), "{reads}");
+    }
+}

@@ -1,0 +1,90 @@
+//! Every scenario once, small, on nodes of its own: the quick test of a build, and of this tool.
+
+use std::time::Instant;
+
+use clap::Parser;
+use gabion::cli::exit::{Exit, Failure};
+
+use crate::arguments::Arguments;
+use crate::nodes::Nodes;
+use crate::report::RunReport;
+use crate::scenario::Plan;
+
+const NODES: u8 = 3;
+
+/// As after `loadgen`, without the nodes.
+const RUNS: [&str; 13] = [
+    "put --count 40 --size 100K-2M --read-back",
+    "put --count 12 --size 3M --via memfd --read-back",
+    "put --count 12 --size 3M --via file --no-dedup --read-back",
+    "get --objects 40 --count 200 --size 1-1M",
+    "mixed --objects 50 --count 600 --size 1-200K --reads 70",
+    "mixed --objects 50 --size 4K --rate 200 --duration 2s --concurrency 32",
+    "ranges --objects 3 --count 100 --size 5M --range-size 1-2M",
+    "overwrite --objects 20 --count 600 --size 0-200K --concurrency 16",
+    "small --objects 1000 --size 0-4K",
+    "huge --objects 2 --size 40M",
+    "connections --objects 50 --count 600 --concurrency 150 --idle 50",
+    "peers --objects 2 --size 16M",
+    "crowd --concurrency 9 --size 16M",
+];
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let began = Instant::now();
+    let places = &arguments.where_;
+    let nodes = Nodes::spawn(&crate::spawn_options(places, places.spawn.unwrap_or(NODES))?)?;
+    for (index, line) in RUNS.iter().enumerate() {
+        // Another seed, so another bucket and other contents.
+        let seed = arguments.load.seed.wrapping_add(index as u64);
+        let one = arguments_of(line, seed, arguments)?;
+        let scenario = one.scenario.ok_or_else(|| Failure::other("a scenario has no name"))?;
+        let report = crate::run(&Plan::new(scenario, &one.load, nodes.all.len())?, &one, &nodes)?;
+        show(&report, line);
+        crate::outcome(&report).map_err(|failure| failure.at(format!("{line} --seed {seed}")))?;
+    }
+    println!("every byte came back as it went in, {:.1} s", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn arguments_of(line: &str, seed: u64, outer: &Arguments) -> Result<Arguments, Failure> {
+    let seed = seed.to_string();
+    let words = ["loadgen", "--spawn", "1", "--seed", &seed].into_iter().chain(line.split_whitespace());
+    let mut arguments =
+        Arguments::try_parse_from(words).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    arguments.smoke = true;
+    arguments.output = outer.output.clone();
+    arguments.where_ = outer.where_.clone();
+    Ok(arguments)
+}
+
+fn show(report: &RunReport, line: &str) {
+    println!("{line}");
+    for phase in &report.phases {
+        let seconds = phase.elapsed.as_secs_f64().max(1e-6);
+        println!(
+            "  {:<14} {:>6.2} s  {:>8.1}/s  {:>8.1} MiB/s  {:>5} failed",
+            phase.name,
+            seconds,
+            phase.operations() as f64 / seconds,
+            phase.bytes() as f64 / f64::from(1 << 20) / seconds,
+            phase.failures.values().map(|failed| failed.count).sum::<u64>(),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum;
+
+    use super::*;
+    use crate::arguments::Scenario;
+
+    #[test]
+    fn the_smoke_run_walks_every_scenario() {
+        let outer = Arguments::try_parse_from(["loadgen", "--smoke"]).unwrap();
+        let walked: Vec<_> = RUNS.iter().map(|line| arguments_of(line, 7, &outer).unwrap().scenario.unwrap()).collect();
+        for scenario in Scenario::value_variants() {
+            assert!(walked.contains(scenario), "{scenario:?}");
+        }
+    }
+}
