@@ -19,10 +19,9 @@ class Gabion(System):
     programs = ("gabion",)
 
     def facts_of(self, stage: str) -> Facts:
-        if stage in ("put", "tree_put", "value_set"):
-            return Facts("at rest", "-", "before it says so")
         where = "at rest and on the wire" if stage in BETWEEN_NODES else "at rest"
-        return Facts(where, "BLAKE3, each chunk", "-" if stage in ("wire", "get_cold", "get_hot", "value_get") else "no")
+        verified = "-" if stage in ("put", "tree_put", "value_set") else "BLAKE3, each chunk"
+        return Facts(where, verified, "before it says so")
 
     def node(self, name: str, *arguments: object) -> list[object]:
         return [self.program("gabion"), "--data-dir", self.scratch / name, *arguments]

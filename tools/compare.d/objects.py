@@ -20,7 +20,8 @@ class ObjectStore(Peer):
     """`set_up` of a subclass sets `port`, `key` and `secret`, and makes the bucket."""
 
     def environment(self) -> dict[str, str]:
-        return os.environ | {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret, "AWS_REGION": "garage"}
+        keys = {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret}
+        return os.environ | keys | {"AWS_REGION": "garage"}
 
     def s5cmd(self, *arguments: object, to: str | None = None) -> None:
         self.meter.call(*self.client(), *arguments, to=to, env=self.environment())

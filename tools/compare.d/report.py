@@ -98,7 +98,8 @@ def table(stage: Stage, rows: list[Row]) -> list[str]:
         run = row.middle()
         cells = [
             f"limit: {row.system}" if row.is_limit else row.system, rate(stage, run), seconds(row),
-            "1" if row is limit else spread(row.times(limit)), "1" if row is reference else spread(row.times(reference)),
+            "1" if row is limit else spread(row.times(limit)),
+            "1" if row is reference else spread(row.times(reference)),
             cpu(stage, run), f"{run.memory_bytes / (1 << 20):,.0f} MiB" if run.memory_bytes else "-", durable(row),
             row.facts.encrypted, row.facts.verified]
         lines.append("| " + " | ".join(cells) + " |")

@@ -43,8 +43,10 @@ class Finder:
 
     def __init__(self, gabion: pathlib.Path, peers: pathlib.Path | None) -> None:
         self.gabion = gabion
-        # A program before the Python script that only starts it.
-        self.folders = [peers / "bin", *peers.glob("py/lib/*/site-packages/*/bin"), peers / "py" / "bin"] if peers else []
+        self.folders: list[pathlib.Path] = []
+        if peers:
+            # A program before the Python script that only starts it.
+            self.folders = [peers / "bin", *peers.glob("py/lib/*/site-packages/*/bin"), peers / "py" / "bin"]
 
     @functools.cache  # noqa: B019 (one finder a process)
     def find(self, program: str) -> str | None:
