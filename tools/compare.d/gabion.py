@@ -42,6 +42,7 @@ class Gabion(System):
         self.meter.serve(self.node(name, "--listen", "127.0.0.1:0"), name, env=self.environment(ticket))
 
         def is_ready() -> bool:
+            # While a node still learns what it owns, its status is an exit code of its own, and so a failure here.
             try:
                 return json.loads(self.ask(name, "status", "--json"))["nodes_alive"] >= nodes
             except (Failed, ValueError, KeyError):

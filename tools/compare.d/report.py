@@ -114,19 +114,23 @@ def by_stage(rows: list[Row]) -> dict[Stage, list[Row]]:
     return stages
 
 
-def markdown(rows: list[Row], about: list[str], absent: dict[str, str]) -> str:
+def markdown(rows: list[Row], about: list[str], absent: dict[str, str], failed: dict[str, str]) -> str:
     lines = [f"{line}  " for line in about] + [""]
     for stage, of_stage in by_stage(rows).items():
         lines += table(stage, of_stage)
-    if absent:
-        lines += ["Not compared: " + "; ".join(f"{name} ({why})" for name, why in sorted(absent.items())) + "."]
+    for what, names in (("Not here", absent), ("Failed", failed)):
+        if names:
+            lines += [f"{what}: " + "; ".join(f"{name} ({why})" for name, why in sorted(names.items())) + "."]
     return "\n".join(lines)
 
 
-def as_json(rows: list[Row], about: list[str], absent: dict[str, str]) -> dict[str, object]:
+def as_json(
+    rows: list[Row], about: list[str], absent: dict[str, str], failed: dict[str, str]
+) -> dict[str, object]:
     return {
         "about": about,
         "absent": absent,
+        "failed": failed,
         "rows": [{"stage": row.stage.name, "unit": row.stage.unit, "system": row.system, "is_limit": row.is_limit,
                   "facts": dataclasses.asdict(row.facts),
                   "runs": [dataclasses.asdict(run) if run else None for run in row.runs]} for row in rows],
@@ -170,5 +174,5 @@ def machine(scratch: pathlib.Path) -> list[str]:
     mounts = [line.split()[1:3] for line in read("/proc/mounts").splitlines()]
     under = [(len(point), kind) for point, kind in mounts if (str(scratch) + "/").startswith(point.rstrip("/") + "/")]
     file_system = max(under)[1] if under else "an unknown file system"
-    return [f"{time.strftime('%-d %B %Y')}: {os.cpu_count()} cores of {model}, {memory / (1 << 20):.0f} GiB, Linux "
-            f"{platform.release()}, {file_system}"]
+    hardware = f"{os.cpu_count()} cores of {model}, {memory / (1 << 20):.0f} GiB"
+    return [f"{time.strftime('%-d %B %Y')}: {hardware}, Linux {platform.release()}, {file_system}"]
