@@ -137,7 +137,7 @@ impl Filled {
     }
 
     fn bench<const N: usize>(&mut self, group: &mut Group<'_>, name: &str, batch: u64, events: fn(u64) -> [Event; N]) {
-        let mut account = Account::new(format!("{name}/{batch}"), 0);
+        let mut account = Account::new(format!("catalog writes/{name}/{batch}"), 0);
         group.bench_function(BenchmarkId::new(name, batch), |bencher| {
             bencher.iter_custom(|rounds| {
                 let passes = (0..rounds).map(|_| {
@@ -173,7 +173,7 @@ fn catalog(criterion: &mut Criterion) {
     let mut group = io_group(criterion, "catalog writes, big files", PUTS);
     for batch in BATCHES {
         let mut empty = Filled::new(0);
-        empty.bench(&mut group, "into an empty one", batch, chunk_of_big_file);
+        empty.bench(&mut group, "big files", batch, chunk_of_big_file);
         empty.close();
     }
     group.finish();

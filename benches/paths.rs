@@ -51,6 +51,8 @@ const CHUNKS: u64 = 64;
 const PAYLOAD: Range<usize> = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + MIB;
 
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
+/// Writes one chunk over and over into a file, durably.
+type Store = fn(&std::fs::File, &[u8], u64);
 
 /// A ring and its buffers: registered ones, and as many that are not.
 struct Machine {
@@ -129,7 +131,7 @@ impl Copying {
         }
         let buffer = buffer.freeze();
         self.target.write_at(buffer.clone(), PAYLOAD, position(number)).await.unwrap();
-        if number % IN_FLIGHT as u64 == 0 {
+        if number.is_multiple_of(IN_FLIGHT as u64) {
             self.target.sync_data().await.unwrap();
         }
         if let Way::InPlace = self.way {
@@ -196,8 +198,7 @@ impl Machine {
         group.bench_function("O_DIRECT, registered", |bencher| {
             bencher.iter_custom(|rounds| self.time_direct(rounds * CHUNKS, &mut account));
         });
-        let ways: [(&str, fn(&std::fs::File, &[u8], u64)); 2] =
-            [("pwrite", store_by_pwrite), ("stores into a mapping", store_by_mapping)];
+        let ways: [(&str, Store); 2] = [("pwrite", store_by_pwrite), ("stores into a mapping", store_by_mapping)];
         for (name, store) in ways {
             let mut account = Account::new(format!("stores/{name}"), MIB as u64);
             group.bench_function(name, |bencher| {
@@ -228,7 +229,7 @@ impl Machine {
                 async move {
                     let buffer = pool.take().await.freeze();
                     target.write_at(buffer, PAYLOAD, position(number)).await.unwrap();
-                    if number % IN_FLIGHT as u64 == 0 {
+                    if number.is_multiple_of(IN_FLIGHT as u64) {
                         target.sync_data().await.unwrap();
                     }
                 }
@@ -303,7 +304,7 @@ fn blocking(group: &mut Group<'_>, name: &str, mut read: impl FnMut(u64)) {
 fn store_by_pwrite(file: &std::fs::File, chunk: &[u8], chunks: u64) {
     for number in 0..chunks {
         file.write_all_at(chunk, position(number)).unwrap();
-        if number % IN_FLIGHT as u64 == 0 {
+        if number.is_multiple_of(IN_FLIGHT as u64) {
             file.sync_data().unwrap();
         }
     }
@@ -316,7 +317,7 @@ fn store_by_mapping(file: &std::fs::File, chunk: &[u8], chunks: u64) {
     let mut map = unsafe { MmapMut::map_mut(file) }.unwrap();
     for (number, place) in (0..chunks).zip(map.chunks_exact_mut(MIB)) {
         place.copy_from_slice(chunk);
-        if number % IN_FLIGHT as u64 == 0 {
+        if number.is_multiple_of(IN_FLIGHT as u64) {
             file.sync_data().unwrap();
         }
     }
