@@ -241,7 +241,16 @@ class Redis(Peer):
                           self.scratch, "--save", "", *self.options], "redis")
         self.meter.wait_for("redis", lambda: answers(self.port))
 
+        self.is_filled = False
+
+    def prepare(self, stage: str) -> None:
+        super().prepare(stage)
+        # A get of what is not there would be answered by nothing.
+        if stage == "value_get" and not self.is_filled:
+            self.run("value_set")
+
     def value_set(self) -> Own:
+        self.is_filled = True
         return self._benchmark("set")
 
     def value_get(self) -> Own:
