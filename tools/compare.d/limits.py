@@ -1,0 +1,134 @@
+"""What this machine can do at all: its disk, its loopback, its cores, and a plain copy."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+from measure import Failed, Own, answers, free_port
+from system import Facts, System
+
+NONE = "-"
+
+
+class Fio(System):
+    """The disk, past the page cache."""
+
+    name = "fio, O_DIRECT"
+    is_limit = True
+    programs = ("fio",)
+    facts = Facts(NONE, NONE, "on disk, then fsync")
+
+    def facts_of(self, stage: str) -> Facts:
+        return self.facts if stage == "put" else Facts(NONE, NONE, NONE)
+
+    def put(self) -> Own:
+        return self._fio("write")
+
+    def get_cold(self) -> Own:
+        return self._fio("read")
+
+    def _fio(self, direction: str) -> Own:
+        self.meter.call(
+            self.program("fio"), "--name=x", f"--filename={self.scratch / 'fio'}", f"--size={self.given.file_bytes}",
+            f"--rw={direction}", "--bs=1M", "--direct=1", "--ioengine=io_uring", "--iodepth=16", "--end_fsync=1",
+            "--output-format=json", f"--output={self.scratch / 'fio.json'}")
+        text = (self.scratch / "fio.json").read_text()
+        # It may say something before it begins.
+        job = json.loads(text[text.index("{"):])["jobs"][0]
+        side = job[direction]
+        if side["bw_bytes"] <= 0:
+            raise Failed(f"fio moved nothing: {text[:200]}")
+        # Its runtime is whole milliseconds, without its start and the layout of its file.
+        seconds = side["io_bytes"] / side["bw_bytes"]
+        cpu = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
+        return Own(seconds, cpu, side["io_bytes"])
+
+    def prepare(self, stage: str) -> None:
+        if stage == "get_cold" and not (self.scratch / "fio").exists():
+            self._fio("write")
+
+
+class BareLoop(System):
+    """gabion's own sealing and opening of chunks, on all cores, without I/O."""
+
+    name = "bare loop, all cores"
+    is_limit = True
+    programs = ("bareloop",)
+
+    @classmethod
+    def version(cls, finder) -> str:
+        return "gabion's"
+
+    def facts_of(self, stage: str) -> Facts:
+        return Facts("AES-256-CTR", NONE if stage == "put" else "BLAKE3", NONE)
+
+    def put(self) -> Own:
+        return self._loop("seal")
+
+    def get_hot(self) -> Own:
+        return self._loop("open")
+
+    def _loop(self, direction: str) -> Own:
+        mib = max(self.given.file_bytes >> 20, 1)
+        report = json.loads(self.meter.call(self.program("bareloop"), "chunks", mib))
+        side = report[direction]
+        return Own(side["seconds"], side["cpu_seconds"], report["bytes"])
+
+
+class Iperf(System):
+    """Loopback, one stream."""
+
+    name = "iperf3, one stream"
+    is_limit = True
+    programs = ("iperf3",)
+    facts = Facts("no", "no", NONE)
+    seconds = 3
+
+    def set_up(self, stages: list[str]) -> None:
+        self.port = free_port()
+        self.meter.serve([self.program("iperf3"), "-s", "-B", "127.0.0.1", "-p", self.port], "iperf3")
+        self.meter.wait_for("iperf3", lambda: answers(self.port))
+
+    def wire(self) -> Own:
+        said = json.loads(self.meter.call(
+            self.program("iperf3"), "-c", "127.0.0.1", "-p", self.port, "-t", self.seconds, "-J"))
+        received = said["end"]["sum_received"]
+        return Own(received["seconds"], None, int(received["bytes"]))
+
+    copy = wire
+
+
+class PlainCopy(System):
+    """A copy by the page cache, then a sync: the least that a program without a store of its own pays."""
+
+    name = "cp, then sync"
+    is_limit = True
+    programs = ("cp", "sync")
+    facts = Facts("no", "no", "sync")
+
+    def put(self) -> None:
+        target = self.scratch / "file"
+        self.meter.call(self.program("cp"), "--reflink=never", self.given.file, target)
+        self.meter.call(self.program("sync"), target)
+
+    def tree_put(self) -> None:
+        self.meter.call(self.program("cp"), "-r", "--reflink=never", self.given.tree, self.scratch / "tree")
+        self.meter.call(self.program("sync"), "-f", self.scratch)
+
+    def tree_get(self) -> None:
+        # Read and left as it is: what the disk was asked for comes out of the page cache.
+        self.meter.call(self.program("cp"), "-r", "--reflink=never", self.scratch / "tree", self.scratch / "back")
+
+    def facts_of(self, stage: str) -> Facts:
+        return self.facts if stage != "tree_get" else Facts("no", "no", "no")
+
+    def prepare(self, stage: str) -> None:
+        if stage == "tree_get":
+            shutil.rmtree(self.scratch / "back", ignore_errors=True)
+            if not (self.scratch / "tree").exists():
+                self.tree_put()
+
+    def output(self, stage: str) -> pathlib.Path | None:
+        return self.scratch / "back" if stage == "tree_get" else None
