@@ -172,6 +172,11 @@ pub const DEATH_RETRY_MAX: Duration = Duration::from_secs(60);
 
 // Names, versions, clocks
 
+/// Locks that the names of a node share while their records are compared and made durable.
+pub const NAME_LOCKS: usize = 1024;
+/// Replaced versions that a node looks after at a time because nobody may have declared them dead.
+pub const WITNESSES_MAX: usize = 4096;
+
 /// A node makes its clock's floor durable this far ahead, so that a restart never goes back.
 pub const CLOCK_RESERVE: Duration = Duration::from_secs(10);
 pub const BUCKET_BYTES_MAX: usize = 63;

@@ -27,6 +27,7 @@ mod deaths;
 mod log;
 mod membership;
 mod mend;
+mod name_quorum;
 mod name_sync;
 mod names;
 mod owners;

@@ -281,8 +281,8 @@ impl Serve {
     async fn name_write(&self, request: &Request) -> Result<Reply, Refusal> {
         self.check_layout(request)?;
         let record = NameRecord::decode(&request.body)?;
-        super::names::accept(&self.shard, &record).await.map_err(Refusal::plain)?;
-        answer(Vec::new())
+        let outcome = super::names::accept(&self.shard, record).await.map_err(Refusal::plain)?;
+        answer(outcome.encode())
     }
 
     async fn name_list(&self, request: &Request) -> Result<Reply, Refusal> {

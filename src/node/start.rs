@@ -249,6 +249,8 @@ async fn open(
         layout_change: tokio::sync::Mutex::new(()),
         names_synced: AtomicU32::new(synced),
         layout_changed: Notify::new(),
+        name_locks: Default::default(),
+        witnessed: Default::default(),
         document_serial: AtomicU64::new(0),
     });
     membership::restore(&node).await?;
