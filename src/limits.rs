@@ -93,6 +93,8 @@ pub const SEGMENT_READERS_PER_SHARD: usize = 128;
 pub const DISOWN_ATTEMPTS_MAX: usize = 3;
 /// More sealed segments of small records shorter than 1/16 of the longest are compacted into one.
 pub const SMALL_SEGMENTS_SHORT_MAX: usize = 8;
+/// Chunks that reclaim removes at a time.
+pub const REMOVALS_AT_ONCE: usize = 64;
 /// Free space below which new writes are refused, so that removals and the catalog still have room.
 pub const FREE_BYTES_RESERVE: u64 = 32 * MIB as u64;
 

@@ -280,7 +280,7 @@ mod tests {
         let version = VersionId::new(1, 2, [millis as u8; 8]);
         NameRecord {
             tombstone: false,
-            vault: VaultId::default(),
+            vault: VaultId([0; 16]),
             key_generation: 1,
             clock: Stamp::new(millis, 0),
             bucket: BucketId([7; 32]),
