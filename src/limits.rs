@@ -35,8 +35,11 @@ pub const BUFFER_BYTES: usize = RECORD_HEAD_BYTES + CHUNK_BYTES_MAX;
 pub const BUFFERS_PER_SHARD: usize = 40;
 /// Of them, those that answers to peers may hold while they are sent.
 pub const ANSWER_BUFFERS_PER_SHARD: usize = 12;
-/// Of these, those of one connection.
-pub const ANSWER_BUFFERS_PER_CONNECTION: usize = 6;
+/// Of these, those of one peer, over all its connections to the shard.
+pub const ANSWER_BUFFERS_PER_PEER: usize = 6;
+/// Connections between one shard and one peer: the peer may have a shard for each core of a large machine, and each has a
+/// connection of its own.
+pub const CONNECTIONS_PER_PEER_MAX: usize = 128;
 
 // Ring and kernel I/O
 
@@ -258,6 +261,8 @@ pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
 const _: () = assert!(RING_ENTRIES.is_power_of_two() && RING_ENTRIES_MIN.is_power_of_two());
 const _: () = assert!(MAP_OVERLAP_BYTES >= CHUNK_BYTES_MAX + 2 * BLOCK_BYTES);
 const _: () = assert!(BUFFERS_PER_SHARD <= BUFFERS_REGISTERED_MAX);
+const _: () =
+    assert!(ANSWER_BUFFERS_PER_PEER < ANSWER_BUFFERS_PER_SHARD && ANSWER_BUFFERS_PER_SHARD < BUFFERS_PER_SHARD);
 const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(TREE_FANOUT * TREE_ENTRY_BYTES <= CHUNK_BYTES_MAX);
 const _: () = assert!(OPENING_BYTES == PREFACE_BYTES + 64);

@@ -3,8 +3,8 @@
 //!
 //! - An owner of before is asked under the newest layout, and answers only once it runs under it: from then on it takes
 //!   no write under an older one. So what is read from a quorum of them is everything that was ever acknowledged there.
-//! - The position is durable before it is said. Until enough owners have got there, reads and listings ask the owners of
-//!   before as well ([`super::names`]).
+//! - The position is durable before it is said. Until enough owners have got there, reads, writes and listings
+//!   ask the owners of before as well, and fail while too few of them can be heard ([`super::name_quorum`]).
 //! - Nothing is dropped anywhere: a copy with somebody who owns the name no more does no harm.
 
 use std::rc::Rc;

@@ -15,9 +15,6 @@
 
 use std::cell::OnceCell;
 use std::rc::Rc;
-use std::sync::Arc;
-
-use tokio::sync::Semaphore;
 
 use super::membership::{self, Standing};
 use super::names::NAME_PAGE_RECORDS;
@@ -31,7 +28,7 @@ use crate::format::name::NameRecord;
 use crate::format::record::FLAG_STAND_IN;
 use crate::format::{Malformed, Reader, VersionId, message};
 use crate::io::Buffer;
-use crate::limits::{ANSWER_BUFFERS_PER_CONNECTION, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
+use crate::limits::{CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
 use crate::store::{Hold, ReadOutcome, SmallRecord, StoreError};
 use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Reply, Request};
 
@@ -39,15 +36,12 @@ use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Rep
 pub struct Serve {
     shard: Rc<Shard>,
     connection: OnceCell<Connection>,
-    /// Of the shard's answers, those that this connection may hold: a peer that takes none must not hold them all.
-    answers: Arc<Semaphore>,
     pub standing: Standing,
 }
 
 impl Serve {
     pub fn new(shard: Rc<Shard>) -> Self {
-        let answers = Arc::new(Semaphore::new(ANSWER_BUFFERS_PER_CONNECTION));
-        Self { shard, connection: OnceCell::new(), answers, standing: Standing::default() }
+        Self { shard, connection: OnceCell::new(), standing: Standing::default() }
     }
 }
 
@@ -61,7 +55,7 @@ impl Handler for Serve {
             FrameKind::Layout => self.layout(&request),
             // A certificate alone is an application: its invite may have expired. The founder's layout is the answer.
             _ if !is_admitted => Err(Refusal::plain(Status::Forbidden)),
-            FrameKind::Fetch => self.fetch(&request).await,
+            FrameKind::Fetch => self.fetch(&peer, &request).await,
             FrameKind::Deaths => self.deaths(&request).await,
             FrameKind::Prove => self.prove(&request).await,
             _ if !is_member => Err(Refusal::plain(Status::Forbidden)),
@@ -216,10 +210,11 @@ impl Serve {
         answer(statuses)
     }
 
-    async fn fetch(&self, request: &Request) -> Result<Reply, Refusal> {
+    async fn fetch(&self, peer: &PeerInfo, request: &Request) -> Result<Reply, Refusal> {
         let address = request.header.address;
         let refused = |_| Refusal::plain(Status::Unavailable);
-        let own = self.answers.clone().acquire_owned().await.map_err(refused)?;
+        // Of the shard's answers, those that one peer may hold: who takes none must not hold them all.
+        let own = self.shard.connections.answers(&peer.certificate.node_id).acquire_owned().await.map_err(refused)?;
         let permit =
             self.shard.answers.clone().acquire_owned().await.map_err(|_| Refusal::plain(Status::Unavailable))?;
         let buffer = self.shard.pool.take().await;
