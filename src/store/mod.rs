@@ -22,7 +22,11 @@
 //!
 //! Every durable record is told through the observer before it is acknowledged to anybody. So the answer to "is this
 //! chunk still referenced" (for [`Store::remove`]) must take into account all that the observer was sent until the
-//! question came: drain first, then answer. References that are not durable yet are this layer's business (pins).
+//! question came: drain first, then answer. References that are not durable yet are this layer's business (pins), also
+//! those that come and go while the question is answered.
+//!
+//! The observer runs on a shard's thread and never waits. Where what it tells cannot be taken in as fast,
+//! [`Backpressure`] holds the next records back before they are written.
 
 use std::io;
 use std::rc::Rc;

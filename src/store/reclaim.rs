@@ -88,12 +88,14 @@ impl<D: Disk> Store<D> {
     /// Copies the living out of mostly dead segments of small records.
     pub async fn compact(&self, keep: &impl Keep) -> Result<(), StoreError> {
         let _alone = self.shared().housekeeping.lock().await;
-        let small: Vec<_> = self
+        let mut small: Vec<_> = self
             .shared()
             .segments()
             .into_iter()
             .filter(|entry| entry.class == SegmentClass::Small && entry.is_sealed())
             .collect();
+        // Who was looked through longest ago comes first: the number of looks is limited.
+        small.sort_by_key(|entry| entry.surveyed.load(Ordering::Relaxed));
         let short_max = self.shared().options.segment_bytes_max / 16;
         let is_short = |entry: &SegmentEntry| used(entry) < short_max;
         let many = small.iter().filter(|entry| is_short(entry)).count() > SMALL_SEGMENTS_SHORT_MAX;

@@ -7,7 +7,7 @@
 //! | 1. quorum read of the name: its clock, what it would replace | nothing |
 //! | 2. chunks and their references, durable on W owners each | references of a version without a name |
 //! | 3. the root's reference with its sealed capsule | the same |
-//! | 4. the name record, durable on a majority of its owners | the new version, acknowledged or not |
+//! | 4. the name record, durable on a majority of its owners | the new version, acknowledged or not, and the space of the old one |
 //! | 5. the old version's death, signed and durable here, then sent until every node has it | - |
 //!
 //! Success is reported after step 5 has become durable here.

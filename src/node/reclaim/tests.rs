@@ -161,9 +161,10 @@ fn compaction_drops_what_is_superfluous_and_the_catalog_misses_nothing() {
         let left = world_now.store.stats().bytes_disk;
         assert!(left * 3 < bytes, "{left} of {bytes} bytes are left");
         assert_eq!(dump(&world_now.catalog).await, before);
-        // The next time there is nothing to look through.
+        // Once more: what was carried along is carried again at most.
         compact(&world_now).await;
-        assert_eq!(world_now.store.stats().bytes_disk, left);
+        assert!(world_now.store.stats().bytes_disk <= left);
+        assert_eq!(dump(&world_now.catalog).await, before);
         world_now.store.close().await.unwrap();
         world_now.catalog.close().await.unwrap();
         let (again, positions) = Catalog::open(directory.path()).unwrap();
