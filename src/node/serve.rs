@@ -17,7 +17,7 @@ use std::cell::OnceCell;
 use std::rc::Rc;
 
 use super::membership::{self, Standing};
-use super::names::NAME_PAGE_RECORDS;
+use super::name_scan::NAME_PAGE_RECORDS;
 use super::shard::Shard;
 use crate::catalog::CatalogError;
 use crate::crypto::hash::{address_of, proof_of_holding};

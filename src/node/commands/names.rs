@@ -13,7 +13,7 @@ use crate::format::name::{Name, NameBody, NameRecord};
 use crate::node::control::{ControlEvent, Entry, LIST_PAGE_MAX, SecretText, Target};
 use crate::node::names::{NameError, WriteName, Written};
 use crate::node::shard::Shard;
-use crate::node::{deaths, names};
+use crate::node::{deaths, name_scan, names};
 
 pub async fn stat(shard: &Rc<Shard>, client: &Rc<Client>, target: Target) -> Result<(), Failure> {
     let found = find(shard, &target).await?;
@@ -130,7 +130,7 @@ pub async fn list(
         }
         Ok(())
     };
-    names::scan(shard, bucket_id.as_ref(), &mut keep).await?;
+    name_scan::scan(shard, bucket_id.as_ref(), &mut keep).await?;
     if unreadable > 0 {
         let message =
             format!("{unreadable} name records do not open and are not listed: sealed under another key, or edited");

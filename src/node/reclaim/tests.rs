@@ -196,7 +196,7 @@ fn a_power_cut_in_the_middle_of_compaction_loses_nothing() {
     println!("GABION_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut cuts = 0;
-    for _ in 0..12 {
+    for _ in 0..8 {
         run(async {
             let directory = tempfile::tempdir().unwrap();
             let (disk, before) = filled(random.random(), directory.path()).await;
@@ -205,7 +205,7 @@ fn a_power_cut_in_the_middle_of_compaction_loses_nothing() {
             let world_now = world(&disk, directory.path()).await;
             let cut = Rc::new(std::cell::RefCell::new(None));
             let hook = cut.clone();
-            disk.crash_at(random.random_range(1..150), move |disk| *hook.borrow_mut() = Some(disk));
+            disk.crash_at(random.random_range(1..80), move |disk| *hook.borrow_mut() = Some(disk));
             compact(&world_now).await;
             let taken = cut.borrow_mut().take();
             cuts += usize::from(taken.is_some());
