@@ -35,8 +35,11 @@ pub const BUFFER_BYTES: usize = RECORD_HEAD_BYTES + CHUNK_BYTES_MAX;
 pub const BUFFERS_PER_SHARD: usize = 40;
 /// Of them, those that answers to peers may hold while they are sent.
 pub const ANSWER_BUFFERS_PER_SHARD: usize = 12;
-/// Of these, those of one connection.
-pub const ANSWER_BUFFERS_PER_CONNECTION: usize = 6;
+/// Of these, those of one peer, over all its connections to the shard.
+pub const ANSWER_BUFFERS_PER_PEER: usize = 6;
+/// Connections between one shard and one peer: the peer may have a shard for each core of a large machine, and each has a
+/// connection of its own.
+pub const CONNECTIONS_PER_PEER_MAX: usize = 128;
 
 // Ring and kernel I/O
 
@@ -92,6 +95,8 @@ pub const SEGMENT_READERS_PER_SHARD: usize = 128;
 pub const DISOWN_ATTEMPTS_MAX: usize = 3;
 /// More sealed segments of small records shorter than 1/16 of the longest are compacted into one.
 pub const SMALL_SEGMENTS_SHORT_MAX: usize = 8;
+/// Chunks that reclaim removes at a time.
+pub const REMOVALS_AT_ONCE: usize = 64;
 /// Free space below which new writes are refused, so that removals and the catalog still have room.
 pub const FREE_BYTES_RESERVE: u64 = 32 * MIB as u64;
 
@@ -170,6 +175,11 @@ pub const DEATH_RETRY_MIN: Duration = Duration::from_secs(1);
 pub const DEATH_RETRY_MAX: Duration = Duration::from_secs(60);
 
 // Names, versions, clocks
+
+/// Locks that the names of a node share while their records are compared and made durable.
+pub const NAME_LOCKS: usize = 1024;
+/// Replaced versions that a node looks after at a time because nobody may have declared them dead.
+pub const WITNESSES_MAX: usize = 4096;
 
 /// A node makes its clock's floor durable this far ahead, so that a restart never goes back.
 pub const CLOCK_RESERVE: Duration = Duration::from_secs(10);
@@ -251,6 +261,8 @@ pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
 
 const _: () = assert!(RING_ENTRIES.is_power_of_two() && RING_ENTRIES_MIN.is_power_of_two());
 const _: () = assert!(BUFFERS_PER_SHARD <= BUFFERS_REGISTERED_MAX);
+const _: () =
+    assert!(ANSWER_BUFFERS_PER_PEER < ANSWER_BUFFERS_PER_SHARD && ANSWER_BUFFERS_PER_SHARD < BUFFERS_PER_SHARD);
 const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(TREE_FANOUT * TREE_ENTRY_BYTES <= CHUNK_BYTES_MAX);
 const _: () = assert!(OPENING_BYTES == PREFACE_BYTES + 64);

@@ -19,7 +19,7 @@
 //!   a death wins over references, those that come later too; of documents the later serial wins.
 //! - The references of a dead version are dropped in steps, so that a death of a million chunks takes no memory; until
 //!   then they are hidden. Chunks that lose their last reference are remembered as garbage, with the uptime when that happened.
-//! - Garbage is a hint. Who removes a chunk asks again under the chunk's lock ([`Catalog::is_referenced_blocking`]). A chunk that
+//! - Garbage is a hint. Who removes a chunk asks again under the chunk's lock ([`Catalog::is_referenced`]). A chunk that
 //!   turns out not to be there is reported back as [`Event::Removed`].
 //!
 //! One keyspace, so that its tables are written in the order of commits and memory has one limit. Rows:
@@ -53,6 +53,7 @@ use crate::format::{Address, BucketId, NameId, VersionId};
 pub mod documents;
 pub mod hlc;
 mod names;
+mod needed;
 mod queue;
 mod references;
 mod rows;
@@ -64,6 +65,7 @@ mod tests;
 
 pub use documents::Document;
 pub use hlc::{Clock, ClockAhead};
+pub use needed::Stored;
 pub use versions::{VersionRefused, check_age, mint};
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -157,6 +159,17 @@ impl Catalog {
         self.thread.queue.push(applied);
     }
 
+    /// Never waits: for what is durable already and is about to be acknowledged, on a thread that others wait for. Who makes
+    /// more durable asks for [`Self::room`] first, so that the queue outgrows its bound by what is under way at most.
+    pub fn apply_now(&self, applied: Applied) {
+        self.thread.queue.push_now(applied);
+    }
+
+    /// Returns once the queue is not full.
+    pub async fn room(&self) {
+        self.thread.queue.room().await;
+    }
+
     /// Waits while the queue is full.
     pub async fn apply_async(&self, applied: Applied) {
         self.thread.queue.push_async(applied).await;
@@ -172,13 +185,6 @@ impl Catalog {
     pub async fn is_referenced(&self, address: &Address) -> Result<bool, CatalogError> {
         let address = *address;
         self.thread.ask(move |engine| engine.is_referenced(&address)).await
-    }
-
-    /// The same, for a decision that must not be interrupted: blocks the thread until the queue has been worked off. An
-    /// error must count as "yes".
-    pub fn is_referenced_blocking(&self, address: &Address) -> Result<bool, CatalogError> {
-        let address = *address;
-        self.thread.ask_blocking(move |engine| engine.is_referenced(&address))
     }
 
     pub async fn is_dead(&self, version: &VersionId) -> Result<bool, CatalogError> {
@@ -275,6 +281,11 @@ impl Catalog {
 
     pub async fn counts(&self) -> Result<CatalogCounts, CatalogError> {
         self.thread.ask(|engine| engine.counts()).await
+    }
+
+    /// For each of these records, whether the log still needs it ([`Stored`]).
+    pub async fn needed(&self, records: Vec<Stored>) -> Result<Vec<bool>, CatalogError> {
+        self.thread.ask(move |engine| engine.needed(&records)).await
     }
 
     /// A segment was unlinked: its position means nothing any more.

@@ -1,4 +1,5 @@
-//! The queue in front of the catalog's thread: bounded by events, first in first out.
+//! The queue in front of the catalog's thread: bounded by events, first in first out. What the log has made durable is
+//! taken in any case; the log waits for room before it makes more durable.
 //!
 //! Questions are not counted: each is one caller that waits. Events in hand of the thread count until they are committed, so the
 //! bound holds for both.
@@ -75,6 +76,22 @@ impl Queue {
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         self.put(state, applied);
+    }
+
+    pub fn push_now(&self, applied: Applied) {
+        self.put(self.lock(), applied);
+    }
+
+    pub async fn room(&self) {
+        loop {
+            // Registered before the look, so that room made in between is not missed.
+            let mut room = std::pin::pin!(self.room_async.notified());
+            room.as_mut().enable();
+            if Self::has_room(&self.lock(), 1) {
+                return;
+            }
+            room.await;
+        }
     }
 
     fn try_push(&self, applied: Applied) -> Option<Applied> {

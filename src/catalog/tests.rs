@@ -17,6 +17,7 @@ use super::{Applied, Catalog, CatalogCounts, CatalogError, Document, Event, Posi
 use crate::cluster::deaths::DeathId;
 use crate::format::name::NameRecord;
 use crate::format::{Address, BucketId, NameId, Stamp, VaultId, VersionId};
+use crate::limits::CATALOG_EVENTS_QUEUED_MAX;
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
@@ -499,8 +500,7 @@ fn question_sees_everything_that_was_applied_before_it() {
     block_on(async {
         for number in 0..200u8 {
             catalog.apply(applied(1, u64::from(number), vec![refers(number, 1)]));
-            // On the thread of a reactor, as the node asks it under a chunk's lock.
-            assert!(catalog.is_referenced_blocking(&address(number)).expect("an answer"));
+            assert!(catalog.is_referenced(&address(number)).await.expect("an answer"));
         }
     });
 }
@@ -556,7 +556,8 @@ fn closed_catalog_answers_with_an_error_and_swallows_events() {
         catalog.close().await.expect("it closes");
         catalog.apply_async(applied(1, 1, vec![refers(1, 1)])).await;
         assert!(matches!(catalog.counts().await, Err(CatalogError::Closed)));
-        assert!(matches!(catalog.is_referenced_blocking(&address(1)), Err(CatalogError::Closed)));
+        assert!(matches!(catalog.is_referenced(&address(1)).await, Err(CatalogError::Closed)));
+        catalog.room().await;
         assert!(matches!(catalog.close().await, Err(CatalogError::Closed)));
     });
 }
@@ -589,4 +590,43 @@ proptest! {
         prop_assert!(Document::decode(&encoded[..encoded.len() - 1]).is_err());
         let _either = Document::decode(&noise);
     }
+}
+
+#[test]
+fn what_is_durable_is_taken_at_once_and_the_next_waits_for_room_without_blocking_its_thread() {
+    let directory = directory();
+    let (catalog, _) = open(directory.path());
+    block_on(async {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (started, is_held) = tokio::sync::oneshot::channel();
+        let busy = catalog.clone();
+        let question = busy.thread.ask(move |_| {
+            let _unheard = started.send(());
+            // The thread works on something for as long as it likes.
+            held.recv().map_err(|_| CatalogError::Closed)
+        });
+        let mut question = std::pin::pin!(question);
+        tokio::select! {
+            _ = &mut question => panic!("it is held"),
+            _ = is_held => {}
+        }
+        catalog.room().await;
+        // Twice as much as the queue takes: none of it blocks this thread, or the release below would never come.
+        for batch in 0..2 * CATALOG_EVENTS_QUEUED_MAX as u64 / 1024 {
+            let events = (0..1024).map(|number| refers((number % 250) as u8, 1)).collect();
+            catalog.apply_now(applied(1, batch + 1, events));
+        }
+        {
+            let mut room = std::pin::pin!(catalog.room());
+            tokio::select! {
+                biased;
+                () = &mut room => panic!("there is no room"),
+                () = tokio::task::yield_now() => {}
+            }
+            release.send(()).expect("it waits");
+            room.await;
+        }
+        question.await.expect("an answer");
+        assert_eq!(catalog.counts().await.expect("counts").references, 250);
+    });
 }

@@ -224,19 +224,6 @@ impl Handle {
         answer.await.unwrap_or(Err(CatalogError::Closed))
     }
 
-    /// A std channel, since tokio's refuses to block a thread that runs a reactor.
-    pub fn ask_blocking<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&mut Engine) -> Result<T, CatalogError> + Send + 'static,
-    ) -> Result<T, CatalogError> {
-        let (sender, answer) = std::sync::mpsc::sync_channel(1);
-        self.queue.ask(Message::Ask(Box::new(move |engine| {
-            // Nobody listens: nobody needs the answer.
-            let _unheard = sender.send(engine.and_then(question));
-        })));
-        answer.recv().unwrap_or(Err(CatalogError::Closed))
-    }
-
     pub async fn close(&self) -> Result<(), CatalogError> {
         let (question, answer) = asynchronous(Engine::persist);
         self.queue.ask(Message::Close(question));

@@ -149,7 +149,6 @@ pub fn rm(context: &Context, arguments: &RemoveArguments) -> Result<(), Failure>
 
 fn remove_one(context: &Context, bucket: &str, key: &str, removed: &mut Removed) -> Result<(), Failure> {
     let request = ControlRequest::Remove { bucket: bucket.to_owned(), key: key.to_owned() };
-    let name = format!("{bucket}/{key}");
     match context.run(&request, None, |_| Ok(())) {
         Ok(()) => removed.done += 1,
         Err(failure) if failure.code == Exit::Interrupted.code() => return Err(failure),
@@ -158,31 +157,59 @@ fn remove_one(context: &Context, bucket: &str, key: &str, removed: &mut Removed)
             return Ok(());
         }
     }
-    if context.json {
-        output::json(&json!({ "removed": name }))
-    } else {
-        output::line(&format!("removed {}", output::one_line(&name)))
-    }
+    report_removed(context, bucket, key)
 }
 
-/// Everything below the name, and the name itself where there is one.
+/// Everything below the name, and the name itself where there is one; a page of names at a time.
 fn remove_tree(context: &Context, text: &str, removed: &mut Removed) -> Result<(), Failure> {
     let prefix = Prefix::parse(text)?;
     let before = removed.done + removed.failures.len() as u64;
+    let mut keys = Vec::new();
     each_entry(context, Some(&prefix.bucket), &prefix.key, None, &mut |entry| {
-        if interrupt::requested() {
-            return Err(Failure::interrupted("interrupted"));
-        }
         if entry.key == prefix.key || prefix.relative(&entry.key).is_some() {
-            remove_one(context, &entry.bucket, &entry.key, removed)?;
+            keys.push(entry.key);
+        }
+        if keys.len() >= LIST_PAGE_MAX as usize {
+            remove_many(context, &prefix.bucket, std::mem::take(&mut keys), removed)?;
         }
         Ok(true)
     })?;
+    remove_many(context, &prefix.bucket, keys, removed)?;
     if removed.done + removed.failures.len() as u64 == before {
         let message = format!("there is nothing below {prefix}; see gabion ls {}/", prefix.bucket);
         removed.failures.push(Failure::new(Exit::NotFound, message));
     }
     Ok(())
+}
+
+fn remove_many(context: &Context, bucket: &str, keys: Vec<String>, removed: &mut Removed) -> Result<(), Failure> {
+    if interrupt::requested() {
+        return Err(Failure::interrupted("interrupted"));
+    }
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let request = ControlRequest::RemoveMany { bucket: bucket.to_owned(), keys };
+    context.run(&request, None, |event| match event {
+        ControlEvent::Removed { key, failure: None } => {
+            removed.done += 1;
+            report_removed(context, bucket, &key)
+        }
+        ControlEvent::Removed { failure: Some((code, message)), .. } => {
+            removed.failures.push(Failure { code, message });
+            Ok(())
+        }
+        _ => Ok(()),
+    })
+}
+
+fn report_removed(context: &Context, bucket: &str, key: &str) -> Result<(), Failure> {
+    let name = format!("{bucket}/{key}");
+    if context.json {
+        output::json(&json!({ "removed": name }))
+    } else {
+        output::line(&format!("removed {}", output::one_line(&name)))
+    }
 }
 
 /// One failure alone keeps its own code; a mixture is partial.

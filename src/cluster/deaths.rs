@@ -95,7 +95,9 @@ struct Retry {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many deaths wait for nodes that do not answer: bring those nodes back, or `gabion forget` them")]
+#[error(
+    "too many removals wait for nodes that do not answer: start those nodes again (gabion peers shows who is away), or wait for them"
+)]
 pub struct TooManyDeaths;
 
 /// One death to send to one node.
@@ -112,7 +114,12 @@ pub struct PendingDeaths {
     pending: BTreeMap<DeathId, Pending>,
     /// Of all of them, roughly.
     bytes: usize,
+    /// Deaths that are about to be signed.
+    reserved: usize,
 }
+
+/// What one death that is about to be signed counts for.
+const RESERVED_BYTES: usize = 32 * 1024;
 
 /// What one node that has not confirmed takes in a map.
 const WAITING_BYTES: usize = 64;
@@ -136,20 +143,27 @@ impl PendingDeaths {
 
     /// Whether one more may be signed.
     pub fn has_room(&self) -> bool {
-        self.bytes < DEATHS_PENDING_BYTES_MAX
+        self.bytes + self.reserved * RESERVED_BYTES < DEATHS_PENDING_BYTES_MAX
     }
 
-    /// `death` is to reach all of `nodes`. Adding it again adds nodes. Keep [`Self::encode`] on disk before sending.
-    pub fn add(
-        &mut self,
-        death: Vec<u8>,
-        nodes: impl IntoIterator<Item = NodeId>,
-        now: Duration,
-    ) -> Result<DeathId, TooManyDeaths> {
-        let id = DeathId::of(&death);
-        if !self.pending.contains_key(&id) && !self.has_room() {
+    /// Before a name is written whose predecessor will be declared dead: afterwards it would be too late to refuse.
+    /// Each ends with [`Self::release`].
+    pub fn reserve(&mut self) -> Result<(), TooManyDeaths> {
+        if !self.has_room() {
             return Err(TooManyDeaths);
         }
+        self.reserved += 1;
+        Ok(())
+    }
+
+    pub fn release(&mut self) {
+        self.reserved = self.reserved.saturating_sub(1);
+    }
+
+    /// `death` is to reach all of `nodes`. Adding it again adds nodes. Keep [`Self::encode`] on disk before sending. It is
+    /// taken in whether there is room or not: it is signed, and the limit was asked for before ([`Self::reserve`]).
+    pub fn add(&mut self, death: Vec<u8>, nodes: impl IntoIterator<Item = NodeId>, now: Duration) -> DeathId {
+        let id = DeathId::of(&death);
         let added = death.len();
         let pending = self.pending.entry(id).or_insert_with(|| {
             self.bytes += added;
@@ -158,7 +172,7 @@ impl PendingDeaths {
         for node in nodes {
             self.bytes += pending.wait_for(node, now);
         }
-        Ok(id)
+        id
     }
 
     /// What is due at `now`, at most `limit`; each counts as sent and comes again later.
@@ -250,6 +264,6 @@ impl PendingDeaths {
             .collect::<Result<Vec<_>, _>>()?;
         let death = reader.long_bytes("pending death's bytes")?.to_vec();
         reader.end("bytes after a pending death")?;
-        self.add(death, nodes, now).map_err(|_| Malformed::new("number of pending deaths"))
+        Ok(self.add(death, nodes, now))
     }
 }

@@ -11,11 +11,13 @@
 //! | [`membership`] | the address book: whom to dial and when, which of two connections stays, what to pass on |
 //! | [`chunks`] | when a chunk's write has succeeded, whom to read a chunk from |
 //! | [`names`] | quorum reads and writes of names, listings |
+//! | [`coverage`] | whether owners of before have to be heard too |
 //! | [`deaths`] | when a death may be signed, and that it reaches every node |
 //!
 //! Nothing here checks a signature: what comes in as a certificate, role, layout or death has been checked at the edge.
 
 pub mod chunks;
+pub mod coverage;
 pub mod deaths;
 pub mod layout;
 pub mod membership;

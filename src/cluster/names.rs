@@ -273,6 +273,14 @@ impl NameRead {
         }
     }
 
+    /// Once done with a record: who holds it, or something later.
+    pub fn holders(&self) -> Vec<NodeId> {
+        match &self.state {
+            Reading::WritingBack { votes, .. } => votes.given(),
+            _ => Vec::new(),
+        }
+    }
+
     /// `node` holds what was written back, or something later.
     pub fn on_ack(&mut self, node: NodeId) -> NameReadStep {
         if let Reading::WritingBack { votes, .. } = &mut self.state {

@@ -15,14 +15,14 @@
 //! | fetch | - | - (payload) |
 //! | prove | nonce 32, offset 4, length 4 | keyed hash 32 |
 //! | name read | bucket 32, name 32 | the name record |
-//! | name write | the name record | - |
+//! | name write | the name record | [`NameWriteAnswer`]: outcome 1 (0 kept, 1 kept and displaced, 2 lost), zero 7, clock 8, version 16 (zero when kept) |
 //! | name list | bucket 32 (zero: all), bucket 32 and name 32 to start after | long bytes each a name record, by bucket and name |
 //! | deaths | long bytes each a death | - |
 //! | refer | version 16, capsule as short bytes | - |
 //! | capsules | - | version 16, short bytes, … |
 
 use super::cursor::{Malformed, Reader, Writer};
-use super::id::{Address, BucketId, Incarnation, NameId, VersionId};
+use super::id::{Address, BucketId, Incarnation, NameId, Stamp, VersionId};
 use crate::limits::SEALED_BODY_BYTES_MAX;
 
 pub struct Hello<'a> {
@@ -176,6 +176,45 @@ pub fn decode_name_read(body: &[u8]) -> Result<(BucketId, NameId), Malformed> {
     Ok(pair)
 }
 
+/// What an owner says of a name record that is durable with it, or that a later one has beaten there. It names what else
+/// was given the name, so that somebody who may knows which version to declare dead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NameWriteAnswer {
+    /// It is the latest here; no other file was in its place.
+    Kept,
+    /// It is the latest here and took the place of this one.
+    Displaced(Stamp, VersionId),
+    /// This later one (a tombstone also is) was here already, and stays.
+    Lost(Stamp, VersionId),
+}
+
+impl NameWriteAnswer {
+    pub fn encode(&self) -> Vec<u8> {
+        let (outcome, clock, version) = match self {
+            Self::Kept => (0, Stamp::ZERO, VersionId::ZERO),
+            Self::Displaced(clock, version) => (1, *clock, *version),
+            Self::Lost(clock, version) => (2, *clock, *version),
+        };
+        Writer::new().u8(outcome).bytes(&[0; 7]).put(&clock).put(&version).finish()
+    }
+
+    pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        let outcome = reader.u8("name write's outcome")?;
+        if reader.take::<[u8; 7]>("name write's zeros")? != &[0; 7] {
+            return Err(Malformed::new("name write's zeros"));
+        }
+        let (clock, version) = (*reader.take::<Stamp>("name write's clock")?, *reader.take("name write's version")?);
+        reader.end("name write's answer: bytes after its end")?;
+        match outcome {
+            0 if clock == Stamp::ZERO && version == VersionId::ZERO => Ok(Self::Kept),
+            1 => Ok(Self::Displaced(clock, version)),
+            2 => Ok(Self::Lost(clock, version)),
+            _ => Err(Malformed::new("name write's outcome")),
+        }
+    }
+}
+
 /// A page of a bucket (`None`: of all), from behind `after` on.
 pub fn encode_name_list(bucket: Option<&BucketId>, after: Option<&(BucketId, NameId)>) -> Vec<u8> {
     let (after_bucket, after_name) = after.copied().unwrap_or((BucketId::ZERO, NameId::ZERO));
@@ -223,4 +262,29 @@ pub fn decode_capsules(body: &[u8]) -> Result<Vec<(VersionId, Vec<u8>)>, Malform
         capsules.push((*reader.take("capsule version")?, reader.short_bytes("capsule")?.to_vec()));
     }
     Ok(capsules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_write_is_answered_in_these_bytes() {
+        let (clock, version) = (Stamp::new(0x0102_0304_0506, 0x0708), VersionId::new(1, 2, [3; 8]));
+        let displaced = NameWriteAnswer::Displaced(clock, version);
+        let bytes = displaced.encode();
+        assert_eq!(bytes[..16], [1, 0, 0, 0, 0, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1]);
+        assert_eq!((bytes.len(), &bytes[24..]), (32, &[3; 8][..]));
+        for answer in [NameWriteAnswer::Kept, displaced, NameWriteAnswer::Lost(clock, version)] {
+            assert_eq!(NameWriteAnswer::decode(&answer.encode()), Ok(answer));
+        }
+        for at in 0..8 {
+            let mut wrong = bytes.clone();
+            wrong[at] = 3;
+            assert!(NameWriteAnswer::decode(&wrong).is_err(), "byte {at}");
+        }
+        let kept_something = [&[0; 8][..], &bytes[8..]].concat();
+        assert!(NameWriteAnswer::decode(&kept_something).is_err());
+        assert!(NameWriteAnswer::decode(&bytes[..31]).is_err());
+    }
 }

@@ -3,18 +3,24 @@
 //! Rules:
 //! - Connections are symmetric: one that the peer dialled serves our requests just as well.
 //! - One dial per peer at a time; who comes meanwhile waits for its outcome.
+//! - A peer has at most [`CONNECTIONS_PER_PEER_MAX`] connections to a shard: a newer one takes the place of the oldest,
+//!   which may well be dead without our knowing. All of them share what answers to that peer may hold.
 //! - A peer whose dial failed is not dialled again for [`REDIAL_PAUSE`]: a dead replica costs its callers nothing.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
 
 use super::serve::Serve;
 use super::shard::Shard;
 use crate::cluster::membership::ConnectionId;
 use crate::format::NodeId;
 use crate::io::spawn;
+use crate::limits::{ANSWER_BUFFERS_PER_PEER, CONNECTIONS_PER_PEER_MAX};
 use crate::wire::Connection;
 
 /// After a failed dial, callers on the data path get the same answer for this long.
@@ -35,10 +41,25 @@ pub struct Connections {
     settled: RefCell<HashMap<ConnectionId, Connection>>,
 }
 
-#[derive(Default)]
 struct Slot {
     open: RefCell<Vec<Connection>>,
+    /// Buffers that answers to this peer may hold.
+    answers: Arc<Semaphore>,
     dialling: tokio::sync::Mutex<Option<(Instant, String)>>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        let answers = Arc::new(Semaphore::new(ANSWER_BUFFERS_PER_PEER));
+        Self { open: RefCell::default(), answers, dialling: Default::default() }
+    }
+}
+
+/// Adds the newest; the oldest where there are too many.
+fn crowd_out<T>(open: &mut Vec<T>, newest: T, max: usize) -> Option<T> {
+    let oldest = (open.len() >= max && !open.is_empty()).then(|| open.remove(0));
+    open.push(newest);
+    oldest
 }
 
 impl Connections {
@@ -62,7 +83,16 @@ impl Connections {
         let slot = self.slot(&connection.peer().certificate.node_id);
         let mut open = slot.open.borrow_mut();
         open.retain(Connection::is_open);
-        open.push(connection);
+        if let Some(oldest) = crowd_out(&mut open, connection, CONNECTIONS_PER_PEER_MAX) {
+            let peer = oldest.peer().certificate.node_id;
+            tracing::warn!(?peer, "a peer has more than {CONNECTIONS_PER_PEER_MAX} connections: the oldest is closed");
+            spawn(async move { oldest.close("too many connections of one node").await });
+        }
+    }
+
+    /// What answers to this peer may hold together.
+    pub fn answers(&self, node: &NodeId) -> Arc<Semaphore> {
+        self.slot(node).answers.clone()
     }
 
     pub fn all(&self) -> Vec<Connection> {
@@ -166,4 +196,16 @@ pub async fn dial_at(
         }
     }
     Err(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_connection_of_a_peer_takes_the_place_of_the_oldest() {
+        let mut open = Vec::new();
+        let closed: Vec<_> = (0..10).filter_map(|number| crowd_out(&mut open, number, 4)).collect();
+        assert_eq!((closed, open), (vec![0, 1, 2, 3, 4, 5], vec![6, 7, 8, 9]));
+    }
 }

@@ -134,6 +134,9 @@ tagged! {
         11 => KeyExport,
         /// Answers: `Chunk` alone, so that many of these can share a connection.
         12 => FetchChunk { address: Address, len: u32, },
+        /// Answers: `Removed` for each of at most [`LIST_PAGE_MAX`] keys, `Done`. What they held is declared dead
+        /// together, before any of them is answered.
+        13 => RemoveMany { bucket: String, keys: Vec<String>, },
     }
 }
 
@@ -160,6 +163,8 @@ tagged! {
         12 => Chunk { payload: Bytes, },
         /// One line that the command passes on to stderr.
         13 => Warning { message: String, },
+        /// One name of many; where it was not removed, with the exit code and the reason.
+        14 => Removed { key: String, failure: Option<(u8, String)>, },
         254 => Done,
         /// `code` is the exit code of the command.
         255 => Error { code: u8, message: String, },

@@ -2,12 +2,16 @@
 //!
 //! The rule (model-checked; kept to the letter): a member signs the death of a version only when it knows a later clock
 //! for that name to be durable on a majority of the name's owners. `rm` and an overwrite know it: they have just written
-//! that later clock. Absence, time-outs and partitions never kill.
+//! that later clock; who finds that a version was replaced behind its writer's back reads the name first
+//! ([`super::names`]). Absence, time-outs and partitions never kill.
+//!
+//! A removal or an overwrite asks for room among the pending deaths before it writes the name: a death that could not be
+//! signed afterwards would leak what it is about. The removals of one `rm -r` share deaths of up to 1,024 versions.
 //!
 //! A death is a record of the log on every node that got it. Who signed it also keeps a document that lists who has
 //! confirmed; it goes once all nodes of the newest layout, and all others known, have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +23,7 @@ use super::names::Written;
 use super::shard::Shard;
 use super::shared::{Shared, lock};
 use crate::catalog::CatalogError;
-use crate::cluster::deaths::{DOCUMENT_PREFIX, Superseded, TooManyDeaths, may_sign};
+use crate::cluster::deaths::{DOCUMENT_PREFIX, Superseded, may_sign};
 use crate::cluster::{DeathId, PendingDeaths};
 use crate::crypto::identity::{sign_death, verify_death};
 use crate::crypto::keys::VaultKey;
@@ -27,39 +31,64 @@ use crate::format::certificate::Death;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::{Address, NodeId, VersionId, message};
 use crate::io::spawn;
+use crate::limits::DEATH_VERSIONS_MAX;
 use crate::store::{SmallRecord, StoreError};
 
 /// A peer makes a death durable before it confirms.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
-/// Signs the deaths of all that a write has replaced, where the rule allows it; durable here when it returns, and under
-/// way to everybody else.
-pub async fn sign_replaced(shard: &Rc<Shard>, written: &Written) -> Result<(), Failure> {
-    for (clock, version) in &written.replaced {
-        let known = Superseded { clock: *clock, version: *version, later: written.order, holders: &written.holders };
-        // Where the rule says no, somebody else's later write has won: whoever replaces that one signs.
-        if let Some(version) = may_sign(&known, &written.quorums) {
-            sign(shard, version).await?;
+
+/// Room among the pending deaths for what a write will replace, kept until this is dropped.
+pub struct Room(Arc<Shared>);
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        lock(&self.0.deaths).release();
+    }
+}
+
+/// Asked for before the name is written: a death that cannot be signed afterwards would leak what it is about.
+pub fn reserve(shard: &Rc<Shard>) -> Result<Room, Failure> {
+    lock(&shard.node.deaths).reserve().map_err(|error| Failure::new(code::OTHER, error.to_string()))?;
+    Ok(Room(shard.node.clone()))
+}
+
+/// Signs the deaths of all that these writes have replaced, where the rule allows it and nobody has, many versions in one
+/// document; durable here when it returns, and under way to everybody else.
+pub async fn sign_replaced(shard: &Rc<Shard>, written: &[Written]) -> Result<(), Failure> {
+    let mut versions: BTreeSet<VersionId> = BTreeSet::new();
+    for written in written {
+        for (clock, version) in &written.replaced {
+            let known =
+                Superseded { clock: *clock, version: *version, later: written.order, holders: &written.holders };
+            // Where the rule says no, somebody else's later write has won: whoever replaces that one signs.
+            versions.extend(may_sign(&known, &written.quorums));
         }
+    }
+    let mut undead = Vec::with_capacity(versions.len());
+    for version in versions {
+        if !shard.node.catalog.is_dead(&version).await? {
+            undead.push(version);
+        }
+    }
+    for versions in undead.chunks(DEATH_VERSIONS_MAX) {
+        sign(shard, versions).await?;
     }
     Ok(())
 }
 
-async fn sign(shard: &Rc<Shard>, version: VersionId) -> Result<(), Failure> {
+async fn sign(shard: &Rc<Shard>, versions: &[VersionId]) -> Result<(), Failure> {
     let node = &shard.node;
-    if !lock(&node.deaths).has_room() {
-        return Err(Failure::new(code::OTHER, TooManyDeaths.to_string()));
-    }
     let mut death = Death {
         signer: node.certificate.certificate().clone(),
         key_generation: VaultKey::GENERATION,
-        versions: vec![version],
+        versions: versions.to_vec(),
         signature: [0; 64],
     };
     sign_death(&mut death, node.key_ring().node(), &node.network_id());
     let (bytes, others) = (death.encode(), others(node));
     let pending = {
         let mut deaths = PendingDeaths::new();
-        let id = deaths.add(bytes.clone(), others.clone(), Duration::ZERO).map_err(too_many)?;
+        let id = deaths.add(bytes.clone(), others.clone(), Duration::ZERO);
         deaths.encode(&id).map(|document| (id, document))
     };
     let mut records = vec![SmallRecord::Death(bytes.clone())];
@@ -68,14 +97,10 @@ async fn sign(shard: &Rc<Shard>, version: VersionId) -> Result<(), Failure> {
     }
     shard.store.append_all(records).await?;
     if !others.is_empty() {
-        lock(&node.deaths).add(bytes, others, node.uptime()).map_err(too_many)?;
+        lock(&node.deaths).add(bytes, others, node.uptime());
         node.deaths_changed.notify_one();
     }
     Ok(())
-}
-
-fn too_many(error: TooManyDeaths) -> Failure {
-    Failure::new(code::OTHER, error.to_string())
 }
 
 /// Every other node of the newest layout, and every other that is known: all of them must hear of a death.

@@ -3,19 +3,33 @@
 //! The observer runs before anybody is told of success, on the thread that made the record durable, and the catalog's
 //! queue keeps the order: whoever asks the catalog after an acknowledgement sees what was acknowledged.
 //!
+//! The observer never waits, since it runs on a shard's thread. Where the catalog cannot keep up, the log waits for room
+//! in its queue ([`backpressure`]) before it writes the next records, and lets the thread do other work meanwhile.
+//!
 //! A record that is not what its kind says is damage that every check before missed; it is left out with a warning, as
 //! a person has to hear of it and the node has to start all the same.
+
+use std::rc::Rc;
 
 use crate::catalog::{Applied, Catalog, CatalogError, Document, Event};
 use crate::format::certificate::Death;
 use crate::format::record::FLAG_CACHED;
 use crate::format::{Address, Malformed};
-use crate::store::{self, AppliedEvent, Replayed, SmallRecord};
+use crate::store::{self, AppliedEvent, Backpressure, Replayed, SmallRecord};
+
+/// What the log waits for before it writes.
+pub fn backpressure(catalog: &Catalog) -> Backpressure {
+    let catalog = catalog.clone();
+    Rc::new(move || {
+        let catalog = catalog.clone();
+        Box::pin(async move { catalog.room().await })
+    })
+}
 
 /// Tells the catalog what has become durable.
 pub fn observe(catalog: &Catalog, applied: store::Applied) {
     let events = applied.events.into_iter().filter_map(|event| understood(convert(event))).collect();
-    catalog.apply(Applied { segment: applied.segment, end_offset: applied.end_offset, events });
+    catalog.apply_now(Applied { segment: applied.segment, end_offset: applied.end_offset, events });
 }
 
 fn understood(event: Result<Event, Malformed>) -> Option<Event> {
@@ -92,7 +106,7 @@ pub fn document(serial: u64, key: &[u8], value: &[u8]) -> SmallRecord {
 }
 
 /// The store holds no such chunk, whatever the catalog thinks.
-pub fn forget(catalog: &Catalog, address: Address) {
+pub async fn forget(catalog: &Catalog, address: Address) {
     let events = vec![Event::Removed { address }];
-    catalog.apply(Applied { segment: NO_SEGMENT, end_offset: 0, events });
+    catalog.apply_async(Applied { segment: NO_SEGMENT, end_offset: 0, events }).await;
 }

@@ -21,9 +21,8 @@ pub async fn mend(shard: &Rc<Shard>, address: &Address) -> Result<Mended, String
     let versions = node.catalog.references(address).await.map_err(|error| error.to_string())?;
     let Some(version) = versions.first() else {
         // Cached, or of a dead version: whoever wants it again fetches it from its owners.
-        let catalog = node.catalog.clone();
-        let is_wanted = |address: &Address| catalog.is_referenced_blocking(address).unwrap_or(true);
-        shard.store.remove(address, &is_wanted).await.map_err(|error| error.to_string())?;
+        let is_wanted = async |address: &Address| super::reclaim::is_wanted(&node.catalog, address).await;
+        shard.store.remove(address, is_wanted).await.map_err(|error| error.to_string())?;
         node.cache.forget(address);
         return Ok(Mended::Dropped);
     };

@@ -28,6 +28,8 @@ mod deaths;
 mod log;
 mod membership;
 mod mend;
+mod name_quorum;
+mod name_scan;
 mod name_sync;
 mod names;
 mod owners;

@@ -3,8 +3,8 @@
 //!
 //! - An owner of before is asked under the newest layout, and answers only once it runs under it: from then on it takes
 //!   no write under an older one. So what is read from a quorum of them is everything that was ever acknowledged there.
-//! - The position is durable before it is said. Until enough owners have got there, reads and listings ask the owners of
-//!   before as well ([`super::names`]).
+//! - The position is durable before it is said. Until enough owners have got there, reads, writes and listings
+//!   ask the owners of before as well, and fail while too few of them can be heard ([`super::name_quorum`]).
 //! - Nothing is dropped anywhere: a copy with somebody who owns the name no more does no harm.
 
 use std::rc::Rc;
@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::log;
+use super::name_scan;
 use super::names::{self, NameError};
 use super::shard::Shard;
 use crate::format::name::NameRecord;
@@ -62,12 +63,12 @@ async fn sync(shard: &Rc<Shard>) -> Result<(), String> {
         if layout.name_owners(&record.bucket).as_slice().contains(&me) {
             batch.push(record);
         }
-        if batch.len() >= names::NAME_PAGE_RECORDS {
+        if batch.len() >= name_scan::NAME_PAGE_RECORDS {
             names::take_in(shard, std::mem::take(&mut batch)).await?;
         }
         Ok(())
     };
-    names::scan_before(shard, &layout, &mut keep).await.map_err(|error| error.to_string())?;
+    name_scan::scan_before(shard, &layout, &mut keep).await.map_err(|error| error.to_string())?;
     names::take_in(shard, batch).await.map_err(|error| error.to_string())?;
     let document = log::document(node.document_serial(), SYNCED_DOCUMENT, &layout.number().to_le_bytes());
     shard.store.append(document).await.map_err(|error| error.to_string())?;

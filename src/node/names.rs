@@ -5,40 +5,56 @@
 //!   (write-back), so that reads never go backwards.
 //! - Every request carries the layout's number. An owner that runs under another refuses, the operation starts over
 //!   under the newest, and earlier answers count for nothing.
-//! - Reads under a new layout also ask the owners of the one before and add what they answer: a name is never lost by
-//!   a change of owners.
+//! - Under a new layout both also hear the owners of the one before until the names were brought in, be the name found
+//!   or not ([`super::name_quorum`]): no record is lost by a change of owners, or hidden by one with an earlier clock.
 //!
 //! The decisions are [`NameRead`]'s and [`NameWrite`]'s; this file carries their questions to the owners.
+//!
+//! # Two puts of one name at once
+//!
+//! Both see the same predecessor, so neither sees the other in its clock round. Each owner keeps the later of the two, by
+//! (clock, version), and says in its answer what else was given the name: the record that the write took the place of,
+//! or the later one that it lost to. It decides that under a lock of the name, so that of two writes one hears of the
+//! other. Then:
+//!
+//! | what is known | who signs the death of the earlier |
+//! | --- | --- |
+//! | an owner displaced it, before the write was done | the later writer, with that of the predecessor |
+//! | an owner displaced it after the write was done, or by a write-back | who wrote, by a [`witness`] |
+//! | the write lost with an owner | its own writer, by a [`witness`] |
+//! | a read met it beside a later record | the reader, by a [`witness`] |
+//! | an owner refused it as dead | nobody: it is dead. The put was done and replaced at once, and is told so |
+//!
+//! A witness waits a moment for the writer that should sign, reads the name anew, so that the later record is durable on a
+//! majority under the layouts of that moment, and signs if nobody has. A version leaks (its chunks keep their space) if
+//! the node that heard of its end stops before it has signed, or if the answer that told it was lost on the way, and
+//! no owner still shows the record to a later reader or writer.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-
-use super::connections::connect;
+use super::name_quorum::{Answer, Asked, Owners, gather, name_groups};
 use super::shard::Shard;
 use super::shared::lock;
-use super::{log, wall_ms};
+use super::{deaths, log, wall_ms};
 use crate::catalog::hlc::check_ahead;
 use crate::catalog::{CatalogError, ClockAhead, check_age};
 use crate::cluster::names::{NameReadStep, NameWriteStep};
-use crate::cluster::{ActiveLayout, NameRead, NameWrite, Quorum};
-use crate::format::certificate::Class;
+use crate::cluster::{NameRead, NameWrite, Quorum};
 use crate::format::frame::{FrameKind, Status};
+use crate::format::message::NameWriteAnswer;
 use crate::format::name::NameRecord;
-use crate::format::{Address, BucketId, NameId, NodeId, Stamp, VersionId, message};
+use crate::format::{BucketId, NameId, NodeId, Stamp, VersionId, message};
 use crate::io::spawn;
-use crate::limits::STALL_MAX;
+use crate::limits::{NAME_LOCKS, WITNESSES_MAX};
 use crate::store::SmallRecord;
 
-/// A durable write may wait behind a disk.
-const WRITE_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a node that has just started may take to meet the others.
-const MEETING_TIME: Duration = Duration::from_secs(10);
 /// How often an operation starts over because the layout changed under it.
 const RESTARTS_MAX: u32 = 8;
+/// How long a witness leaves the signing to the writer that knows.
+const WITNESS_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
@@ -47,7 +63,7 @@ pub enum NameError {
     )]
     TooFewOwners { have: usize, need: usize, reason: String },
     #[error(
-        "no owner of today knows the name, and of those before only {have} answered where {need} are needed: start the members that were there first"
+        "names of before the last change of members were not brought in yet, and of their owners only {have} answered where {need} are needed: start the members that were there first"
     )]
     EarlierOwnersSilent { have: usize, need: usize },
     #[error("this node does not hold the network's layout yet: wait until it has joined")]
@@ -62,18 +78,46 @@ pub enum NameError {
     Here(String),
 }
 
-/// What one owner answered to a read or a write.
-enum Answer {
-    /// With the newest layout whose names the owner has brought in.
-    Record(Option<NameRecord>, u32),
-    Written,
-    /// It runs under another layout, or knows the version as dead.
-    Refused,
-    Failed,
+/// One lock for each name, shared by names that have the same remainder: held from looking at what is here until the
+/// write is durable, so that an owner's answers about two writes of one name tell of each other.
+pub struct NameLocks(Vec<tokio::sync::Mutex<()>>);
+
+impl Default for NameLocks {
+    fn default() -> Self {
+        Self((0..NAME_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect())
+    }
 }
 
-/// Keeps a record here, durably, or says why not. Called for a peer's write and for our own.
-pub async fn accept(shard: &Rc<Shard>, record: &NameRecord) -> Result<(), Status> {
+impl NameLocks {
+    /// Of a name's id, a keyed hash.
+    fn place(name: &NameId) -> usize {
+        let [low, high, ..] = name.0;
+        usize::from(u16::from_le_bytes([low, high])) % NAME_LOCKS
+    }
+
+    /// The locks of all these names, taken in one order by everybody.
+    async fn lock(&self, names: impl Iterator<Item = &NameId>) -> Vec<tokio::sync::MutexGuard<'_, ()>> {
+        let places: BTreeSet<usize> = names.map(Self::place).collect();
+        let mut held = Vec::with_capacity(places.len());
+        for lock in places.into_iter().filter_map(|place| self.0.get(place)) {
+            held.push(lock.lock().await);
+        }
+        held
+    }
+}
+
+/// Keeps a record here, durably, or says why not, and tells what else has the name here. Called for a peer's write and
+/// for our own. What was begun is finished though nobody waits for it: the next answer about the name must know of it.
+pub async fn accept(shard: &Rc<Shard>, record: NameRecord) -> Result<NameWriteAnswer, Status> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let shard = shard.clone();
+    spawn(async move {
+        let _ = tell.send(keep(&shard, &record).await);
+    });
+    told.await.unwrap_or(Err(Status::Unavailable))
+}
+
+async fn keep(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAnswer, Status> {
     let now_ms = wall_ms();
     check_ahead(record.clock, now_ms).map_err(|_| Status::ClockAhead)?;
     let catalog = &shard.node.catalog;
@@ -81,12 +125,16 @@ pub async fn accept(shard: &Rc<Shard>, record: &NameRecord) -> Result<(), Status
         tracing::warn!(%error, "a name record was not accepted");
         Status::Unavailable
     };
+    let _alone = shard.node.name_locks.lock(std::iter::once(&record.name)).await;
     if catalog.is_dead(&record.version).await.map_err(unavailable)? {
         return Err(Status::Dead);
     }
     let held = catalog.name(&record.bucket, &record.name).await.map_err(unavailable)?;
-    if held.as_ref().is_some_and(|held| held.order() >= record.order()) {
-        return Ok(()); // something as late or later is durable here already
+    if let Some(held) = held.as_ref().filter(|held| held.order() >= record.order()) {
+        // Something as late or later is durable here already.
+        let (clock, version) = held.order();
+        let is_same = version == record.version;
+        return Ok(if is_same { NameWriteAnswer::Kept } else { NameWriteAnswer::Lost(clock, version) });
     }
     let is_first = held.as_ref().is_none_or(|held| held.version != record.version);
     // Who is slower than a version's time to be named mints a new one and refers again.
@@ -98,7 +146,10 @@ pub async fn accept(shard: &Rc<Shard>, record: &NameRecord) -> Result<(), Status
         Status::NoSpace
     })?;
     shard.node.observe(record.clock);
-    Ok(())
+    Ok(match held.filter(|held| is_first && !held.tombstone) {
+        Some(held) => NameWriteAnswer::Displaced(held.clock, held.version),
+        None => NameWriteAnswer::Kept,
+    })
 }
 
 /// Makes durable those of `records` that are news here. They were acknowledged under earlier layouts: how old their
@@ -106,6 +157,7 @@ pub async fn accept(shard: &Rc<Shard>, record: &NameRecord) -> Result<(), Status
 pub async fn take_in(shard: &Rc<Shard>, records: Vec<NameRecord>) -> Result<(), NameError> {
     let failed = |error: &dyn std::fmt::Display| NameError::Here(error.to_string());
     let catalog = &shard.node.catalog;
+    let _alone = shard.node.name_locks.lock(records.iter().map(|record| &record.name)).await;
     let mut news = Vec::new();
     for record in records {
         let held = catalog.name(&record.bucket, &record.name).await.map_err(|error| failed(&error))?;
@@ -118,11 +170,29 @@ pub async fn take_in(shard: &Rc<Shard>, records: Vec<NameRecord>) -> Result<(), 
     shard.store.append_all(news).await.map_err(|error| failed(&error))
 }
 
+/// What a read has made sure of.
+pub struct Found {
+    /// Held by a majority, or there is none. Tombstones are found too.
+    pub record: Option<NameRecord>,
+    pub holders: Vec<NodeId>,
+    pub quorums: Vec<Quorum>,
+    /// Files that owners showed under the name beside a later record: (clock, version) of each.
+    older: BTreeSet<(Stamp, VersionId)>,
+}
+
 /// The latest record of a name that a quorum knows, held by a majority when this returns. Tombstones are returned too.
 pub async fn read(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result<Option<NameRecord>, NameError> {
+    let found = find(shard, bucket, name).await?;
+    for superseded in found.older {
+        witness(shard, bucket, name, superseded);
+    }
+    Ok(found.record)
+}
+
+async fn find(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result<Found, NameError> {
     for _ in 0..RESTARTS_MAX {
-        if let Some(outcome) = read_once(shard, bucket, name).await? {
-            return Ok(outcome);
+        if let Some(found) = find_once(shard, bucket, name).await? {
+            return Ok(found);
         }
         super::membership::refresh_layout(shard).await;
     }
@@ -130,138 +200,104 @@ pub async fn read(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result
 }
 
 /// `None`: an owner runs under another layout, start over.
-async fn read_once(
+async fn find_once(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result<Option<Found>, NameError> {
+    let quorums = quorums(shard, bucket)?;
+    let (mut machine, mut asked) = (NameRead::new(quorums.clone()), Asked::new(shard));
+    let groups = name_groups(shard, Some(bucket));
+    let body = message::encode_name_read(bucket, name);
+    let Some(gathered) = gather(&mut asked, &groups, &machine.owners(), &body).await? else { return Ok(None) };
+    let mut seen: BTreeSet<(Stamp, VersionId)> = BTreeSet::new();
+    for (owner, record) in gathered.earlier {
+        seen.extend((!record.tombstone).then(|| record.order()));
+        machine.on_answer(owner, Some(record));
+    }
+    let mut known = gathered.answers;
+    loop {
+        // The latest goes first: a quorum of those who know less must not conclude without it.
+        let Some((owner, answer)) = (match known.pop() {
+            Some(answer) => Some(answer),
+            None => asked.next().await,
+        }) else {
+            return Err(asked.too_few(0, 1));
+        };
+        match &answer {
+            Answer::Record(Some(record), _) if !record.tombstone => _ = seen.insert(record.order()),
+            Answer::Written(NameWriteAnswer::Displaced(clock, version)) => _ = seen.insert((*clock, *version)),
+            _ => {}
+        }
+        match step_read(&mut machine, owner, answer) {
+            NameReadStep::Wait => {}
+            NameReadStep::WriteBack { record, to } => {
+                for owner in to {
+                    asked.ask(owner, FrameKind::NameWrite, record.encode());
+                }
+            }
+            NameReadStep::Done(record) => {
+                seen.extend(known.iter().filter_map(|(_, answer)| match answer {
+                    Answer::Record(Some(record), _) if !record.tombstone => Some(record.order()),
+                    _ => None,
+                }));
+                if let Some(latest) = &record {
+                    seen.retain(|(clock, version)| (*clock, *version) < latest.order() && *version != latest.version);
+                }
+                return Ok(Some(Found { record, holders: machine.holders(), quorums, older: seen }));
+            }
+            NameReadStep::Failed { have, need } => return Err(asked.too_few(have, need)),
+            NameReadStep::Restart => return Ok(None),
+        }
+    }
+}
+
+/// A version under this name was seen to have been superseded, and whoever replaced it may not know. Sees to it, behind
+/// the caller's back, that it is declared dead if the rule allows it and nobody else has.
+fn witness(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId, superseded: (Stamp, VersionId)) {
+    {
+        let mut witnessed = lock(&shard.node.witnessed);
+        if witnessed.len() >= WITNESSES_MAX || !witnessed.insert(superseded.1) {
+            return;
+        }
+    }
+    let (shard, bucket, name) = (shard.clone(), *bucket, *name);
+    spawn(async move {
+        if let Err(reason) = bear_witness(&shard, &bucket, &name, superseded).await {
+            tracing::info!(version = ?superseded.1, %reason, "a replaced version was not declared dead");
+        }
+        lock(&shard.node.witnessed).remove(&superseded.1);
+    });
+}
+
+async fn bear_witness(
     shard: &Rc<Shard>,
     bucket: &BucketId,
     name: &NameId,
-) -> Result<Option<Option<NameRecord>>, NameError> {
-    let (mut machine, mut asked) = {
-        let quorums = quorums(shard, bucket)?;
-        (NameRead::new(quorums), Asked::new(shard))
-    };
-    let body = message::encode_name_read(bucket, name);
-    for owner in machine.owners() {
-        asked.ask(owner, FrameKind::NameRead, body.clone());
+    superseded: (Stamp, VersionId),
+) -> Result<(), String> {
+    let is_dead = async || shard.node.catalog.is_dead(&superseded.1).await.map_err(|error| error.to_string());
+    if is_dead().await? {
+        return Ok(());
     }
-    // What owners under earlier layouts know is added: the quorum's verdict waits for those of them that live.
-    let voters = machine.owners();
-    let groups = name_groups(shard, Some(bucket));
-    let mut awaited: Vec<NodeId> = groups.iter().skip(1).flat_map(|group| group.owners.clone()).collect();
-    // Right after a start nobody counts as alive yet.
-    let is_young = shard.node.uptime() < MEETING_TIME;
-    awaited.retain(|owner| is_young || shard.node.peers.is_alive(owner));
-    awaited.sort();
-    awaited.dedup();
-    let mut heard = Vec::new();
-    for owner in awaited.iter().filter(|owner| !voters.contains(owner)) {
-        asked.ask(*owner, FrameKind::NameRead, body.clone());
+    tokio::select! {
+        () = shard.node.stopping().wait() => return Err("the node stops".into()),
+        () = tokio::time::sleep(WITNESS_PAUSE) => {}
     }
-    let mut held_back = Vec::new();
-    while let Some((owner, answer)) = asked.next().await {
-        awaited.retain(|known| *known != owner);
-        if let Answer::Record(_, synced) = &answer {
-            heard.push((owner, *synced));
-            if groups.first().is_some_and(|newest| newest.is_synced(&heard)) {
-                awaited.clear(); // those of before have nothing that these have not
-            }
-        }
-        if voters.contains(&owner) {
-            held_back.push((owner, answer));
-        } else if let Answer::Record(record, _) = answer {
-            machine.on_answer(owner, record);
-        }
-        if awaited.is_empty() {
-            // The latest goes last and comes first: a quorum of those who know less must not conclude without it.
-            held_back.sort_by_key(|(_, answer)| answer.order());
-        }
-        while let Some((owner, answer)) = awaited.is_empty().then(|| held_back.pop()).flatten() {
-            match step_read(&mut machine, owner, answer) {
-                NameReadStep::Wait => {}
-                NameReadStep::WriteBack { record, to } => {
-                    for owner in to {
-                        asked.ask(owner, FrameKind::NameWrite, record.encode());
-                    }
-                }
-                NameReadStep::Done(None) => {
-                    return uncovered(&groups, &heard).map_or(Ok(Some(None)), |group| {
-                        let have = group.heard(&heard);
-                        Err(NameError::EarlierOwnersSilent { have, need: group.need })
-                    });
-                }
-                NameReadStep::Done(record) => return Ok(Some(record)),
-                NameReadStep::Failed { have, need } => return Err(asked.too_few(have, need)),
-                NameReadStep::Restart => return Ok(None),
-            }
-        }
+    if is_dead().await? {
+        return Ok(());
     }
-    Err(asked.too_few(0, 1))
+    let found = find(shard, bucket, name).await.map_err(|error| error.to_string())?;
+    let Some(record) = &found.record else { return Ok(()) };
+    let replaced = vec![superseded];
+    let written = Written { order: record.order(), holders: found.holders, quorums: found.quorums, replaced };
+    let _room = deaths::reserve(shard).map_err(|failure| failure.message)?;
+    deaths::sign_replaced(shard, &[written]).await.map_err(|failure| failure.message)
 }
 
-/// Who holds a bucket's names (or all names) under one layout, and how many of them must be heard so that none of its
-/// names can hide behind those that are not.
-struct NameGroup {
-    layout: u32,
-    owners: Vec<NodeId>,
-    need: usize,
-}
-
-impl NameGroup {
-    fn heard(&self, heard: &[(NodeId, u32)]) -> usize {
-        heard.iter().filter(|(node, _)| self.owners.contains(node)).count()
-    }
-
-    /// Whether enough of those who were heard have brought in everything from the layouts before this one.
-    fn is_synced(&self, heard: &[(NodeId, u32)]) -> bool {
-        let synced = heard.iter().filter(|(node, synced)| self.owners.contains(node) && *synced >= self.layout);
-        synced.count() >= self.need
-    }
-}
-
-/// The groups of all layouts known, the newest first.
-fn name_groups(shard: &Rc<Shard>, bucket: Option<&BucketId>) -> Vec<NameGroup> {
-    let layouts = shard.node.layouts();
-    let known = layouts.active().iter().rev().chain(layouts.earlier());
-    known.map(|layout| name_group(layout, bucket)).collect()
-}
-
-fn name_group(layout: &Arc<ActiveLayout>, bucket: Option<&BucketId>) -> NameGroup {
-    let owners: Vec<NodeId> = match bucket {
-        Some(bucket) => layout.name_owners(bucket).as_slice().to_vec(),
-        None => layout.nodes().iter().filter(|node| node.class == Class::Member).map(|node| node.node).collect(),
-    };
-    let replicas = owners.len().min(usize::from(layout.replicas()));
-    let need = owners.len() - replicas / 2;
-    NameGroup { layout: layout.number(), owners, need }
-}
-
-/// The first layout, from the newest back, of which too few owners were heard; none when what was heard is all there can
-/// be. A name may have been put before its owners changed, and not have been brought in yet: then the owners of before
-/// have to be heard too, back to a layout enough of whose owners have brought in everything.
-fn uncovered<'a>(groups: &'a [NameGroup], heard: &[(NodeId, u32)]) -> Option<&'a NameGroup> {
-    for group in groups {
-        if group.heard(heard) < group.need {
-            return Some(group);
-        }
-        if group.is_synced(heard) {
-            return None;
-        }
-    }
-    None
-}
-
-impl Answer {
-    fn order(&self) -> Option<(Stamp, VersionId)> {
-        match self {
-            Self::Record(Some(record), _) => Some(record.order()),
-            _ => None,
-        }
-    }
-}
+/// Versions that a witness is busy with.
+pub type Witnessed = Mutex<BTreeSet<VersionId>>;
 
 fn step_read(machine: &mut NameRead, owner: NodeId, answer: Answer) -> NameReadStep {
     match answer {
         Answer::Record(record, _) => machine.on_answer(owner, record),
-        Answer::Written => machine.on_ack(owner),
+        Answer::Written(_) => machine.on_ack(owner),
         Answer::Refused => machine.on_refused(owner),
         Answer::Failed => machine.on_fail(owner),
     }
@@ -300,8 +336,29 @@ impl WriteName<'_> {
                 return Ok(written);
             }
             super::membership::refresh_layout(shard).await;
+            if let Some(written) = self.overtaken(shard, &mut attempt).await? {
+                return Ok(written);
+            }
         }
         Err(NameError::LayoutChanged)
+    }
+
+    /// A record that has left this node and was refused may have been replaced already, and declared dead by whoever did:
+    /// then it was written, and is over.
+    async fn overtaken(&self, shard: &Rc<Shard>, attempt: &mut Attempt) -> Result<Option<Written>, NameError> {
+        let Some(sent) = &attempt.sent else { return Ok(None) };
+        let found = find(shard, self.bucket, self.name).await?;
+        let Some(later) = found.record.filter(|record| record.wins_over(sent) && record.version != sent.version) else {
+            return Ok(None);
+        };
+        if self.no_clobber && !sent.tombstone {
+            witness(shard, self.bucket, self.name, sent.order());
+            return Err(NameError::Taken);
+        }
+        let mut replaced = std::mem::take(&mut attempt.replaced);
+        replaced.extend((!sent.tombstone).then(|| sent.order()));
+        let (holders, quorums) = (found.holders, found.quorums);
+        Ok(Some(Written { order: later.order(), holders, quorums, replaced }))
     }
 
     async fn attempt(
@@ -312,52 +369,132 @@ impl WriteName<'_> {
     ) -> Result<Option<Written>, NameError> {
         let quorums = quorums(shard, self.bucket)?;
         let (mut machine, mut asked) = (NameWrite::new(quorums.clone()), Asked::new(shard));
-        let body = message::encode_name_read(self.bucket, self.name);
+        let Some(latest) = self.clock_round(shard, &mut machine, &mut asked, attempt).await? else { return Ok(None) };
+        let record = match attempt.sent.take() {
+            Some(record) => record,
+            None => make(later_clock(shard, latest).await?),
+        };
+        let mut step = machine.picked();
+        asked.forget_running();
         for owner in machine.owners() {
-            asked.ask(owner, FrameKind::NameRead, body.clone());
+            asked.ask(owner, FrameKind::NameWrite, record.encode());
         }
-        let mut has_picked = false;
-        while let Some((owner, answer)) = asked.next().await {
-            let mut step = match answer {
+        let order = record.order();
+        let own = (!record.tombstone).then_some(order);
+        attempt.sent = Some(record);
+        loop {
+            match step {
+                NameWriteStep::Done => break,
+                NameWriteStep::Failed { have, need } => return Err(asked.too_few(have, need)),
+                NameWriteStep::Restart => return Ok(None),
+                NameWriteStep::Wait | NameWriteStep::PickClock { .. } => {}
+            }
+            let Some((owner, answer)) = asked.next().await else { return Err(asked.too_few(0, 1)) };
+            step = match answer {
+                Answer::Written(answer) => {
+                    self.note_answer(shard, &answer, own, &mut attempt.replaced);
+                    machine.on_ack(owner)
+                }
+                Answer::Refused => machine.on_refused(owner),
+                Answer::Record(..) | Answer::Failed => machine.on_fail(owner),
+            };
+        }
+        let (holders, replaced) = (machine.holders(), std::mem::take(&mut attempt.replaced));
+        self.hear_the_others(shard, asked, own, replaced.clone());
+        Ok(Some(Written { order, holders, quorums, replaced }))
+    }
+
+    /// The latest clock that a quorum knows. `None`: start over.
+    async fn clock_round(
+        &self,
+        shard: &Rc<Shard>,
+        machine: &mut NameWrite,
+        asked: &mut Asked,
+        attempt: &mut Attempt,
+    ) -> Result<Option<Stamp>, NameError> {
+        let groups = name_groups(shard, Some(self.bucket));
+        let body = message::encode_name_read(self.bucket, self.name);
+        let Some(gathered) = gather(asked, &groups, &machine.owners(), &body).await? else { return Ok(None) };
+        let mut latest = self.earlier.map_or(Stamp::ZERO, |earlier| earlier.clock);
+        for (_, record) in &gathered.earlier {
+            latest = latest.max(record.clock);
+            self.note(record, attempt)?;
+        }
+        let mut known = gathered.answers;
+        // All that came together is taken note of, though a quorum of it may do.
+        for (_, answer) in &known {
+            if let Answer::Record(Some(record), _) = answer {
+                latest = latest.max(record.clock);
+                self.note(record, attempt)?;
+            }
+        }
+        loop {
+            let Some((owner, answer)) = (match known.pop() {
+                Some(answer) => Some(answer),
+                None => asked.next().await,
+            }) else {
+                return Err(asked.too_few(0, 1));
+            };
+            let step = match answer {
                 Answer::Record(record, _) => {
                     if let Some(record) = &record {
                         self.note(record, attempt)?;
                     }
                     machine.on_clock(owner, record.map(|record| record.clock))
                 }
-                Answer::Written => machine.on_ack(owner),
                 Answer::Refused => machine.on_refused(owner),
-                Answer::Failed => machine.on_fail(owner),
+                Answer::Written(_) | Answer::Failed => machine.on_fail(owner),
             };
-            if let (NameWriteStep::PickClock { later_than }, false) = (&step, has_picked) {
-                has_picked = true;
-                let record = match attempt.sent.take() {
-                    Some(record) => record,
-                    None => {
-                        let earlier = self.earlier.map_or(Stamp::ZERO, |earlier| earlier.clock);
-                        make(later_clock(shard, earlier.max(*later_than)).await?)
-                    }
-                };
-                step = machine.picked();
-                asked.forget_running();
-                for owner in machine.owners() {
-                    asked.ask(owner, FrameKind::NameWrite, record.encode());
-                }
-                attempt.sent = Some(record);
-            }
             match step {
-                NameWriteStep::Done => {
-                    let Some(record) = &attempt.sent else { continue };
-                    let (order, holders) = (record.order(), machine.holders());
-                    let replaced = std::mem::take(&mut attempt.replaced);
-                    return Ok(Some(Written { order, holders, quorums, replaced }));
-                }
+                NameWriteStep::PickClock { later_than } => return Ok(Some(latest.max(later_than))),
                 NameWriteStep::Failed { have, need } => return Err(asked.too_few(have, need)),
                 NameWriteStep::Restart => return Ok(None),
-                NameWriteStep::Wait | NameWriteStep::PickClock { .. } => {}
+                NameWriteStep::Wait | NameWriteStep::Done => {}
             }
         }
-        Err(asked.too_few(0, 1))
+    }
+
+    /// What an owner says else has the name.
+    fn note_answer(
+        &self,
+        shard: &Rc<Shard>,
+        answer: &NameWriteAnswer,
+        own: Option<(Stamp, VersionId)>,
+        replaced: &mut Vec<(Stamp, VersionId)>,
+    ) {
+        match answer {
+            NameWriteAnswer::Displaced(clock, version) if !replaced.contains(&(*clock, *version)) => {
+                replaced.push((*clock, *version));
+            }
+            NameWriteAnswer::Lost(..) => own.into_iter().for_each(|own| witness(shard, self.bucket, self.name, own)),
+            NameWriteAnswer::Kept | NameWriteAnswer::Displaced(..) => {}
+        }
+    }
+
+    /// The write is done; owners that answer later may tell of versions that nobody else knows of.
+    fn hear_the_others(
+        &self,
+        shard: &Rc<Shard>,
+        mut asked: Asked,
+        own: Option<(Stamp, VersionId)>,
+        known: Vec<(Stamp, VersionId)>,
+    ) {
+        let (shard, bucket, name) = (shard.clone(), *self.bucket, *self.name);
+        spawn(async move {
+            while let Some((_, answer)) = asked.next().await {
+                match answer {
+                    Answer::Written(NameWriteAnswer::Displaced(clock, version))
+                        if !known.contains(&(clock, version)) =>
+                    {
+                        witness(&shard, &bucket, &name, (clock, version));
+                    }
+                    Answer::Written(NameWriteAnswer::Lost(..)) => {
+                        own.into_iter().for_each(|own| witness(&shard, &bucket, &name, own));
+                    }
+                    _ => {}
+                }
+            }
+        });
     }
 
     /// Takes note of what an owner holds before the write.
@@ -387,103 +524,6 @@ fn quorums(shard: &Rc<Shard>, bucket: &BucketId) -> Result<Vec<Quorum>, NameErro
     if quorums.is_empty() { Err(NameError::NotJoined) } else { Ok(quorums) }
 }
 
-/// Questions under way to several owners. Those that nobody waits for any more go on in the background, so that a write
-/// reaches every owner that can be reached.
-struct Asked {
-    shard: Rc<Shard>,
-    layout: u32,
-    answers: mpsc::UnboundedSender<(u32, NodeId, Answer, Option<String>)>,
-    arrived: mpsc::UnboundedReceiver<(u32, NodeId, Answer, Option<String>)>,
-    round: u32,
-    running: usize,
-    failures: Vec<String>,
-}
-
-impl Asked {
-    fn new(shard: &Rc<Shard>) -> Self {
-        let (answers, arrived) = mpsc::unbounded_channel();
-        let layout = shard.node.layout_number();
-        Self { shard: shard.clone(), layout, answers, arrived, round: 0, running: 0, failures: Vec::new() }
-    }
-
-    fn ask(&mut self, owner: NodeId, kind: FrameKind, body: Vec<u8>) {
-        let (shard, answers, layout, round) = (self.shard.clone(), self.answers.clone(), self.layout, self.round);
-        self.running += 1;
-        spawn(async move {
-            let (answer, reason) = match ask_one(&shard, owner, layout, kind, body).await {
-                Ok(answer) => (answer, None),
-                Err(reason) => (Answer::Failed, Some(format!("{owner:?}: {reason}"))),
-            };
-            let _ = answers.send((round, owner, answer, reason));
-        });
-    }
-
-    /// Answers to what was asked so far are of no interest any more.
-    fn forget_running(&mut self) {
-        self.round += 1;
-        self.running = 0;
-    }
-
-    async fn next(&mut self) -> Option<(NodeId, Answer)> {
-        while self.running > 0 {
-            let (round, owner, answer, reason) = self.arrived.recv().await?;
-            if round != self.round {
-                continue;
-            }
-            self.running -= 1;
-            self.failures.extend(reason);
-            return Some((owner, answer));
-        }
-        None
-    }
-
-    fn too_few(&self, have: usize, need: usize) -> NameError {
-        NameError::TooFewOwners { have, need, reason: self.failures.join("; ") }
-    }
-}
-
-async fn ask_one(
-    shard: &Rc<Shard>,
-    owner: NodeId,
-    layout: u32,
-    kind: FrameKind,
-    body: Vec<u8>,
-) -> Result<Answer, String> {
-    if owner == shard.node.id() {
-        return ask_self(shard, kind, &body).await;
-    }
-    let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
-    let patience = if kind == FrameKind::NameWrite { WRITE_PATIENCE } else { STALL_MAX };
-    let answer = connection
-        .request(kind, Address::ZERO, layout, body, None, patience)
-        .await
-        .map_err(|error| error.to_string())?;
-    match (answer.status, kind) {
-        (Status::Ok, FrameKind::NameWrite) => Ok(Answer::Written),
-        (Status::Ok, _) => NameRecord::decode(&answer.body)
-            .map(|record| Answer::Record(Some(record), answer.header.layout.get()))
-            .map_err(|error| error.to_string()),
-        (Status::NotFound, FrameKind::NameRead) => Ok(Answer::Record(None, answer.header.layout.get())),
-        (Status::WrongLayout | Status::Dead, _) => Ok(Answer::Refused),
-        (status, _) => Err(format!("answered {status:?}")),
-    }
-}
-
-async fn ask_self(shard: &Rc<Shard>, kind: FrameKind, body: &[u8]) -> Result<Answer, String> {
-    if kind == FrameKind::NameWrite {
-        let record = NameRecord::decode(body).map_err(|error| error.to_string())?;
-        return match accept(shard, &record).await {
-            Ok(()) => Ok(Answer::Written),
-            Err(Status::Dead) => Ok(Answer::Refused),
-            Err(status) => Err(format!("answered {status:?}")),
-        };
-    }
-    let (bucket, name) = message::decode_name_read(body).map_err(|error| error.to_string())?;
-    let synced = shard.node.names_synced();
-    let record = shard.node.catalog.name(&bucket, &name).await.map_err(|error| error.to_string())?;
-    Ok(Answer::Record(record, synced))
-}
-
 /// A stamp later than `after` and than everything this node has seen. It does not leave the node before a floor above it
 /// is durable, so that no restart goes back behind it.
 async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp, NameError> {
@@ -503,138 +543,3 @@ async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp, NameError
 
 /// The clock's floor, over restarts.
 pub const CLOCK_DOCUMENT: &[u8] = b"clock/floor";
-
-/// Shows `keep` every record (tombstones too) of a bucket, or of all: the latest that a quorum holds of each, merged
-/// page by page, so that memory is one page per owner. No snapshot: what changes meanwhile may be seen or not.
-pub async fn scan<E: From<NameError>>(
-    shard: &Rc<Shard>,
-    bucket: Option<&BucketId>,
-    keep: &mut impl AsyncFnMut(NameRecord) -> Result<(), E>,
-) -> Result<(), E> {
-    let layout = shard.node.layout().map_err(|_| NameError::NotJoined)?;
-    let groups = name_groups(shard, bucket);
-    scan_groups(shard, &layout, &groups, bucket, keep).await
-}
-
-/// Every record that may have to be brought in: what the owners under the layouts before the newest hold.
-pub async fn scan_before(
-    shard: &Rc<Shard>,
-    layout: &Arc<ActiveLayout>,
-    keep: &mut impl AsyncFnMut(NameRecord) -> Result<(), NameError>,
-) -> Result<(), NameError> {
-    let mut groups = name_groups(shard, None);
-    groups.retain(|group| group.layout < layout.number());
-    scan_groups(shard, layout, &groups, None, keep).await
-}
-
-async fn scan_groups<E: From<NameError>>(
-    shard: &Rc<Shard>,
-    layout: &Arc<ActiveLayout>,
-    groups: &[NameGroup],
-    bucket: Option<&BucketId>,
-    keep: &mut impl AsyncFnMut(NameRecord) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut owners: Vec<NodeId> = groups.iter().flat_map(|group| group.owners.clone()).collect();
-    owners.sort();
-    owners.dedup();
-    let mut pages: Vec<Pages> = owners.into_iter().map(Pages::new).collect();
-    let mut failures = Vec::new();
-    loop {
-        let mut live = Vec::with_capacity(pages.len());
-        for mut source in pages {
-            match source.fill(shard, layout, bucket).await {
-                Ok(()) => live.push(source),
-                Err(reason) => failures.push(format!("{:?}: {reason}", source.owner)),
-            }
-        }
-        pages = live;
-        let heard: Vec<(NodeId, u32)> = pages.iter().map(|page| (page.owner, page.synced)).collect();
-        if let Some(group) = uncovered(groups, &heard) {
-            let (have, need) = (group.heard(&heard), group.need);
-            return Err(NameError::TooFewOwners { have, need, reason: failures.join("; ") }.into());
-        }
-        // Up to where every owner's page reaches, the merge is complete.
-        let Some(next) = pages.iter().filter_map(Pages::first).min() else { return Ok(()) };
-        let mut latest: Option<NameRecord> = None;
-        for source in &mut pages {
-            if source.first() == Some(next)
-                && let Some(record) = source.page.pop_front()
-                && latest.as_ref().is_none_or(|latest| latest.order() < record.order())
-            {
-                latest = Some(record);
-            }
-        }
-        if let Some(record) = latest {
-            keep(record).await?;
-        }
-    }
-}
-
-/// One owner's listing, a page at a time.
-struct Pages {
-    owner: NodeId,
-    page: VecDeque<NameRecord>,
-    after: Option<(BucketId, NameId)>,
-    ended: bool,
-    /// The lowest layout that the owner named in an answer as brought in.
-    synced: u32,
-}
-
-impl Pages {
-    fn new(owner: NodeId) -> Self {
-        Self { owner, page: Default::default(), after: None, ended: false, synced: u32::MAX }
-    }
-
-    fn first(&self) -> Option<(BucketId, NameId)> {
-        self.page.front().map(|record| (record.bucket, record.name))
-    }
-
-    async fn fill(
-        &mut self,
-        shard: &Rc<Shard>,
-        layout: &Arc<ActiveLayout>,
-        bucket: Option<&BucketId>,
-    ) -> Result<(), String> {
-        if self.ended || !self.page.is_empty() {
-            return Ok(());
-        }
-        let records = if self.owner == shard.node.id() {
-            self.synced = self.synced.min(shard.node.names_synced());
-            let page = shard.node.catalog.names(bucket, self.after, NAME_PAGE_RECORDS).await;
-            page.map_err(|error| error.to_string())?
-        } else {
-            self.ask(shard, layout, bucket).await?
-        };
-        self.ended = records.is_empty();
-        let is_forward = records.first().is_none_or(|first| Some((first.bucket, first.name)) > self.after);
-        if !is_forward || !records.is_sorted_by_key(|record| (record.bucket, record.name)) {
-            return Err("its listing is out of order".into());
-        }
-        self.after = records.last().map(|last| (last.bucket, last.name)).or(self.after);
-        self.page = records.into();
-        Ok(())
-    }
-
-    async fn ask(
-        &mut self,
-        shard: &Rc<Shard>,
-        layout: &Arc<ActiveLayout>,
-        bucket: Option<&BucketId>,
-    ) -> Result<Vec<NameRecord>, String> {
-        let connection = connect(shard, &self.owner).await.map_err(|error| error.to_string())?;
-        let body = message::encode_name_list(bucket, self.after.as_ref());
-        let answer = connection
-            .request(FrameKind::NameList, Address::ZERO, layout.number(), body, None, STALL_MAX)
-            .await
-            .map_err(|error| error.to_string())?;
-        if answer.status != Status::Ok {
-            return Err(format!("answered {:?}", answer.status));
-        }
-        self.synced = self.synced.min(answer.header.layout.get());
-        let items = message::decode_page(&answer.body, "name record").map_err(|error| error.to_string())?;
-        items.into_iter().map(|item| NameRecord::decode(item).map_err(|error| error.to_string())).collect()
-    }
-}
-
-/// Records in one page of a listing, before the limit of a body cuts it.
-pub const NAME_PAGE_RECORDS: usize = 256;

@@ -1,18 +1,30 @@
-//! Reclaim: chunks that no living version refers to give their space back.
+//! Reclaim: chunks that no living version refers to give their space back, and the log loses what nobody needs.
 //!
 //! The catalog says which chunks have lost their last reference and for how long; the store removes each under its
-//! address lock after a recount, so that a reference that came meanwhile, durable before its ack, keeps it.
+//! address lock after a recount, so that a reference that came meanwhile, durable before its ack, keeps it. Many are
+//! removed at a time: the catalog answers what waits in one go, and the removals share their syncs.
+//!
+//! Segments of small records are compacted by what the catalog knows ([`crate::catalog::Stored`]). A segment that was
+//! unlinked has no position in the catalog any more; one that went without that being noted is forgotten at the start.
 
+use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use super::log;
 use super::shard::{Shard, send_job};
+use crate::catalog::{Catalog, CatalogError, Document, Stored};
+use crate::cluster::DeathId;
 use crate::format::Address;
+use crate::format::certificate::Death;
+use crate::format::name::NameRecord;
 use crate::io::spawn;
-use crate::limits::RECLAIM_GRACE;
+use crate::limits::{RECLAIM_GRACE, REMOVALS_AT_ONCE};
 use crate::node::commands::Failure;
-use crate::store::Removal;
+use crate::store::{Keep, Removal, Shared as StoreShared, SmallRecord, Survey};
 
 /// Chunks asked of the catalog at once.
 const GARBAGE_PAGE: usize = 1024;
@@ -27,48 +39,71 @@ pub struct Reclaimed {
 }
 
 /// Removes what has been without references for at least `unreferenced_for`, then lets every shard seal and punch.
-pub async fn run(shard: &Rc<Shard>, unreferenced_for: Duration) -> Result<Reclaimed, Failure> {
+/// `surveys_max`: segments of small records that may be looked through.
+pub async fn run(shard: &Rc<Shard>, unreferenced_for: Duration, surveys_max: usize) -> Result<Reclaimed, Failure> {
     let before = shard.store.stats();
     let mut reclaimed = Reclaimed::default();
     loop {
         let garbage = shard.node.catalog.garbage(GARBAGE_PAGE, unreferenced_for).await?;
-        let mut removed = 0;
-        for address in &garbage {
-            if remove(shard, address).await? {
-                removed += 1;
-            }
-        }
+        let page_len = garbage.len();
+        let removed = remove_all(shard, garbage).await?;
         reclaimed.chunks += removed;
-        if garbage.len() < GARBAGE_PAGE || removed == 0 {
+        if page_len < GARBAGE_PAGE || removed == 0 {
             break;
         }
     }
-    seal_everywhere(shard).await;
+    seal_everywhere(shard, surveys_max).await;
+    forget_unlinked(&shard.node.catalog, &shard.node.store).await?;
     let after = shard.store.stats();
     reclaimed.bytes = before.bytes_disk.saturating_sub(after.bytes_disk);
     reclaimed.segments = before.segments.saturating_sub(after.segments);
     Ok(reclaimed)
 }
 
-/// Removes one chunk unless a living version refers to it after all.
+/// Removes chunks unless a living version refers to them after all; how many went.
+async fn remove_all(shard: &Rc<Shard>, addresses: Vec<Address>) -> Result<u64, Failure> {
+    let places = Rc::new(Semaphore::new(REMOVALS_AT_ONCE));
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    for address in addresses {
+        let (shard, places, tell) = (shard.clone(), places.clone(), tell.clone());
+        spawn(async move {
+            let _place = places.acquire().await;
+            let _ = tell.send(remove(&shard, &address).await);
+        });
+    }
+    drop(tell);
+    let (mut removed, mut failure) = (0, None);
+    while let Some(outcome) = told.recv().await {
+        match outcome {
+            Ok(is_removed) => removed += u64::from(is_removed),
+            Err(error) => failure = Some(error),
+        }
+    }
+    failure.map_or(Ok(removed), Err)
+}
+
 async fn remove(shard: &Rc<Shard>, address: &Address) -> Result<bool, Failure> {
-    let catalog = shard.node.catalog.clone();
-    let removal =
-        shard.store.remove(address, &|address| catalog.is_referenced_blocking(address).unwrap_or(true)).await?;
+    let removal = shard.store.remove(address, async |address| is_wanted(&shard.node.catalog, address).await).await?;
     shard.node.cache.forget(address);
     if removal == Removal::Absent {
-        log::forget(&shard.node.catalog, *address); // or it would be named as garbage for ever
+        log::forget(&shard.node.catalog, *address).await; // or it would be named as garbage for ever
     }
     Ok(removal == Removal::Removed)
 }
 
+/// Whether a living version refers to a chunk; if that cannot be told, it is wanted.
+pub async fn is_wanted(catalog: &Catalog, address: &Address) -> bool {
+    catalog.is_referenced(address).await.unwrap_or(true)
+}
+
 /// Every shard seals its open segment where that gives space back.
-async fn seal_everywhere(shard: &Rc<Shard>) {
+async fn seal_everywhere(shard: &Rc<Shard>, surveys_max: usize) {
     let (done, mut sealed) = tokio::sync::mpsc::unbounded_channel();
     for index in 0..shard.node.shards.len() {
         let done = done.clone();
         send_job(&shard.node, index, move |shard| async move {
-            if let Err(error) = shard.store.seal_open().await {
+            let keep = Needed { catalog: shard.node.catalog.clone(), surveys_max };
+            if let Err(error) = shard.store.seal_open(&keep).await {
                 tracing::warn!(%error, "an open segment was not sealed");
             }
             let _ = done.send(());
@@ -76,6 +111,67 @@ async fn seal_everywhere(shard: &Rc<Shard>) {
     }
     drop(done);
     while sealed.recv().await.is_some() {}
+}
+
+/// What the catalog says of records in segments that may be compacted.
+pub struct Needed {
+    pub catalog: Catalog,
+    pub surveys_max: usize,
+}
+
+impl Keep for Needed {
+    async fn needed(&self, records: Vec<SmallRecord>) -> Vec<bool> {
+        let count = records.len();
+        match self.catalog.needed(records.iter().map(stored).collect()).await {
+            Ok(needed) => needed,
+            Err(error) => {
+                tracing::warn!(%error, "nothing is known to be superfluous in the log");
+                vec![true; count]
+            }
+        }
+    }
+
+    async fn survey(&self) -> Survey {
+        let deaths = self.catalog.counts().await.map_or(0, |counts| counts.deaths);
+        Survey { deaths, segments_max: self.surveys_max }
+    }
+}
+
+fn stored(record: &SmallRecord) -> Stored {
+    let understood = match record {
+        SmallRecord::Reference { version, .. } => Ok(Stored::Reference(*version)),
+        SmallRecord::Name(bytes) => {
+            NameRecord::decode(bytes).map(|record| Stored::Name(record.bucket, record.name, record.order()))
+        }
+        SmallRecord::Death(bytes) => {
+            Death::decode(bytes).map(|death| Stored::Death(DeathId::of(bytes), death.versions))
+        }
+        SmallRecord::Document(bytes) => {
+            Document::decode(bytes).map(|document| Stored::Document(document.key, document.serial))
+        }
+    };
+    understood.unwrap_or(Stored::Unknown)
+}
+
+/// The catalog's positions in segments that are no more.
+pub async fn forget_unlinked(catalog: &Catalog, store: &Arc<StoreShared>) -> Result<(), CatalogError> {
+    for segment in store.take_unlinked() {
+        catalog.forget_segment(segment).await?;
+    }
+    Ok(())
+}
+
+/// The same for those of earlier runs, at the start.
+pub async fn forget_gone(
+    catalog: &Catalog,
+    store: &Arc<StoreShared>,
+    positions: &HashMap<u64, u64>,
+) -> Result<(), CatalogError> {
+    forget_unlinked(catalog, store).await?;
+    for segment in positions.keys().filter(|segment| !store.has_segment(**segment)) {
+        catalog.forget_segment(*segment).await?;
+    }
+    Ok(())
 }
 
 /// Reclaims by itself, after the grace for running reads.
@@ -88,7 +184,7 @@ pub fn start(shard: &Rc<Shard>) {
                 () = stopping.clone().wait() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-            match run(&shard, RECLAIM_GRACE).await {
+            match run(&shard, RECLAIM_GRACE, 1).await {
                 Ok(reclaimed) if reclaimed.chunks > 0 => tracing::info!(?reclaimed, "reclaimed"),
                 Ok(_) => {}
                 Err(failure) => tracing::warn!(reason = %failure.message, "reclaim"),
@@ -96,3 +192,6 @@ pub fn start(shard: &Rc<Shard>) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,12 +15,9 @@
 
 use std::cell::OnceCell;
 use std::rc::Rc;
-use std::sync::Arc;
-
-use tokio::sync::Semaphore;
 
 use super::membership::{self, Standing};
-use super::names::NAME_PAGE_RECORDS;
+use super::name_scan::NAME_PAGE_RECORDS;
 use super::shard::Shard;
 use crate::catalog::CatalogError;
 use crate::crypto::hash::{address_of, proof_of_holding};
@@ -31,7 +28,7 @@ use crate::format::name::NameRecord;
 use crate::format::record::FLAG_STAND_IN;
 use crate::format::{Address, Malformed, Reader, VersionId, message};
 use crate::io::{Buffer, MappedRange, map};
-use crate::limits::{ANSWER_BUFFERS_PER_CONNECTION, BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
+use crate::limits::{BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
 use crate::store::{Hold, PlaceGuard, ReadOutcome, SmallRecord, StoreError};
 use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Reply, Request};
 
@@ -39,15 +36,12 @@ use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Rep
 pub struct Serve {
     shard: Rc<Shard>,
     connection: OnceCell<Connection>,
-    /// Of the shard's answers, those that this connection may hold: a peer that takes none must not hold them all.
-    answers: Arc<Semaphore>,
     pub standing: Standing,
 }
 
 impl Serve {
     pub fn new(shard: Rc<Shard>) -> Self {
-        let answers = Arc::new(Semaphore::new(ANSWER_BUFFERS_PER_CONNECTION));
-        Self { shard, connection: OnceCell::new(), answers, standing: Standing::default() }
+        Self { shard, connection: OnceCell::new(), standing: Standing::default() }
     }
 }
 
@@ -61,7 +55,7 @@ impl Handler for Serve {
             FrameKind::Layout => self.layout(&request),
             // A certificate alone is an application: its invite may have expired. The founder's layout is the answer.
             _ if !is_admitted => Err(Refusal::plain(Status::Forbidden)),
-            FrameKind::Fetch => self.fetch(&request).await,
+            FrameKind::Fetch => self.fetch(&peer, &request).await,
             FrameKind::Deaths => self.deaths(&request).await,
             FrameKind::Prove => self.prove(&request).await,
             _ if !is_member => Err(Refusal::plain(Status::Forbidden)),
@@ -216,10 +210,11 @@ impl Serve {
         answer(statuses)
     }
 
-    async fn fetch(&self, request: &Request) -> Result<Reply, Refusal> {
+    async fn fetch(&self, peer: &PeerInfo, request: &Request) -> Result<Reply, Refusal> {
         let address = request.header.address;
         let refused = |_| Refusal::plain(Status::Unavailable);
-        let own = self.answers.clone().acquire_owned().await.map_err(refused)?;
+        // Of the shard's answers, those that one peer may hold: who takes none must not hold them all.
+        let own = self.shard.connections.answers(&peer.certificate.node_id).acquire_owned().await.map_err(refused)?;
         if let Some((mapped, guard)) = self.map_hot(&address).await {
             let range = 0..mapped.len();
             let payload = Some(PayloadSource::Mapped(mapped, range, Box::new((guard, own))));
@@ -300,8 +295,8 @@ impl Serve {
     async fn name_write(&self, request: &Request) -> Result<Reply, Refusal> {
         self.check_layout(request)?;
         let record = NameRecord::decode(&request.body)?;
-        super::names::accept(&self.shard, &record).await.map_err(Refusal::plain)?;
-        answer(Vec::new())
+        let outcome = super::names::accept(&self.shard, record).await.map_err(Refusal::plain)?;
+        answer(outcome.encode())
     }
 
     async fn name_list(&self, request: &Request) -> Result<Reply, Refusal> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::cache::Cache;
+use super::names::{NameLocks, Witnessed};
 use super::peers::Peers;
 use super::shard::Job;
 use crate::catalog::{Catalog, Clock, versions};
@@ -59,6 +60,9 @@ pub struct Shared {
     /// The newest layout whose names this node has brought in from the owners before.
     pub names_synced: AtomicU32,
     pub layout_changed: Notify,
+    /// Held while a name record is compared and made durable.
+    pub name_locks: NameLocks,
+    pub witnessed: Witnessed,
     pub document_serial: AtomicU64,
 }
 

@@ -203,6 +203,7 @@ async fn open(
     let mut replay = log::Replay::new(&catalog);
     let (store, report) = store::open(&disk, options, &positions, &mut |replayed| replay.apply(replayed)).await?;
     replay.finish().await?;
+    reclaim::forget_gone(&catalog, &store, &positions).await?;
     tracing::info!(
         segments = report.segments,
         chunks = report.chunks,
@@ -251,6 +252,8 @@ async fn open(
         layout_change: tokio::sync::Mutex::new(()),
         names_synced: AtomicU32::new(synced),
         layout_changed: Notify::new(),
+        name_locks: Default::default(),
+        witnessed: Default::default(),
         document_serial: AtomicU64::new(0),
     });
     membership::restore(&node).await?;
@@ -303,7 +306,8 @@ fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> {
         .map_err(|source| NodeError::Io { what: "opening the data directory", source })?;
     let catalog = node.catalog.clone();
     let observer = Rc::new(move |applied| log::observe(&catalog, applied));
-    let store = Store::attach(node.store.clone(), disk, index, observer, |task| {
+    let backpressure = log::backpressure(&node.catalog);
+    let store = Store::attach_with(node.store.clone(), disk, index, observer, backpressure, |task| {
         spawn(task);
     });
     Ok(Rc::new(Shard {

@@ -184,6 +184,7 @@ impl<D: Disk> Store<D> {
         if let Some(rest) = buffer.as_mut_slice().get_mut(RECORD_HEAD_BYTES + payload_len..len) {
             rest.fill(0);
         }
+        (self.context().backpressure)().await;
         let (sender, done) = oneshot::channel();
         let mut frozen = None;
         let build = |slot: &Slot| {
@@ -408,25 +409,26 @@ impl<D: Disk> Store<D> {
     pub async fn remove(
         &self,
         address: &Address,
-        still_referenced: &dyn Fn(&Address) -> bool,
+        still_referenced: impl AsyncFnOnce(&Address) -> bool,
     ) -> Result<Removal, StoreError> {
         self.remove_if(address, still_referenced, |_| true).await
     }
 
     /// Removes a copy that is only cached; one that is held stays.
     pub async fn evict(&self, address: &Address) -> Result<Removal, StoreError> {
-        self.remove_if(address, &|_| false, |place| place.flags & FLAG_CACHED != 0).await
+        self.remove_if(address, async |_| false, |place| place.flags & FLAG_CACHED != 0).await
     }
 
     async fn remove_if(
         &self,
         address: &Address,
-        still_referenced: &dyn Fn(&Address) -> bool,
+        still_referenced: impl AsyncFnOnce(&Address) -> bool,
         may_go: impl Fn(&Place) -> bool,
     ) -> Result<Removal, StoreError> {
         let context = self.context();
         let lock = context.shared.locks.lock(address).await;
-        if context.shared.locks.is_pinned(address) {
+        let counting = context.shared.locks.count(address);
+        if counting.is_pinned() {
             return Ok(Removal::Kept);
         }
         let mut places = Vec::new();
@@ -442,9 +444,10 @@ impl<D: Disk> Store<D> {
         if !places.iter().all(may_go) {
             return Ok(Removal::Kept);
         }
-        if context.shared.locks.is_pinned(address) || still_referenced(address) {
+        if counting.is_pinned() || still_referenced(address).await || counting.is_pinned() {
             return Ok(Removal::Kept);
         }
+        drop(counting);
         // In a task of its own: a caller that gives up must not leave a removed chunk's space behind.
         let (sender, receiver) = oneshot::channel();
         let task = remove_places(context.clone(), *address, places, lock, sender);

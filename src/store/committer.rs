@@ -21,7 +21,7 @@ use super::appender::{Appender, Slot};
 use super::disk::Disk;
 use super::finish::{Durable, Effect};
 use super::segment::record_bytes;
-use super::{Context, StoreError};
+use super::{Backpressure, Context, StoreError};
 use crate::format::record::{Batch, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
 use crate::format::segment::{FooterEntry, SegmentClass};
 use crate::format::{Address, VersionId};
@@ -80,17 +80,20 @@ pub(super) struct Committer<D: Disk> {
     queue: VecDeque<(Op, Rc<Ack>)>,
     queued_bytes: usize,
     records_max: usize,
+    backpressure: Backpressure,
 }
 
 impl<D: Disk> Committer<D> {
     pub fn new(context: Rc<Context<D>>, inbox: mpsc::Receiver<Message>) -> Self {
         let records_max = context.shared.options.segment_records_max as usize;
+        let backpressure = context.backpressure.clone();
         Self {
             appender: Appender::new(context, SegmentClass::Small),
             inbox,
             queue: VecDeque::new(),
             queued_bytes: 0,
             records_max,
+            backpressure,
         }
     }
 
@@ -149,6 +152,7 @@ impl<D: Disk> Committer<D> {
     }
 
     async fn commit(&mut self) {
+        (self.backpressure)().await;
         let mut bytes = RECORD_HEADER_BYTES;
         let mut ops = Vec::new();
         let mut acks = Vec::new();

@@ -29,6 +29,10 @@ use crate::limits::{DISOWN_ATTEMPTS_MAX, PLACES_TOUCHED_MAX, SEGMENT_READERS_PER
 /// Hears what has become durable, on the thread that made it so and before anybody is told of success.
 pub type Observer = Rc<dyn Fn(Applied)>;
 
+/// Awaited before records are written: whoever keeps the index over the log may say so when it cannot keep up. The
+/// observer itself must not wait.
+pub type Backpressure = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = ()>>>>;
+
 /// Starts a task on the calling thread.
 pub type Spawn = fn(Pin<Box<dyn Future<Output = ()>>>);
 
@@ -40,6 +44,7 @@ pub(super) struct Context<D: Disk> {
     pub disk: D,
     pub shard: usize,
     pub observer: Observer,
+    pub backpressure: Backpressure,
     pub spawn: Spawn,
     readers: RefCell<Readers<D>>,
     pub touched: RefCell<Touched>,
@@ -69,10 +74,16 @@ pub(super) enum Confirmed {
 }
 
 impl<D: Disk> Context<D> {
-    pub fn new(shared: Arc<Shared>, disk: D, shard: usize, observer: Observer, spawn: Spawn) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        disk: D,
+        shard: usize,
+        (observer, backpressure): (Observer, Backpressure),
+        spawn: Spawn,
+    ) -> Self {
         let gone_seen = shared.gone.load(Ordering::Acquire);
         let readers = RefCell::new(Readers { files: HashMap::new(), clock: 0, gone_seen });
-        Self { shared, disk, shard, observer, spawn, readers, touched: RefCell::default() }
+        Self { shared, disk, shard, observer, backpressure, spawn, readers, touched: RefCell::default() }
     }
 
     /// A descriptor for reading this segment, through the page cache.

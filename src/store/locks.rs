@@ -49,12 +49,14 @@ struct Guarded {
 pub(super) struct Locks {
     addresses: Parts<Address, VecDeque<oneshot::Sender<AddressLock>>>,
     pins: Parts<Address, usize>,
+    /// Chunks whose references are being counted, and whether a pin came meanwhile.
+    counted: Parts<Address, bool>,
     places: Parts<PlaceKey, Guarded>,
 }
 
 impl Locks {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { addresses: Parts::new(), pins: Parts::new(), places: Parts::new() })
+        Arc::new(Self { addresses: Parts::new(), pins: Parts::new(), counted: Parts::new(), places: Parts::new() })
     }
 
     pub async fn lock(self: &Arc<Self>, address: &Address) -> AddressLock {
@@ -90,11 +92,20 @@ impl Locks {
 
     pub fn pin(self: &Arc<Self>, address: &Address) -> Pin {
         *self.pins.of(address).entry(*address).or_default() += 1;
+        if let Some(pinned) = self.counted.of(address).get_mut(address) {
+            *pinned = true;
+        }
         Pin { locks: self.clone(), address: *address }
     }
 
     pub fn is_pinned(&self, address: &Address) -> bool {
         self.pins.of(address).contains_key(address)
+    }
+
+    /// From now on pins of this chunk are noticed, however short. One at a time: its address is locked.
+    pub fn count(self: &Arc<Self>, address: &Address) -> Counting {
+        self.counted.of(address).insert(*address, false);
+        Counting { locks: self.clone(), address: *address }
     }
 
     pub fn guard(self: &Arc<Self>, segment: u64, offset: u64) -> PlaceGuard {
@@ -146,6 +157,27 @@ impl Drop for AddressLock {
 }
 
 /// A reference to the chunk is being written.
+/// While the references of a chunk are counted.
+pub(super) struct Counting {
+    locks: Arc<Locks>,
+    address: Address,
+}
+
+impl Counting {
+    /// Whether somebody refers or has referred to it meanwhile. Asked before as well: what was pinned earlier and is not
+    /// any more has been told by then.
+    pub fn is_pinned(&self) -> bool {
+        let came = self.locks.counted.of(&self.address).get(&self.address).copied().unwrap_or(true);
+        came || self.locks.is_pinned(&self.address)
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.locks.counted.of(&self.address).remove(&self.address);
+    }
+}
+
 pub(super) struct Pin {
     locks: Arc<Locks>,
     address: Address,

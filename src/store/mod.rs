@@ -22,7 +22,11 @@
 //!
 //! Every durable record is told through the observer before it is acknowledged to anybody. So the answer to "is this
 //! chunk still referenced" (for [`Store::remove`]) must take into account all that the observer was sent until the
-//! question came: drain first, then answer. References that are not durable yet are this layer's business (pins).
+//! question came: drain first, then answer. References that are not durable yet are this layer's business (pins), also
+//! those that come and go while the question is answered.
+//!
+//! The observer runs on a shard's thread and never waits. Where what it tells cannot be taken in as fast,
+//! [`Backpressure`] holds the next records back before they are written.
 
 use std::io;
 use std::rc::Rc;
@@ -53,10 +57,11 @@ mod tests;
 mod verify;
 
 pub use chunks::{Claim, Hold, Located, ReadOutcome, Removal, Staged};
-pub use context::{Observer, Spawn};
+pub use context::{Backpressure, Observer, Spawn};
 pub use disk::{Disk, DiskFile};
 pub use index::Place;
 pub use locks::PlaceGuard;
+pub use reclaim::{Keep, KeepAll, Survey};
 pub use recovery::{OpenReport, Replayed, open};
 pub use ring_disk::RingDisk;
 pub use shared::Shared;
@@ -219,8 +224,20 @@ impl<D: Disk> Clone for Store<D> {
 impl<D: Disk> Store<D> {
     /// Shard 0 also runs the committer of small records: until it is attached, nothing small becomes durable.
     pub fn attach(shared: Arc<Shared>, disk: D, shard: usize, observer: Observer, spawn: Spawn) -> Self {
+        Self::attach_with(shared, disk, shard, observer, Rc::new(|| Box::pin(async {})), spawn)
+    }
+
+    /// Records are written once `backpressure` has let them: what is durable is told at once, and never too much of it.
+    pub fn attach_with(
+        shared: Arc<Shared>,
+        disk: D,
+        shard: usize,
+        observer: Observer,
+        backpressure: Backpressure,
+        spawn: Spawn,
+    ) -> Self {
         shared.attach();
-        let context = Rc::new(Context::new(shared, disk, shard, observer, spawn));
+        let context = Rc::new(Context::new(shared, disk, shard, (observer, backpressure), spawn));
         if shard == 0 {
             let inbox = context.shared.committer_inbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
             let inbox = inbox.unwrap_or_else(|| panic!("shard 0 was attached twice"));

@@ -7,9 +7,17 @@
 //! | record | is carried |
 //! | --- | --- |
 //! | chunk | when the index says that it lies here; under its address lock; without waiting: a chunk that is busy leaves its segment for the next time |
-//! | reference, name, death, document | when `keep` says so; without better knowledge always (the catalog's word: a reference may well come before its chunk) |
+//! | reference, name, death, document | when [`Keep`] says so: the log still needs it |
 //! | removed | while the segment that it names exists: without it a footer would bring the dead chunk back |
+//!
+//! Chunks are counted when they die, other records are not: whether a segment is mostly dead for their sake is found out
+//! by looking through it, a few segments at a time and only when more versions have died since it was looked through last.
+//!
+//! A crash at any moment leaves either the old segment, and perhaps some of its records a second time, or all that is kept
+//! of it elsewhere: replaying both gives the same as replaying one. The record that makes another one superfluous (the
+//! later name, the death, the newer document) was durable before it was asked for, and is kept itself.
 
+use std::future::Future;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
@@ -20,19 +28,50 @@ use super::context::FLAG_REMOVED_AS_DAMAGED;
 use super::disk::{Disk, DiskFile};
 use super::finish::Effect;
 use super::index::Place;
-use super::recovery::Replayed;
 use super::scan::{Window, checked_payload};
 use super::segment::{self, BLOCK, name_of, record_bytes};
 use super::shared::SegmentEntry;
-use super::{Store, StoreError};
+use super::{SmallRecord, Store, StoreError};
 use crate::format::record::{RECORD_HEADER_BYTES, RecordKind, Removed};
 use crate::format::segment::{FooterEntry, SegmentClass};
 use crate::limits::{BATCH_BYTES_MAX, MIB, SMALL_SEGMENTS_SHORT_MAX};
 
+/// Who knows which records the log still needs.
+pub trait Keep {
+    /// For each, whether it is carried along; true where that is not known. What a record is superfluous for must be
+    /// durable.
+    fn needed(&self, records: Vec<SmallRecord>) -> impl Future<Output = Vec<bool>>;
+
+    /// Versions known as dead, and how many segments may be looked through for what that has made superfluous.
+    fn survey(&self) -> impl Future<Output = Survey>;
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Survey {
+    pub deaths: u64,
+    pub segments_max: usize,
+}
+
+/// Without better knowledge.
+pub struct KeepAll;
+
+impl Keep for KeepAll {
+    async fn needed(&self, records: Vec<SmallRecord>) -> Vec<bool> {
+        vec![true; records.len()]
+    }
+
+    async fn survey(&self) -> Survey {
+        Survey::default()
+    }
+}
+
+/// A record that was read, and its payload.
+type Read = (FooterEntry, Vec<u8>);
+
 impl<D: Disk> Store<D> {
     /// Seals this shard's segment if it holds dead chunks, and gives their space back. Shard 0 does the same for the
     /// segment of small records, and compacts.
-    pub async fn seal_open(&self) -> Result<(), StoreError> {
+    pub async fn seal_open(&self, keep: &impl Keep) -> Result<(), StoreError> {
         self.0.bulk.seal(|entry| !entry.phase().dead.is_empty()).await;
         for entry in self.shared().segments() {
             self.context().unlink_if_dead(&entry).await;
@@ -43,47 +82,88 @@ impl<D: Disk> Store<D> {
         let (answer, receiver) = oneshot::channel();
         self.context().send(Message::Seal { always: false, answer }).await?;
         receiver.await.unwrap_or(Err(StoreError::Closed))?;
-        self.compact(&|_| true).await
+        self.compact(keep).await
     }
 
-    /// Copies the living out of mostly dead segments of small records. `keep` decides on references, names, deaths and
-    /// documents.
-    pub async fn compact(&self, keep: &dyn Fn(&Replayed<'_>) -> bool) -> Result<(), StoreError> {
+    /// Copies the living out of mostly dead segments of small records.
+    pub async fn compact(&self, keep: &impl Keep) -> Result<(), StoreError> {
         let _alone = self.shared().housekeeping.lock().await;
-        let small: Vec<_> = self
+        let mut small: Vec<_> = self
             .shared()
             .segments()
             .into_iter()
             .filter(|entry| entry.class == SegmentClass::Small && entry.is_sealed())
             .collect();
+        // Who was looked through longest ago comes first: the number of looks is limited.
+        small.sort_by_key(|entry| entry.surveyed.load(Ordering::Relaxed));
         let short_max = self.shared().options.segment_bytes_max / 16;
         let is_short = |entry: &SegmentEntry| used(entry) < short_max;
         let many = small.iter().filter(|entry| is_short(entry)).count() > SMALL_SEGMENTS_SHORT_MAX;
+        let mut survey = keep.survey().await;
         for entry in small {
             let mostly_dead = entry.dead_bytes.load(Ordering::Relaxed) * 2 > used(&entry);
-            if mostly_dead || (many && is_short(&entry)) {
+            if mostly_dead || (many && is_short(&entry)) || self.is_worn(&entry, keep, &mut survey).await? {
                 self.compact_segment(&entry, keep).await?;
             }
         }
         Ok(())
     }
 
-    async fn compact_segment(
+    /// Whether a segment is mostly dead with its superfluous records counted in.
+    async fn is_worn(&self, entry: &SegmentEntry, keep: &impl Keep, survey: &mut Survey) -> Result<bool, StoreError> {
+        if survey.segments_max == 0 || entry.surveyed.load(Ordering::Relaxed) >= survey.deaths {
+            return Ok(false);
+        }
+        survey.segments_max -= 1;
+        let mut dead = entry.dead_bytes.load(Ordering::Relaxed);
+        let looked_through = self
+            .each_page(entry, async |page: Vec<Read>| {
+                let bytes: Vec<u64> = page.iter().map(|(_, payload)| record_bytes(payload.len()) as u64).collect();
+                let needed = self.judge(&page, keep).await;
+                dead += bytes.iter().zip(needed).filter(|(_, needed)| !needed).map(|(bytes, _)| bytes).sum::<u64>();
+                Ok(())
+            })
+            .await?;
+        entry.surveyed.store(survey.deaths, Ordering::Relaxed);
+        Ok(looked_through.is_some() && dead * 2 > used(entry))
+    }
+
+    async fn compact_segment(&self, entry: &SegmentEntry, keep: &impl Keep) -> Result<(), StoreError> {
+        let mut is_busy = false;
+        let whole = self
+            .each_page(entry, async |page: Vec<Read>| {
+                let needed = self.judge(&page, keep).await;
+                let mut ops = Vec::new();
+                for ((record, payload), needed) in page.into_iter().zip(needed) {
+                    match self.carry(entry.id, &record, payload, needed) {
+                        Carry::Drop => {}
+                        Carry::Busy => is_busy = true,
+                        Carry::Take(op) => ops.push(op),
+                    }
+                }
+                self.context().commit(ops).await
+            })
+            .await?;
+        if whole == Some(true) && !is_busy {
+            self.context().unlink(entry.id).await;
+        }
+        Ok(())
+    }
+
+    /// Shows the records of a sealed segment that may live, some at a time. Whether all could be read; none when nobody
+    /// knows which there are: the next start walks the segment.
+    async fn each_page(
         &self,
         entry: &SegmentEntry,
-        keep: &dyn Fn(&Replayed<'_>) -> bool,
-    ) -> Result<(), StoreError> {
+        mut show: impl AsyncFnMut(Vec<Read>) -> Result<(), StoreError>,
+    ) -> Result<Option<bool>, StoreError> {
         let name = name_of(entry.id);
         let failed = |error| StoreError::io("compacting", &name, error);
         let file = self.context().reader(entry.id).await.map_err(failed)?;
-        let Some(entries) = entries_of::<D>(&file, entry).await.map_err(failed)? else {
-            return Ok(()); // damaged: the next start walks it
-        };
+        let Some(entries) = entries_of::<D>(&file, entry).await.map_err(failed)? else { return Ok(None) };
         let len = file.len().await.map_err(failed)?;
         let mut window = Window::new(file, len, MIB);
-        let mut ops = Vec::new();
-        let mut bytes = 0;
-        let mut whole = true;
+        let (mut page, mut bytes, mut whole) = (Vec::new(), 0, true);
         for record in entries {
             if !self.may_live(entry.id, &record) {
                 continue;
@@ -94,36 +174,34 @@ impl<D: Disk> Store<D> {
                 whole = false; // verification will find it; its segment stays until it was fetched again
                 continue;
             };
-            match self.carry(entry.id, &record, payload, keep) {
-                Carry::Drop => {}
-                Carry::Busy => whole = false,
-                Carry::Take(op) => {
-                    bytes += record_bytes(op.payload.len());
-                    ops.push(op);
-                }
-            }
+            bytes += record_bytes(payload.len());
+            page.push((record, payload.to_vec()));
             if bytes >= BATCH_BYTES_MAX / 2 {
                 bytes = 0;
-                self.context().commit(std::mem::take(&mut ops)).await?;
+                show(std::mem::take(&mut page)).await?;
             }
         }
-        self.context().commit(ops).await?;
-        if whole {
-            self.context().unlink(entry.id).await;
-        }
-        Ok(())
+        show(page).await?;
+        Ok(Some(whole))
+    }
+
+    /// What [`Keep`] says of the records that it is asked about; the others are needed as far as it knows.
+    async fn judge(&self, page: &[Read], keep: &impl Keep) -> Vec<bool> {
+        let asked: Vec<Option<SmallRecord>> =
+            page.iter().map(|(record, payload)| small_record(record, payload)).collect();
+        let places: Vec<bool> = asked.iter().map(Option::is_some).collect();
+        let mut needed = keep.needed(asked.into_iter().flatten().collect()).await.into_iter();
+        places.into_iter().map(|is_asked| !is_asked || needed.next().unwrap_or(true)).collect()
     }
 
     fn may_live(&self, segment: u64, record: &FooterEntry) -> bool {
         record.kind != RecordKind::Chunk as u8 || self.shared().index.has(&record.address, &place_of(segment, record))
     }
 
-    fn carry(&self, segment: u64, record: &FooterEntry, payload: &[u8], keep: &dyn Fn(&Replayed<'_>) -> bool) -> Carry {
+    fn carry(&self, segment: u64, record: &FooterEntry, payload: Vec<u8>, needed: bool) -> Carry {
         let (address, version) = (record.address, record.version);
-        let Some(kind) = RecordKind::parse(record.kind) else { return Carry::Drop };
-        let take =
-            |effect| Carry::Take(Op { kind, flags: record.flags, address, version, payload: payload.to_vec(), effect });
-        let kept = |replayed: &Replayed<'_>| if keep(replayed) { take(Effect::None) } else { Carry::Drop };
+        let Some(kind) = RecordKind::parse(record.kind).filter(|_| needed) else { return Carry::Drop };
+        let take = |payload, effect| Carry::Take(Op { kind, flags: record.flags, address, version, payload, effect });
         match kind {
             RecordKind::Chunk => {
                 let Some(lock) = self.shared().locks.try_lock(&address) else { return Carry::Busy };
@@ -133,19 +211,18 @@ impl<D: Disk> Store<D> {
                     None => Carry::Drop,
                     // Its bytes are not to be trusted and not to be forgotten: it stays until it is replaced.
                     Some(place) if place.is_quarantined() => Carry::Busy,
-                    Some(from) => take(Effect::Move { from, lock }),
+                    Some(from) => take(payload, Effect::Move { from, lock }),
                 }
             }
-            RecordKind::Reference => kept(&Replayed::Reference { address, version, capsule: payload }),
-            RecordKind::Name => kept(&Replayed::Name { payload }),
-            RecordKind::Death => kept(&Replayed::Death { payload }),
-            RecordKind::Document => kept(&Replayed::Document { payload }),
+            RecordKind::Reference | RecordKind::Name | RecordKind::Death | RecordKind::Document => {
+                take(payload, Effect::None)
+            }
             RecordKind::Removed => {
-                let target = Removed::read_from_bytes(payload).map_or(0, |removed| removed.segment.get());
+                let target = Removed::read_from_bytes(&payload).map_or(0, |removed| removed.segment.get());
                 let damaged = record.flags & FLAG_REMOVED_AS_DAMAGED != 0;
                 let meant = target != segment && self.shared().segment(target).is_some();
                 let done = damaged && !self.shared().index.candidates(&address).iter().any(Place::is_quarantined);
-                if meant && !done { take(Effect::Carry) } else { Carry::Drop }
+                if meant && !done { take(payload, Effect::Carry) } else { Carry::Drop }
             }
             RecordKind::Batch | RecordKind::Padding => Carry::Drop,
         }
@@ -156,6 +233,20 @@ enum Carry {
     Take(Op),
     Drop,
     Busy,
+}
+
+/// What [`Keep`] decides on.
+fn small_record(record: &FooterEntry, payload: &[u8]) -> Option<SmallRecord> {
+    let payload = || payload.to_vec();
+    Some(match RecordKind::parse(record.kind)? {
+        RecordKind::Reference => {
+            SmallRecord::Reference { address: record.address, version: record.version, capsule: payload() }
+        }
+        RecordKind::Name => SmallRecord::Name(payload()),
+        RecordKind::Death => SmallRecord::Death(payload()),
+        RecordKind::Document => SmallRecord::Document(payload()),
+        RecordKind::Chunk | RecordKind::Removed | RecordKind::Batch | RecordKind::Padding => return None,
+    })
 }
 
 fn used(entry: &SegmentEntry) -> u64 {

@@ -52,6 +52,8 @@ pub(super) struct SegmentEntry {
     pub dead_bytes: AtomicU64,
     /// The checkpoint on disk has its slots.
     pub covered: AtomicBool,
+    /// Of a segment of small records: how many versions were known as dead when it was last looked through.
+    pub surveyed: AtomicU64,
 }
 
 impl SegmentEntry {
@@ -66,6 +68,7 @@ impl SegmentEntry {
             live_chunks: AtomicI64::new(0),
             dead_bytes: AtomicU64::new(0),
             covered: AtomicBool::new(false),
+            surveyed: AtomicU64::new(0),
         })
     }
 
@@ -118,6 +121,8 @@ pub struct Shared {
     attached: AtomicUsize,
     pub(super) detached: Notify,
     pub(super) closed: AtomicBool,
+    /// Segments that were unlinked, and that nobody asked for yet.
+    unlinked: Mutex<Vec<u64>>,
     /// One compaction or checkpoint at a time.
     pub(super) housekeeping: tokio::sync::Mutex<()>,
 }
@@ -138,6 +143,7 @@ impl Shared {
             attached: AtomicUsize::new(0),
             detached: Notify::new(),
             closed: AtomicBool::new(false),
+            unlinked: Mutex::default(),
             housekeeping: tokio::sync::Mutex::new(()),
         }
     }
@@ -157,6 +163,16 @@ impl Shared {
     pub(super) fn drop_segment(&self, id: u64) {
         self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
         self.gone.fetch_add(1, Ordering::AcqRel);
+        self.unlinked.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+    }
+
+    /// Segments that went since the last call, none of whose records will be told any more: their positions mean nothing.
+    pub fn take_unlinked(&self) -> Vec<u64> {
+        std::mem::take(&mut self.unlinked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn has_segment(&self, id: u64) -> bool {
+        self.segment(id).is_some()
     }
 
     /// Ids are never used twice: a removed record names a segment for ever.

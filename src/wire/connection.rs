@@ -151,11 +151,12 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-/// Keepalives, silence, age.
+/// Keepalives, silence, age, answers that are not taken.
 async fn watch(link: Rc<Link>) {
     while !link.is_closed() {
+        let answers = link.look_at_answers(Instant::now());
         match link.look(Instant::now()) {
-            Verdict::Wait(until) => link.change_or(until).await,
+            Verdict::Wait(until) => link.change_or(answers.map_or(until, |answers| until.min(answers))).await,
             Verdict::SendKeepalive => link.want_keepalive(),
             Verdict::Silent(time) => link.end(CloseReason::Silent(time)),
             Verdict::Old => link.leave(CloseReason::SessionOver).await,

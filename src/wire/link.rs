@@ -228,6 +228,21 @@ impl Link {
         self.liveness.borrow_mut().look(now, &self.movement.borrow())
     }
 
+    /// Takes the buffers back of answers that the peer gives no credit for; when to look again.
+    pub(super) fn look_at_answers(&self, now: Instant) -> Option<Instant> {
+        let moved = {
+            let movement = self.movement.borrow();
+            if movement.leaving { now } else { movement.last }
+        };
+        let (count, next) = self.queue.borrow_mut().look_at_answers(now, moved);
+        if count > 0 {
+            let peer = &self.peer;
+            tracing::warn!(peer = ?peer.certificate.node_id, address = %peer.address, count, "a peer gives no credit: its answers were taken back");
+            self.wake.notify_one();
+        }
+        next
+    }
+
     pub(super) fn want_keepalive(&self) {
         // Counted as sent, or the next look would ask for another while this one waits.
         self.liveness.borrow_mut().sent(Instant::now());

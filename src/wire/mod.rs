@@ -42,7 +42,8 @@
 //!   whose every buffer holds an answer for the other refuse each other's payloads, one a second. A permit for each, kept
 //!   by [`PayloadSource::guarded`] until it has left, does it.
 //! - The writer waits for the socket alone, which the other side's reader empties, by the same argument.
-//! - Payloads wait for credit in the queue, where small frames go past them. Credit comes back when a handler is done.
+//! - Payloads wait for credit in the queue, where small frames go past them; answers for as long as something moves, and
+//!   [`STALL_MAX`](crate::limits::STALL_MAX) beyond: then they give their buffers back and say so. Credit comes back when a handler is done.
 //!   A handler that sends a payload to the very peer whose payload it holds may wait for itself; its patience ends it.
 
 pub mod admission;

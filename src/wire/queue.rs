@@ -6,13 +6,20 @@
 //!   as long as our own requests keep coming.
 //! - A keepalive leaves only when nothing else does; a goodbye comes last of all small frames, and nothing after it.
 //!
+//! An answer with a payload holds a buffer of ours, so it does not wait for credit for ever: where nothing has moved for
+//! [`STALL_MAX`], all answers that wait lose their payload and say that it is unavailable, and so do those that come
+//! before there is credit again.
+//!
 //! Bounded by the requests in flight: at most one frame for each request of ours and each of theirs, and a cancel.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use super::PayloadSource;
 use super::flow::SendCredit;
-use crate::format::frame::{FrameHeader, FrameKind};
+use crate::format::Address;
+use crate::format::frame::{FrameHeader, FrameKind, Status};
+use crate::limits::STALL_MAX;
 
 pub(super) struct Outgoing {
     pub(super) header: FrameHeader,
@@ -23,6 +30,16 @@ pub(super) struct Outgoing {
 impl Outgoing {
     pub(super) fn bare(kind: FrameKind, request: u64) -> Self {
         Self { header: FrameHeader::new(kind, request), body: Vec::new(), payload: None }
+    }
+
+    /// An answer that says why its payload does not come.
+    fn without_payload(self) -> Self {
+        if self.payload.is_none() {
+            return self;
+        }
+        let status = (Status::Unavailable as u16).into();
+        let header = FrameHeader { status, address: Address::ZERO, ..self.header };
+        Self { header, body: b"no credit came for its payload".to_vec(), payload: None }
     }
 
     fn is(&self, kind_is_answer: bool, request: u64) -> bool {
@@ -39,17 +56,44 @@ pub(super) struct Queue {
     answered_last: bool,
     keepalive: bool,
     goodbye: Option<String>,
+    /// Since when an answer is known to wait for credit.
+    starved_since: Option<Instant>,
+    /// The peer has given no credit for too long.
+    is_starved: bool,
     pub(super) credit: SendCredit,
 }
 
 impl Queue {
     pub(super) fn push(&mut self, frame: Outgoing) {
+        let is_starved = self.is_starved && self.credit.available() == 0;
+        let frame =
+            if is_starved && frame.header.kind == FrameKind::Answer as u8 { frame.without_payload() } else { frame };
         let lane = match (&frame.payload, frame.header.kind == FrameKind::Answer as u8) {
             (None, _) => &mut self.small,
             (Some(_), true) => &mut self.answers,
             (Some(_), false) => &mut self.requests,
         };
         lane.push_back(frame);
+    }
+
+    /// Looks whether answers wait for credit for too long; `moved`: when something last moved on the connection. How many
+    /// have given their payload up, and when to look again.
+    pub(super) fn look_at_answers(&mut self, now: Instant, moved: Instant) -> (usize, Option<Instant>) {
+        if self.answers.is_empty() || self.credit.available() > 0 {
+            self.starved_since = None;
+            self.is_starved &= self.credit.available() == 0;
+            return (0, None);
+        }
+        let deadline = moved.max(*self.starved_since.get_or_insert(now)) + STALL_MAX;
+        if now < deadline {
+            return (0, Some(deadline));
+        }
+        self.is_starved = true;
+        self.starved_since = None;
+        let starved = std::mem::take(&mut self.answers);
+        let count = starved.len();
+        self.small.extend(starved.into_iter().map(Outgoing::without_payload));
+        (count, None)
     }
 
     pub(super) fn want_keepalive(&mut self) {
@@ -140,6 +184,34 @@ mod tests {
         assert_eq!(ids(|| queue.pop_bulk()).len(), PAYLOAD_CREDIT as usize);
         queue.credit.grant(1).unwrap();
         assert_eq!(ids(|| queue.pop_bulk()), [u64::from(PAYLOAD_CREDIT)]);
+    }
+
+    #[test]
+    fn answers_that_get_no_credit_give_their_payload_up_and_those_that_do_keep_it() {
+        let answer = |id| Outgoing { header: FrameHeader::new(FrameKind::Answer, id), ..bulk(id) };
+        let mut queue = Queue::default();
+        let start = Instant::now();
+        (0..u64::from(PAYLOAD_CREDIT) + 3).for_each(|id| queue.push(answer(id)));
+        queue.push(bulk(99));
+        assert_eq!(queue.look_at_answers(start, start), (0, None), "there is credit");
+        while queue.pop_bulk().is_some() {}
+        assert_eq!(queue.look_at_answers(start, start), (0, Some(start + STALL_MAX)));
+        // A payload or credit that moved in between is progress.
+        let moved = start + STALL_MAX / 2;
+        assert_eq!(queue.look_at_answers(start + STALL_MAX, moved), (0, Some(moved + STALL_MAX)));
+        let (count, next) = queue.look_at_answers(moved + STALL_MAX, moved);
+        assert!(count > 0 && next.is_none());
+        let small: Vec<_> = std::iter::from_fn(|| queue.pop_small()).collect();
+        assert_eq!(small.len(), count);
+        assert!(small.iter().all(|frame| frame.payload.is_none()));
+        assert!(small.iter().all(|frame| frame.header.status.get() == Status::Unavailable as u16));
+        // Until credit comes, the next one does not even begin to wait.
+        queue.push(answer(200));
+        assert!(queue.pop_small().is_some_and(|frame| frame.payload.is_none()));
+        queue.credit.grant(2).unwrap();
+        queue.push(answer(201));
+        let ids: Vec<_> = ids(|| queue.pop_bulk());
+        assert!(ids.contains(&201), "{ids:?}");
     }
 
     #[test]

@@ -68,6 +68,51 @@ fn p3_concurrent_puts_of_one_name_leave_one_winner_whole() {
 }
 
 #[test]
+fn p4_of_concurrent_puts_of_one_name_only_the_winner_keeps_space() {
+    let mut random = random();
+    let network = Network::start(3, 3, 0);
+    for round in 0..3 {
+        let name = format!("race/{round}");
+        let contents: Vec<Vec<u8>> = (0..12).map(|_| noise(&mut random, 10 * KIB)).collect();
+        thread::scope(|scope| {
+            for (at, bytes) in contents.iter().enumerate() {
+                let (node, name) = (&network[at % 3], &name);
+                scope.spawn(move || node.put(name, bytes));
+            }
+        });
+    }
+    for node in &network.nodes {
+        eventually("the versions that lost are dead", || {
+            node.ok(&["reclaim"]);
+            (node.count("versions"), node.count("chunks")) == (3, 3)
+        });
+    }
+}
+
+#[test]
+fn p4_what_is_removed_together_is_declared_dead_together() {
+    let mut network = Network::start(3, 3, 0);
+    for number in 0..20 {
+        network[0].put(&format!("tree/dir/{number}"), format!("file {number}").as_bytes());
+    }
+    network[0].put("tree/other", b"stays");
+    network[2].kill();
+    let output = network[0].ok(&["rm", "-r", "tree/dir"]);
+    assert_eq!(text(&output.stdout).lines().count(), 20);
+    assert_eq!(network[0].count("deaths_pending"), 1);
+    network[2].start();
+    network.wait_ready();
+    for node in &network.nodes {
+        eventually("what was removed is gone", || {
+            node.ok(&["reclaim"]);
+            (node.count("versions"), node.count("chunks")) == (1, 1)
+        });
+        node.holds("tree/other", b"stays");
+    }
+    assert_eq!(network[0].count("deaths_pending"), 0);
+}
+
+#[test]
 fn p4_removed_space_comes_back_and_shared_chunks_stay() {
     let mut random = random();
     let network = Network::one();

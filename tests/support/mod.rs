@@ -171,6 +171,14 @@ fn answer(memory: &mut Memory, request: ControlRequest, descriptor: Option<File>
             Some(_) => vec![],
             None => error(4, &format!("{bucket}/{key} is not here; see gabion ls")),
         },
+        ControlRequest::RemoveMany { bucket, keys } => keys
+            .into_iter()
+            .map(|key| {
+                let gone = memory.names.remove(&(bucket.clone(), key.clone())).is_none();
+                let failure = gone.then(|| (4, format!("{bucket}/{key} is not here; see gabion ls")));
+                ControlEvent::Removed { key, failure }
+            })
+            .collect(),
         ControlRequest::List { bucket, prefix, after, limit } => memory
             .names
             .iter()

@@ -46,7 +46,7 @@ fn deaths_are_sent_again_until_every_node_has_confirmed() {
     let mut pending = PendingDeaths::new();
     let mut now = Duration::ZERO;
     for death in 0..5u8 {
-        pending.add(vec![death; 100], (0..6).map(node), now).expect("room");
+        pending.add(vec![death; 100], (0..6).map(node), now);
     }
     let mut confirmed: BTreeSet<_> = BTreeSet::new();
     let late = Duration::from_secs(3 * 3600);
@@ -74,7 +74,7 @@ fn deaths_are_sent_again_until_every_node_has_confirmed() {
 #[test]
 fn pauses_grow_up_to_a_minute_and_end_when_the_node_is_back() {
     let mut pending = PendingDeaths::new();
-    let id = pending.add(vec![1], [node(0)], Duration::ZERO).expect("room");
+    let id = pending.add(vec![1], [node(0)], Duration::ZERO);
     let mut now = Duration::ZERO;
     for _ in 0..40 {
         assert_eq!(pending.next_to_send(now, 10).len(), 1);
@@ -93,8 +93,8 @@ fn pauses_grow_up_to_a_minute_and_end_when_the_node_is_back() {
 #[test]
 fn node_that_left_for_good_is_waited_for_no_more() {
     let mut pending = PendingDeaths::new();
-    let alone = pending.add(vec![1], [node(0)], Duration::ZERO).expect("room");
-    let shared = pending.add(vec![2], [node(0), node(1)], Duration::ZERO).expect("room");
+    let alone = pending.add(vec![1], [node(0)], Duration::ZERO);
+    let shared = pending.add(vec![2], [node(0), node(1)], Duration::ZERO);
     assert_eq!(pending.on_left(node(0)), [alone]);
     assert_eq!(pending.waiting(&shared).collect::<Vec<_>>(), [node(1)]);
 }
@@ -102,7 +102,7 @@ fn node_that_left_for_good_is_waited_for_no_more() {
 #[test]
 fn pending_deaths_survive_on_disk() {
     let mut pending = PendingDeaths::new();
-    let id = pending.add(vec![7; 300], (0..4).map(node), Duration::ZERO).expect("room");
+    let id = pending.add(vec![7; 300], (0..4).map(node), Duration::ZERO);
     pending.on_confirm(node(2), id);
     let document = pending.encode(&id).expect("pending");
     let mut restored = PendingDeaths::new();
@@ -115,17 +115,51 @@ fn pending_deaths_survive_on_disk() {
 }
 
 #[test]
-fn pending_deaths_are_bounded_and_a_known_one_is_no_new_one() {
+fn pending_deaths_are_bounded_before_a_name_is_written_and_what_was_signed_is_kept() {
     let mut pending = PendingDeaths::new();
     let death = |number: u32| [number.to_le_bytes().to_vec(), vec![0; 16_000]].concat();
     let mut count = 0;
-    while pending.add(death(count), [node(0)], Duration::ZERO).is_ok() {
+    while pending.reserve().is_ok() {
+        pending.add(death(count), [node(0)], Duration::ZERO);
+        pending.release();
         count += 1;
     }
     assert_eq!(count as usize, DEATHS_PENDING_BYTES_MAX.div_ceil(16_004 + 64));
-    assert_eq!(pending.add(death(0), [node(1)], Duration::ZERO), Ok(DeathId::of(&death(0))));
+    // Whoever had room before, or signs without a predecessor known, is not refused: the name is written.
+    pending.add(death(count), [node(0)], Duration::ZERO);
+    assert_eq!(pending.add(death(0), [node(1)], Duration::ZERO), DeathId::of(&death(0)));
+    let documents: Vec<_> = pending.ids().filter_map(|id| pending.encode(&id)).collect();
+    let mut restored = PendingDeaths::new();
+    for document in &documents {
+        restored.restore(document, Duration::ZERO).expect("a restart forgets none");
+    }
+    assert_eq!(restored.len(), count as usize + 1);
     pending.on_left(node(0));
     assert_eq!(pending.len(), 1, "one still waits for another node");
     pending.on_left(node(1));
-    assert!(pending.has_room() && pending.add(death(count), [node(0)], Duration::ZERO).is_ok());
+    assert_eq!(pending.reserve(), Ok(()));
+}
+
+#[test]
+fn room_that_is_reserved_is_taken() {
+    let mut pending = PendingDeaths::new();
+    let mut reserved = 0;
+    while pending.reserve().is_ok() {
+        reserved += 1;
+        assert!(reserved < 1_000_000, "it is bounded");
+    }
+    assert!(!pending.has_room());
+    pending.release();
+    assert!(pending.has_room());
+}
+
+#[test]
+fn of_two_versions_with_one_clock_the_lesser_may_be_declared_dead_and_not_the_greater() {
+    let clock = Stamp::new(5, 0);
+    let (less, greater) = (VersionId::new(1, 1, [1; 8]), VersionId::new(1, 1, [2; 8]));
+    let holders = [node(1), node(2)];
+    let quorums = [quorum(1, &[1, 2, 3])];
+    let known = |version, later| Superseded { clock, version, later: (clock, later), holders: &holders };
+    assert_eq!(may_sign(&known(less, greater), &quorums), Some(less));
+    assert_eq!(may_sign(&known(greater, less), &quorums), None);
 }

@@ -261,6 +261,7 @@ async fn run(
         }
         ControlRequest::Stat { target } => names::stat(shard, client, target).await?,
         ControlRequest::Remove { bucket, key } => names::remove(shard, &bucket, &key).await?,
+        ControlRequest::RemoveMany { bucket, keys } => names::remove_many(shard, client, &bucket, keys).await?,
         ControlRequest::List { bucket, prefix, after, limit } => {
             names::list(shard, client, bucket.as_deref(), &prefix, after, limit).await?;
         }

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use tokio::sync::{Semaphore, mpsc};
+
 use super::get::{find, find_name};
 use super::{Client, Failure, code, vault_key};
-use crate::crypto::keys::NameStamp;
+use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::link::Link;
 use crate::format::name::{Name, NameBody, NameRecord};
 use crate::node::control::{ControlEvent, Entry, LIST_PAGE_MAX, SecretText, Target};
-use crate::node::names::{NameError, WriteName};
+use crate::node::names::{NameError, WriteName, Written};
 use crate::node::shard::Shard;
-use crate::node::{deaths, names};
+use crate::node::{deaths, name_scan, names};
 
 pub async fn stat(shard: &Rc<Shard>, client: &Rc<Client>, target: Target) -> Result<(), Failure> {
     let found = find(shard, &target).await?;
@@ -29,6 +31,53 @@ pub async fn stat(shard: &Rc<Shard>, client: &Rc<Client>, target: Target) -> Res
 /// Writes a tombstone with a later clock to a majority, then signs the death of what it replaced.
 pub async fn remove(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<(), Failure> {
     let vault = vault_key(shard)?;
+    let _room = deaths::reserve(shard)?;
+    let written = bury(shard, &vault, bucket, key).await?;
+    deaths::sign_replaced(shard, &[written]).await
+}
+
+/// The same for many names, several at a time. All that they held is declared dead in one document; a stop of the node
+/// before that leaks the space of names that are removed already.
+pub async fn remove_many(
+    shard: &Rc<Shard>,
+    client: &Rc<Client>,
+    bucket: &str,
+    keys: Vec<String>,
+) -> Result<(), Failure> {
+    let vault = Rc::new(vault_key(shard)?);
+    if keys.len() > LIST_PAGE_MAX as usize {
+        return Err(Failure::new(code::USAGE, format!("at most {LIST_PAGE_MAX} names are removed at once")));
+    }
+    let _room = deaths::reserve(shard)?;
+    let places = Rc::new(Semaphore::new(REMOVALS_AT_ONCE));
+    let (tell, mut told) = mpsc::unbounded_channel();
+    for key in keys {
+        let (shard, vault, bucket) = (shard.clone(), vault.clone(), bucket.to_owned());
+        let (places, tell) = (places.clone(), tell.clone());
+        crate::io::spawn(async move {
+            let _place = places.acquire().await;
+            let outcome = bury(&shard, &vault, &bucket, &key).await;
+            let _ = tell.send((key, outcome));
+        });
+    }
+    drop(tell);
+    let (mut done, mut written) = (Vec::new(), Vec::new());
+    while let Some((key, outcome)) = told.recv().await {
+        done.push((key, outcome.map(|outcome| written.push(outcome)).err()));
+    }
+    let signed = deaths::sign_replaced(shard, &written).await;
+    for (key, failure) in done {
+        let failure = failure.map(|failure| (failure.code, failure.message));
+        client.send(ControlEvent::Removed { key, failure }).await?;
+    }
+    signed
+}
+
+/// Names of one request that are written at a time.
+const REMOVALS_AT_ONCE: usize = 64;
+
+/// Gives a name to nobody.
+async fn bury(shard: &Rc<Shard>, vault: &VaultKey, bucket: &str, key: &str) -> Result<Written, Failure> {
     let name = Name::new(bucket, key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
     let (bucket_id, name_id) = (vault.bucket_id(bucket), vault.name_id(bucket, key));
     let earlier = names::read(shard, &bucket_id, &name_id)
@@ -39,8 +88,7 @@ pub async fn remove(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<(), Fa
     let (network, body) = (shard.node.network_id(), NameBody::tombstone(&name));
     let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: true }, &body);
     let write = WriteName { bucket: &bucket_id, name: &name_id, earlier: Some(&earlier), no_clobber: false };
-    let written = write.run(shard, seal).await?;
-    deaths::sign_replaced(shard, &written).await
+    Ok(write.run(shard, seal).await?)
 }
 
 /// The first `limit` names after `after`, in order of bucket and key. Names lie in the order of their hashes, so a page
@@ -82,7 +130,7 @@ pub async fn list(
         }
         Ok(())
     };
-    names::scan(shard, bucket_id.as_ref(), &mut keep).await?;
+    name_scan::scan(shard, bucket_id.as_ref(), &mut keep).await?;
     if unreadable > 0 {
         let message =
             format!("{unreadable} name records do not open and are not listed: sealed under another key, or edited");

@@ -7,7 +7,7 @@
 //! | 1. quorum read of the name: its clock, what it would replace | nothing |
 //! | 2. chunks and their references, durable on W owners each | references of a version without a name |
 //! | 3. the root's reference with its sealed capsule | the same |
-//! | 4. the name record, durable on a majority of its owners | the new version, acknowledged or not |
+//! | 4. the name record, durable on a majority of its owners | the new version, acknowledged or not, and the space of the old one |
 //! | 5. the old version's death, signed and durable here, then sent until every node has it | - |
 //!
 //! Success is reported after step 5 has become durable here.
@@ -24,7 +24,7 @@ use crate::format::name::{Capsule, Metadata, Name, NameBody};
 use crate::limits::PUT_CHUNKS_IN_FLIGHT_PER_SHARD;
 use crate::node::chunks::ClusterSink;
 use crate::node::control::ControlEvent;
-use crate::node::names::{NameError, WriteName};
+use crate::node::names::WriteName;
 use crate::node::shard::{Shard, send_job};
 use crate::node::{deaths, names, owners};
 use crate::vault::{Input, PutError, PutJob, PutOptions, PutResult};
@@ -41,17 +41,17 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: O
     let vault = vault_key(shard)?;
     let name = Name::new(&put.bucket, &put.key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
     let (bucket_id, name_id) = (vault.bucket_id(name.bucket()), vault.name_id(name.bucket(), name.key()));
-    let earlier = match names::read(shard, &bucket_id, &name_id).await {
-        // What it may replace is unknown, and lives on; the put itself needs today's owners only.
-        Err(NameError::EarlierOwnersSilent { .. }) if !put.no_clobber => None,
-        read => read?,
-    };
+    let earlier = names::read(shard, &bucket_id, &name_id).await?;
     if put.no_clobber && earlier.as_ref().is_some_and(|record| !record.tombstone) {
         return Err(Failure::new(
             code::OTHER,
             format!("{name} exists already: remove it, or put without --no-clobber"),
         ));
     }
+    let _room = match earlier.as_ref().is_some_and(|record| !record.tombstone) {
+        true => Some(deaths::reserve(shard)?),
+        false => None,
+    };
     let version = shard.node.mint(bucket_id.slot());
     let result = match descriptor {
         Some(descriptor) => store_content(shard, client, &vault, &put, version, descriptor).await?,
@@ -63,7 +63,7 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: O
     let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: false }, &body);
     let write = WriteName { bucket: &bucket_id, name: &name_id, earlier: earlier.as_ref(), no_clobber: put.no_clobber };
     let written = write.run(shard, seal).await?;
-    deaths::sign_replaced(shard, &written).await?;
+    deaths::sign_replaced(shard, &[written]).await?;
     client
         .send(ControlEvent::Stored {
             bucket: name.bucket().into(),

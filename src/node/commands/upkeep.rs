@@ -140,7 +140,7 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// Gives back the space of everything without a living reference, now: the grace for running reads is skipped, local
 /// readers' guards are not.
 pub async fn reclaim(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
-    let reclaimed = reclaim::run(shard, Duration::ZERO).await?;
+    let reclaimed = reclaim::run(shard, Duration::ZERO, usize::MAX).await?;
     client
         .send(ControlEvent::Reclaimed {
             bytes: reclaimed.bytes,

@@ -1,12 +1,14 @@
 //! What the layer does when nothing fails.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::support::*;
 use crate::format::record::{FLAG_CACHED, FLAG_STAND_IN};
 use crate::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 use crate::store::simulated::SimulatedDisk;
-use crate::store::{AppliedEvent, Hold, Removal, SmallRecord};
+use crate::store::{AppliedEvent, Hold, Removal, SmallRecord, Store, open};
 
 const LENGTHS: [usize; 6] = [CHUNK_BYTES_MIN, 5000, 65_535, 65_536, 70_001, CHUNK_BYTES_MAX];
 
@@ -128,11 +130,11 @@ fn removed_chunk_is_gone_its_space_punched_and_its_bytes_no_more_on_the_disk() {
         for chunk in [&dead, &live] {
             put(&store, chunk, &version(1)).await.unwrap();
         }
-        assert_eq!(store.remove(&address_of(&dead), &|_| true).await.unwrap(), Removal::Kept);
-        assert_eq!(store.remove(&address_of(&dead), &|_| false).await.unwrap(), Removal::Removed);
-        assert_eq!(store.remove(&address_of(&dead), &|_| false).await.unwrap(), Removal::Absent);
+        assert_eq!(store.remove(&address_of(&dead), async |_| true).await.unwrap(), Removal::Kept);
+        assert_eq!(store.remove(&address_of(&dead), async |_| false).await.unwrap(), Removal::Removed);
+        assert_eq!(store.remove(&address_of(&dead), async |_| false).await.unwrap(), Removal::Absent);
         assert_eq!(get(&store, &address_of(&dead)).await, None);
-        store.seal_open().await.unwrap();
+        store.seal_open(&crate::store::KeepAll).await.unwrap();
         for name in disk.names() {
             let found = disk.edit(&name, |bytes| bytes.windows(64).any(|window| window == &dead[1000..1064]));
             assert!(!found, "{name} still has the bytes of a removed chunk");
@@ -158,7 +160,7 @@ fn a_reader_keeps_a_removed_chunk_until_it_lets_go() {
         let located = store.locate(&address_of(&chunk)).expect("the segment is sealed");
         let removal = tokio::task::spawn_local({
             let (store, address) = (store.clone(), address_of(&chunk));
-            async move { store.remove(&address, &|_| false).await.unwrap() }
+            async move { store.remove(&address, async |_| false).await.unwrap() }
         });
         for _ in 0..200 {
             tokio::task::yield_now().await;
@@ -234,10 +236,10 @@ fn mostly_dead_small_segments_are_compacted_and_keep_their_living() {
         }
         store.append(SmallRecord::Name(b"kept".to_vec())).await.unwrap();
         for chunk in chunks.iter().skip(4) {
-            store.remove(&address_of(chunk), &|_| false).await.unwrap();
+            store.remove(&address_of(chunk), async |_| false).await.unwrap();
         }
         let before = store.stats().bytes_disk;
-        store.seal_open().await.unwrap();
+        store.seal_open(&crate::store::KeepAll).await.unwrap();
         let after = store.stats().bytes_disk;
         assert!(after * 3 < before, "{before} bytes before, {after} after compaction");
         for step in 0..2 {
@@ -254,5 +256,43 @@ fn mostly_dead_small_segments_are_compacted_and_keep_their_living() {
                 assert!(chunks.iter().take(4).all(|chunk| again.told.refers(&address_of(chunk), &version(1))));
             }
         }
+    });
+}
+
+#[test]
+fn records_wait_for_their_index_before_they_are_written_and_nobody_else_does() {
+    run(async {
+        let disk = SimulatedDisk::new(21);
+        let (shared, _) = open(&disk, options(), &HashMap::new(), &mut |_| {}).await.unwrap();
+        let gate = Rc::new(tokio::sync::Semaphore::new(0));
+        let (told, waiting) = (Rc::new(RefCell::new(0)), gate.clone());
+        let hears = told.clone();
+        let store = Rc::new(Store::attach_with(
+            shared,
+            disk.clone(),
+            0,
+            Rc::new(move |applied| *hears.borrow_mut() += applied.events.len()),
+            Rc::new(move || {
+                let gate = waiting.clone();
+                Box::pin(async move { gate.acquire().await.unwrap().forget() })
+            }),
+            |task| drop(tokio::task::spawn_local(task)),
+        ));
+        let chunk = payload(1, 100_000);
+        let syncs = disk.syncs();
+        let (own, bytes) = (store.clone(), chunk.clone());
+        let bulk = tokio::task::spawn_local(async move { put(&own, &bytes, &version(1)).await.unwrap() });
+        let own = store.clone();
+        let small = tokio::task::spawn_local(async move { own.append(SmallRecord::Name(b"n".to_vec())).await });
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((*told.borrow(), disk.syncs()), (0, syncs));
+        // Whoever only reads goes on.
+        assert_eq!(get(&store, &address_of(&chunk)).await, None);
+        gate.add_permits(2);
+        assert!(bulk.await.unwrap());
+        small.await.unwrap().unwrap();
+        assert_eq!(*told.borrow(), 2, "told before it was acknowledged");
     });
 }

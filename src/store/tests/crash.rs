@@ -80,7 +80,7 @@ async fn one_task(store: Sim, model: Rc<RefCell<Model>>, task: u64, mut random: 
                     model.references.retain(|(other, _)| *other != number);
                     model.chunks.entry(number).and_modify(|fate| *fate = Fate::Open);
                 }
-                match store.remove(&address(number), &|_| false).await {
+                match store.remove(&address(number), async |_| false).await {
                     Ok(Removal::Removed | Removal::Absent) => {
                         model.borrow_mut().chunks.insert(number, Fate::Gone);
                     }
@@ -97,7 +97,7 @@ async fn one_task(store: Sim, model: Rc<RefCell<Model>>, task: u64, mut random: 
             8 => {
                 let _ = match random.random_range(0..3) {
                     0 => store.checkpoint().await,
-                    _ => store.seal_open().await,
+                    _ => store.seal_open(&crate::store::KeepAll).await,
                 };
             }
             _ => {

@@ -244,7 +244,7 @@ fn failed_removal_does_not_undo_a_later_reference() {
         put(&store, &chunk, &version(1)).await.unwrap();
         store.append(SmallRecord::Name(vec![1])).await.unwrap();
         disk.set_faults(Faults { fail_sync: Some(1), ..Faults::default() });
-        assert!(store.remove(&address_of(&chunk), &|_| false).await.is_err());
+        assert!(store.remove(&address_of(&chunk), async |_| false).await.is_err());
         // The removal may yet be replayed: the chunk is not held on the strength of what it names.
         assert!(put(&store, &chunk, &version(2)).await.unwrap());
         for seed in 0..20 {
@@ -272,9 +272,9 @@ fn full_disk_refuses_chunks_and_goes_on_reading_and_removing() {
         store.append(SmallRecord::Death(vec![1; 100])).await.unwrap();
         for chunk in &chunks {
             assert_eq!(get(&store, &address_of(chunk)).await.as_ref(), Some(chunk));
-            assert_eq!(store.remove(&address_of(chunk), &|_| false).await.unwrap(), Removal::Removed);
+            assert_eq!(store.remove(&address_of(chunk), async |_| false).await.unwrap(), Removal::Removed);
         }
-        store.seal_open().await.unwrap();
+        store.seal_open(&crate::store::KeepAll).await.unwrap();
         assert!(matches!(store.hold(&address_of(&chunks[0]), &version(1)).await.unwrap(), Hold::Absent(_)));
     });
 }
@@ -332,7 +332,7 @@ fn index_is_rebuilt_from_footers_when_the_checkpoint_is_damaged_or_gone() {
                 put(&store, chunk, &version(1)).await.unwrap();
             }
             for chunk in chunks.iter().skip(25) {
-                store.remove(&address_of(chunk), &|_| false).await.unwrap();
+                store.remove(&address_of(chunk), async |_| false).await.unwrap();
             }
             store.checkpoint().await.unwrap();
             store.close().await.unwrap();
@@ -363,7 +363,7 @@ fn removal_in_an_open_segment_survives_a_checkpoint_that_covers_only_its_record(
         let (dead, live) = (payload(1, 70_000), payload(2, 70_000));
         put(&store, &dead, &version(1)).await.unwrap();
         put(&store, &live, &version(1)).await.unwrap();
-        store.remove(&address_of(&dead), &|_| false).await.unwrap();
+        store.remove(&address_of(&dead), async |_| false).await.unwrap();
         // The small segment rolls over and is sealed; the bulk segment stays open.
         for number in 0..200 {
             store.append(SmallRecord::Name(vec![number])).await.unwrap();

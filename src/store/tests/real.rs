@@ -81,10 +81,10 @@ async fn shard_work(store: Store<RingDisk>, shard: usize, written: Arc<AtomicU64
     // Some go again, from whatever thread comes first.
     for number in (shard as u64..40).step_by(4) {
         let address = address_of(&payload(number, if number % 2 == 0 { 200_000 } else { 2_000 }));
-        let removal = store.remove(&address, &|_| number >= 20).await.unwrap();
+        let removal = store.remove(&address, async |_| number >= 20).await.unwrap();
         assert_eq!(removal == Removal::Removed, number < 20);
     }
-    store.seal_open().await.unwrap();
+    store.seal_open(&crate::store::KeepAll).await.unwrap();
     store.close().await.unwrap();
 }
 

@@ -176,3 +176,37 @@ fn who_asks_and_cancels_without_reading_does_not_fill_our_queue() {
         assert!(matches!(reason, CloseReason::Violation(_) | CloseReason::Stalled(_)), "{reason}");
     });
 }
+
+#[test]
+fn a_peer_that_gives_no_credit_gets_no_buffers_for_long() {
+    run(async {
+        let pool: Rc<std::cell::RefCell<Option<crate::io::BufferPool>>> = Rc::default();
+        let own = pool.clone();
+        let (mut rogue, node) = rogue_at(Scripted::new(move |_| {
+            let pool = own.borrow().clone().expect("it listens");
+            async move {
+                let buffer = pool.take().await;
+                let payload = Some(PayloadSource::Shared(buffer.freeze(), 4096..4096 + 32));
+                Reply { payload, ..Reply::ok(Vec::new()) }
+            }
+        }))
+        .await;
+        *pool.borrow_mut() = Some(node.pool.clone());
+        let asked = u64::from(PAYLOAD_CREDIT) + 6;
+        for number in 0..asked {
+            rogue.say(FrameHeader::new(FrameKind::Fetch, 2 * number + 1), &[]).await;
+        }
+        until("some answers wait for credit", || node.pool.available() == 24 - 6).await;
+        let deadline = Instant::now() + 2 * STALL_MAX + Duration::from_secs(2);
+        while node.pool.available() < 24 {
+            assert!(Instant::now() < deadline, "{} buffers are still held", 24 - node.pool.available());
+            rogue.say(FrameHeader::new(FrameKind::Keepalive, 0), &[]).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // The next one is refused at once, and the connection goes on.
+        rogue.say(FrameHeader::new(FrameKind::Fetch, 2 * asked + 1), &[]).await;
+        until("it was handled", || node.handler.handled.get() == asked as usize + 1).await;
+        until("its buffer is back", || node.pool.available() == 24).await;
+        assert_eq!(node.handler.close_reason(), None);
+    });
+}
