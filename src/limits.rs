@@ -211,6 +211,19 @@ pub const NETWORK_KEYS_MAX: usize = 2;
 /// Openings remembered against replay; beyond it new ones are refused, so that memory stays bounded.
 pub const REPLAY_ENTRIES_MAX: usize = 1 << 17;
 
+// Small objects
+
+/// Longest chunk that travels with others of its kind in one frame: with its head it fits a sealed body.
+pub const SMALL_CHUNK_BYTES_MAX: usize = SEALED_BODY_BYTES_MAX - SMALL_CHUNK_HEAD_BYTES;
+/// Bytes of a small chunk in a body, its own not counted: address 32, version 16, flags 1, length 2.
+pub const SMALL_CHUNK_HEAD_BYTES: usize = 32 + 16 + 1 + 2;
+/// Frames of small chunks that one shard has under way to one owner; what comes meanwhile goes into the next.
+pub const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 4;
+/// Small files in one request of the control socket.
+pub const SMALL_FILES_MAX: usize = 256;
+/// Their contents, keys and metadata together, as a command gathers them before it sends.
+pub const SMALL_FILES_BYTES_MAX: usize = 640 * KIB;
+
 // Puts and gets
 
 /// Buffers of a shard that its puts and gets may hold together: the others are for what they wait for, and for peers.
@@ -266,4 +279,6 @@ const _: () =
     assert!((PAYLOAD_CREDIT as usize) < REQUESTS_IN_FLIGHT_MAX && HANDSHAKES_PENDING_MAX <= HANDSHAKES_BURST as usize);
 const _: () = assert!(CATALOG_TABLE_BYTES_MAX * CATALOG_TABLES_MAX <= 16 * MIB);
 const _: () = assert!(2 * CLOCK_RESERVE.as_secs() < CLOCK_AHEAD_MAX.as_secs());
+const _: () = assert!(SMALL_CHUNK_BYTES_MAX < BULK_PAYLOAD_BYTES_MIN);
+const _: () = assert!(SMALL_FILES_BYTES_MAX + SMALL_CHUNK_BYTES_MAX + 8 * KIB < CONTROL_MESSAGE_BYTES_MAX);
 const _: () = assert!(DOCUMENT_VALUE_BYTES_MAX + DOCUMENT_KEY_BYTES_MAX + BLOCK_BYTES < BATCH_BYTES_MAX);

@@ -8,8 +8,10 @@
 //!    [`ControlEvent::Error`].
 //! 3. The command hangs up. When it hangs up earlier (Ctrl-C), the node cancels the operation.
 //!
-//! [`ControlRequest::FetchChunk`] alone may follow another one on the same connection, each answered by one `Chunk` or
-//! `Error` and no `Done`. A node may still close after any answer; the command then connects again.
+//! Three requests may follow others of their kind on the same connection, each answered by one event and no `Done`:
+//! [`ControlRequest::FetchChunk`], [`ControlRequest::PutSmall`] and [`ControlRequest::GetSmall`]. An `Error` in place of
+//! the answer ends the connection for the last two. A node may still close after any answer; the command then connects
+//! again.
 //!
 //! Message, both directions:
 //!
@@ -23,9 +25,10 @@
 //! Command and node come from one binary, so there is one version and no negotiation: a node of another version answers
 //! with an `Error` that says so. (`Error` keeps its tag and its fields for ever.)
 //!
-//! Bulk data never crosses the socket: `Put` and `Get` carry the open file itself, and the node reads or writes it. The
-//! one exception is a link read on a storage node: such a node must never hold a key, so the command fetches
-//! ciphertext by `FetchChunk`, checks it and decrypts it itself.
+//! Bulk data never crosses the socket: `Put` and `Get` carry the open file itself, and the node reads or writes it. There
+//! are two exceptions. A link read on a storage node: such a node must never hold a key, so the command fetches
+//! ciphertext by `FetchChunk`, checks it and decrypts it itself. And small files, many at once (`PutSmall`, `GetSmall`):
+//! handing over a descriptor, and reading a few KiB through it, costs more than the bytes themselves.
 
 pub mod client;
 mod field;
@@ -37,7 +40,7 @@ use field::{Field, structure, tagged};
 
 pub use field::{Bytes, SecretText};
 
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// The socket's file name in the data directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -134,6 +137,41 @@ tagged! {
         11 => KeyExport,
         /// Answers: `Chunk` alone, so that many of these can share a connection.
         12 => FetchChunk { address: Address, len: u32, },
+        /// At most [`limits::SMALL_FILES_MAX`] files that were read whole, and did not change meanwhile. Answers:
+        /// `StoredSmall` alone, once each file that it calls stored is durable.
+        13 => PutSmall { bucket: String, no_dedup: bool, no_clobber: bool, files: Vec<SmallFile>, },
+        /// At most [`limits::SMALL_FILES_MAX`] targets. Answers: `FetchedSmall` alone.
+        14 => GetSmall { targets: Vec<Target>, },
+    }
+}
+
+structure! {
+    /// A file of at most [`limits::SMALL_CHUNK_BYTES_MAX`] bytes, or a symbolic link, which has none.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct SmallFile {
+        pub key: String,
+        pub metadata: Metadata,
+        pub contents: Bytes,
+    }
+}
+
+tagged! {
+    /// What became of one file of a `PutSmall`.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum SmallStored {
+        0 => Stored { content: Address, bytes: u64, bytes_new: u64, },
+        1 => Failed { code: u8, message: String, },
+    }
+}
+
+tagged! {
+    /// What became of one target of a `GetSmall`.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum SmallFetched {
+        0 => Contents { metadata: Metadata, content: Address, contents: Bytes, },
+        1 => Failed { code: u8, message: String, },
+        /// It is too long for this, or the answer was full: to be asked for by `Get`.
+        2 => Large { length: u64, },
     }
 }
 
@@ -160,6 +198,10 @@ tagged! {
         12 => Chunk { payload: Bytes, },
         /// One line that the command passes on to stderr.
         13 => Warning { message: String, },
+        /// One for each file of the request, in its order.
+        14 => StoredSmall { outcomes: Vec<SmallStored>, },
+        /// One for each target of the request, in its order.
+        15 => FetchedSmall { outcomes: Vec<SmallFetched>, },
         254 => Done,
         /// `code` is the exit code of the command.
         255 => Error { code: u8, message: String, },

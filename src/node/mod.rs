@@ -35,6 +35,7 @@ mod reclaim;
 mod serve;
 mod shard;
 mod shared;
+mod small;
 mod start;
 
 use std::net::SocketAddr;

@@ -486,7 +486,7 @@ async fn ask_self(shard: &Rc<Shard>, kind: FrameKind, body: &[u8]) -> Result<Ans
 
 /// A stamp later than `after` and than everything this node has seen. It does not leave the node before a floor above it
 /// is durable, so that no restart goes back behind it.
-async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp, NameError> {
+pub(super) async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp, NameError> {
     let node = &shard.node;
     let (stamp, floor) = {
         let mut clock = lock(&node.clock);

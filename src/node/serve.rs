@@ -30,9 +30,8 @@ use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
 use crate::format::record::FLAG_STAND_IN;
 use crate::format::{Malformed, Reader, VersionId, message};
-use crate::io::Buffer;
 use crate::limits::{ANSWER_BUFFERS_PER_CONNECTION, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
-use crate::store::{Hold, ReadOutcome, SmallRecord, StoreError};
+use crate::store::{Hold, ReadOutcome, SmallChunk, SmallRecord, StoreError};
 use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Reply, Request};
 
 /// Answers one connection's requests.
@@ -137,14 +136,6 @@ fn answer(body: Vec<u8>) -> Result<Reply, Refusal> {
     Ok(Reply::ok(body))
 }
 
-/// Puts a payload at its place in a buffer.
-fn copy_payload(buffer: &mut Buffer, payload: &[u8]) {
-    let place = buffer.as_mut_slice().get_mut(RECORD_HEAD_BYTES..).and_then(|place| place.get_mut(..payload.len()));
-    if let Some(place) = place {
-        place.copy_from_slice(payload);
-    }
-}
-
 /// Chunks and names.
 impl Serve {
     /// An owner refuses every layout but its newest; the asker reads the number and starts over.
@@ -196,24 +187,45 @@ impl Serve {
         answer(Vec::new())
     }
 
+    /// Each chunk is judged and answered by itself; those that are taken become durable together.
     async fn store_small(&self, request: &Request) -> Result<Reply, Refusal> {
         self.check_layout(request)?;
-        let mut statuses = Vec::new();
-        for chunk in message::decode_small_chunks(&request.body)? {
-            if chunk.bytes.len() < CHUNK_BYTES_MIN || address_of(chunk.bytes) != chunk.address {
-                return Err(Malformed::new("small chunk does not match its address").into());
+        let chunks = message::decode_small_chunks(&request.body)?;
+        let mut versions: Vec<VersionId> = chunks.iter().map(|chunk| chunk.version).collect();
+        versions.dedup();
+        let dead = self.shard.node.catalog.dead_among(versions).await?;
+        let mut answers: Vec<u8> = Vec::with_capacity(chunks.len());
+        let mut taken = Vec::new();
+        for (at, chunk) in chunks.into_iter().enumerate() {
+            let is_sound = chunk.bytes.len() >= CHUNK_BYTES_MIN
+                && chunk.flags & !FLAG_STAND_IN == 0
+                && address_of(chunk.bytes) == chunk.address;
+            answers.push(match (is_sound, dead.contains(&chunk.version)) {
+                (false, _) => Status::Malformed as u8,
+                (true, true) => Status::Dead as u8,
+                (true, false) => Status::Ok as u8,
+            });
+            if answers.last() == Some(&(Status::Ok as u8)) {
+                taken.push((at, chunk));
             }
-            self.check_alive(&chunk.version).await?;
-            if let Hold::Absent(claim) = self.shard.store.hold(&chunk.address, &chunk.version).await? {
-                let mut buffer = self.shard.pool.take().await;
-                copy_payload(&mut buffer, chunk.bytes);
-                let staged =
-                    self.shard.store.stage(claim, buffer, chunk.bytes.len(), &chunk.version, chunk.flags).await?;
-                staged.commit().await?;
-            }
-            statuses.push(Status::Ok as u8);
         }
-        answer(statuses)
+        let (places, taken): (Vec<usize>, Vec<SmallChunk>) = taken
+            .into_iter()
+            .map(|(at, message::SmallChunk { address, version, flags, bytes })| {
+                (at, SmallChunk { address, version, flags, payload: bytes.to_vec(), capsule: None })
+            })
+            .unzip();
+        let held = self.shard.store.hold_small(taken).await;
+        for (at, outcome) in places.into_iter().zip(held) {
+            if let Some(answer) = answers.get_mut(at) {
+                *answer = match outcome {
+                    Ok(true) => Status::Ok as u8,
+                    Ok(false) => Status::Ok as u8 | message::SMALL_CHUNK_HELD,
+                    Err(error) => Refusal::from(error).status as u8,
+                };
+            }
+        }
+        answer(answers)
     }
 
     async fn fetch(&self, request: &Request) -> Result<Reply, Refusal> {

@@ -310,6 +310,7 @@ fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> {
         store,
         pool,
         connections: Connections::default(),
+        outbox: Default::default(),
         latencies: Default::default(),
         answers: Arc::new(Semaphore::new(ANSWER_BUFFERS_PER_SHARD)),
     }))

@@ -6,6 +6,7 @@
 //! | file | commands |
 //! | --- | --- |
 //! | [`put`] | put |
+//! | [`small`] | put and get of small files, many at once |
 //! | [`get`] | get, and fetching a chunk for a client that decrypts by itself |
 //! | [`names`] | stat, remove, list, share |
 //! | [`network`] | status, peers, ticket, key export |
@@ -15,6 +16,7 @@ mod get;
 mod names;
 mod network;
 mod put;
+mod small;
 mod upkeep;
 
 pub use network::class;
@@ -258,6 +260,9 @@ async fn run(
         ControlRequest::FetchChunk { address, len } => {
             get::fetch_chunks(shard, client, address, len).await?;
             return Ok(None);
+        }
+        request @ (ControlRequest::PutSmall { .. } | ControlRequest::GetSmall { .. }) => {
+            return small::serve(shard, client, request).await.map(|()| None);
         }
         ControlRequest::Stat { target } => names::stat(shard, client, target).await?,
         ControlRequest::Remove { bucket, key } => names::remove(shard, &bucket, &key).await?,
