@@ -206,9 +206,7 @@ impl Catalog {
 
     /// The same for many names, in their order.
     pub async fn names_of(&self, names: Vec<(BucketId, NameId)>) -> Result<Vec<Option<NameRecord>>, CatalogError> {
-        self.thread
-            .ask(move |engine| names.iter().map(|(bucket, name)| engine.name(bucket, name)).collect())
-            .await
+        self.thread.ask(move |engine| names.iter().map(|(bucket, name)| engine.name(bucket, name)).collect()).await
     }
 
     /// Which of these versions are dead.

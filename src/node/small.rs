@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::chunks::{OwnerError, owner_status, store_shared, store_error};
+use super::chunks::{OwnerError, owner_status, store_error, store_shared};
 use super::connections::connect;
 use super::owners;
 use super::shard::Shard;
@@ -168,7 +168,8 @@ pub async fn store_roots(shard: &Rc<Shard>, roots: Vec<SmallChunk>) -> Vec<Resul
         Err(error) => return roots.iter().map(|_| Err(error.clone())).collect(),
     };
     let me = shard.node.id();
-    let is_only_ours = |root: &SmallChunk| layout.chunk_owners(&root.address).as_slice().iter().all(|owner| *owner == me);
+    let is_only_ours =
+        |root: &SmallChunk| layout.chunk_owners(&root.address).as_slice().iter().all(|owner| *owner == me);
     if roots.iter().all(is_only_ours) {
         let held = shard.store.hold_small(roots).await;
         return held.into_iter().map(|held| held.map(|new| Stored { new }).map_err(store_error)).collect();

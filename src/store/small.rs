@@ -86,13 +86,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Decides about one chunk under its lock, and adds what has to be written.
-    async fn join(
-        &self,
-        round: &mut Round,
-        at: usize,
-        chunk: SmallChunk,
-        lock: AddressLock,
-    ) -> Result<(), StoreError> {
+    async fn join(&self, round: &mut Round, at: usize, chunk: SmallChunk, lock: AddressLock) -> Result<(), StoreError> {
         let SmallChunk { address, version, flags, payload, capsule } = chunk;
         if !(CHUNK_BYTES_MIN..BULK_PAYLOAD_BYTES_MIN).contains(&payload.len()) {
             return Err(StoreError::Length {

@@ -45,12 +45,17 @@ pub struct FileStamp {
 
 impl FileStamp {
     pub fn of(file: &File) -> io::Result<FileStamp> {
-        let metadata = file.metadata()?;
-        Ok(FileStamp {
+        file.metadata().map(|metadata| FileStamp::from(&metadata))
+    }
+}
+
+impl From<&std::fs::Metadata> for FileStamp {
+    fn from(metadata: &std::fs::Metadata) -> FileStamp {
+        FileStamp {
             len: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
+        }
     }
 }
 

@@ -94,7 +94,11 @@ pub(super) async fn read_earlier(
         Err(NameError::EarlierOwnersSilent { .. }) if !put.no_clobber => None,
         read => read?,
     };
-    if put.no_clobber && earlier.as_ref().is_some_and(|record| !record.tombstone) { Err(taken(name)) } else { Ok(earlier) }
+    if put.no_clobber && earlier.as_ref().is_some_and(|record| !record.tombstone) {
+        Err(taken(name))
+    } else {
+        Ok(earlier)
+    }
 }
 
 pub(super) fn taken(name: &Name) -> Failure {

@@ -60,8 +60,8 @@ pub async fn serve(shard: &Rc<Shard>, client: &Rc<Client>, mut request: ControlR
         client.send(event).await?;
         match super::receive(&client.stream).await {
             Ok((message, _)) => {
-                request = ControlRequest::decode(&message)
-                    .map_err(|error| Failure::new(code::OTHER, error.to_string()))?;
+                request =
+                    ControlRequest::decode(&message).map_err(|error| Failure::new(code::OTHER, error.to_string()))?;
             }
             Err(_) => return Ok(()), // hung up: it has all it wanted
         }
@@ -77,9 +77,7 @@ fn check_count(count: usize) -> Result<(), Failure> {
 
 fn told(outcome: Result<PutResult, Failure>) -> SmallStored {
     match outcome {
-        Ok(result) => {
-            SmallStored::Stored { content: result.root, bytes: result.length, bytes_new: result.bytes_new }
-        }
+        Ok(result) => SmallStored::Stored { content: result.root, bytes: result.length, bytes_new: result.bytes_new },
         Err(Failure { code, message }) => SmallStored::Failed { code, message },
     }
 }
@@ -313,7 +311,11 @@ impl Batch {
                         replaced: vec![earlier.order()],
                     };
                     let shard = shard.clone();
-                    dying.push((at, item.result, in_task(async move { deaths::sign_replaced(&shard, &written).await })));
+                    dying.push((
+                        at,
+                        item.result,
+                        in_task(async move { deaths::sign_replaced(&shard, &written).await }),
+                    ));
                 }
             }
         }
