@@ -163,6 +163,12 @@ pub const HEDGE_MIN: Duration = Duration::from_millis(5);
 pub const HEDGE_MAX: Duration = Duration::from_millis(250);
 /// Nodes that one chunk is asked of at the same time.
 pub const READS_AT_ONCE_MAX: usize = 2;
+/// What the node holds of a listing that it sorts; a longer one takes another pass over the names for each so much.
+pub const LISTING_BYTES_MAX: usize = 32 * MIB;
+/// Such listings at the same time; others wait.
+pub const LISTINGS_MAX: usize = 2;
+/// A listing whose page has no more entries than this waits for nobody.
+pub const LISTING_ENTRIES_SHORT: u64 = 1000;
 /// Names on one page of a listing.
 pub const NAMES_PER_PAGE_MAX: usize = 1000;
 /// What deaths that wait for confirmations take in memory; beyond it no new one is signed.

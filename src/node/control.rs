@@ -54,9 +54,6 @@ pub const LENGTH_BYTES: usize = 4;
 /// Code of an `Error` that says that nobody reads the output of a `Get` any more (EPIPE): no reason to print anything.
 pub const OUTPUT_CLOSED: u8 = 141;
 
-/// Entries in one page of a listing, at most.
-pub const LIST_PAGE_MAX: u32 = 1000;
-
 tagged! {
     /// What to read.
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,14 +109,15 @@ tagged! {
         2 => Stat { target: Target, },
         /// Answers: `Done`.
         3 => Remove { bucket: String, key: String, },
-        /// Answers: `Entry`… in order of (bucket, key), at most `limit` (itself at most [`LIST_PAGE_MAX`]), `Done`.
+        /// Answers: `Entry`… in order of (bucket, key), `Listed`, `Done`. At most `limit` entries, and no more than the
+        /// node holds at once ([`limits::LISTING_BYTES_MAX`]).
         4 => List {
             /// All buckets when absent.
             bucket: Option<String>,
             prefix: String,
             /// Only entries behind this one.
             after: Option<(String, String)>,
-            limit: u32,
+            limit: u64,
         },
         /// Answers: `Text` (the link), `Done`.
         5 => Share { bucket: String, key: String, },
@@ -200,6 +198,8 @@ tagged! {
         13 => Warning { message: String, },
         /// One for each file of the request, in its order.
         14 => StoredSmall { outcomes: Vec<SmallStored>, },
+        /// The end of one page of a listing; `more`: there are entries behind it.
+        16 => Listed { more: bool, },
         /// One for each target of the request, in its order.
         15 => FetchedSmall { outcomes: Vec<SmallFetched>, },
         254 => Done,

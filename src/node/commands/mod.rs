@@ -36,6 +36,8 @@ use crate::vault::ChunkError;
 
 /// A client that takes no event for this long is gone.
 const CLIENT_STALL: Duration = Duration::from_secs(60);
+/// Events that leave together.
+const EVENTS_BYTES: usize = 64 << 10;
 /// How often a running command says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -110,8 +112,24 @@ pub struct Client {
 impl Client {
     /// Fails when the client has hung up; the command then stops at its next step.
     pub async fn send(&self, event: ControlEvent) -> Result<(), Failure> {
+        self.send_bytes(event.encode()).await
+    }
+
+    /// The same for many events, as few sends as they need.
+    pub async fn send_all(&self, events: impl Iterator<Item = ControlEvent>) -> Result<(), Failure> {
+        let mut bytes = Vec::new();
+        for event in events {
+            bytes.extend(event.encode());
+            if bytes.len() >= EVENTS_BYTES {
+                self.send_bytes(std::mem::take(&mut bytes)).await?;
+            }
+        }
+        if bytes.is_empty() { Ok(()) } else { self.send_bytes(bytes).await }
+    }
+
+    async fn send_bytes(&self, bytes: Vec<u8>) -> Result<(), Failure> {
         self.stream
-            .send_all(SendSource::Bytes(event.encode()), CLIENT_STALL)
+            .send_all(SendSource::Bytes(bytes), CLIENT_STALL)
             .await
             .map_err(|error| Failure::new(code::OTHER, format!("the command has hung up: {error}")))
     }

@@ -46,7 +46,7 @@ fn request() -> impl Strategy<Value = ControlRequest> {
             }
         ),
         target().prop_map(|target| ControlRequest::Stat { target }),
-        (option::of(".*"), ".*", option::of((".*", ".*")), any::<u32>())
+        (option::of(".*"), ".*", option::of((".*", ".*")), any::<u64>())
             .prop_map(|(bucket, prefix, after, limit)| { ControlRequest::List { bucket, prefix, after, limit } }),
         (any::<bool>(), option::of(".*"), any::<u64>()).prop_map(|(member, zone, expires_s)| ControlRequest::Ticket {
             member,
