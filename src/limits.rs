@@ -225,6 +225,10 @@ pub const SMALL_CHUNK_BYTES_MAX: usize = SEALED_BODY_BYTES_MAX - SMALL_CHUNK_HEA
 pub const SMALL_CHUNK_HEAD_BYTES: usize = 32 + 16 + 1 + 2;
 /// Frames of small chunks that one shard has under way to one owner; what comes meanwhile goes into the next.
 pub const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 4;
+/// Batches of small files that one shard puts at once: one waits for its chunks, one for its names, others are sealed.
+pub const SMALL_PUTS_AT_ONCE_MAX: usize = 4;
+/// Requests that such a batch takes, and questions for names that are asked together.
+pub const SMALL_REQUESTS_GATHERED_MAX: usize = 128;
 /// Small files in one request of the control socket.
 pub const SMALL_FILES_MAX: usize = 256;
 /// Their contents, keys and metadata together, as a command gathers them before it sends.

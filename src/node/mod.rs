@@ -24,6 +24,7 @@ mod commands;
 mod connections;
 pub mod control;
 mod deaths;
+mod gather;
 mod log;
 mod membership;
 mod mend;

@@ -136,6 +136,25 @@ fn answer(body: Vec<u8>) -> Result<Reply, Refusal> {
     Ok(Reply::ok(body))
 }
 
+/// An answer to each chunk of a frame as if it were taken, unless it must not be; which ones may, and their places.
+fn judge(chunks: Vec<message::SmallChunk<'_>>, dead: &[VersionId]) -> (Vec<u8>, Vec<usize>, Vec<SmallChunk>) {
+    let (mut answers, mut places, mut taken) = (Vec::with_capacity(chunks.len()), Vec::new(), Vec::new());
+    for message::SmallChunk { address, version, flags, bytes } in chunks {
+        let is_sound = bytes.len() >= CHUNK_BYTES_MIN && flags & !FLAG_STAND_IN == 0 && address_of(bytes) == address;
+        let status = match (is_sound, dead.contains(&version)) {
+            (false, _) => Status::Malformed,
+            (true, true) => Status::Dead,
+            (true, false) => {
+                places.push(answers.len());
+                taken.push(SmallChunk { address, version, flags, payload: bytes.to_vec(), capsule: None });
+                Status::Ok
+            }
+        };
+        answers.push(status as u8);
+    }
+    (answers, places, taken)
+}
+
 /// Chunks and names.
 impl Serve {
     /// An owner refuses every layout but its newest; the asker reads the number and starts over.
@@ -194,27 +213,7 @@ impl Serve {
         let mut versions: Vec<VersionId> = chunks.iter().map(|chunk| chunk.version).collect();
         versions.dedup();
         let dead = self.shard.node.catalog.dead_among(versions).await?;
-        let mut answers: Vec<u8> = Vec::with_capacity(chunks.len());
-        let mut taken = Vec::new();
-        for (at, chunk) in chunks.into_iter().enumerate() {
-            let is_sound = chunk.bytes.len() >= CHUNK_BYTES_MIN
-                && chunk.flags & !FLAG_STAND_IN == 0
-                && address_of(chunk.bytes) == chunk.address;
-            answers.push(match (is_sound, dead.contains(&chunk.version)) {
-                (false, _) => Status::Malformed as u8,
-                (true, true) => Status::Dead as u8,
-                (true, false) => Status::Ok as u8,
-            });
-            if answers.last() == Some(&(Status::Ok as u8)) {
-                taken.push((at, chunk));
-            }
-        }
-        let (places, taken): (Vec<usize>, Vec<SmallChunk>) = taken
-            .into_iter()
-            .map(|(at, message::SmallChunk { address, version, flags, bytes })| {
-                (at, SmallChunk { address, version, flags, payload: bytes.to_vec(), capsule: None })
-            })
-            .unzip();
+        let (mut answers, places, taken) = judge(chunks, &dead);
         let held = self.shard.store.hold_small(taken).await;
         for (at, outcome) in places.into_iter().zip(held) {
             if let Some(answer) = answers.get_mut(at) {
@@ -339,5 +338,36 @@ impl Serve {
             super::deaths::accept(&self.shard, bytes).await.map_err(Refusal::plain)?;
         }
         answer(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Address;
+
+    #[test]
+    fn a_dead_version_and_a_wrong_byte_say_nothing_about_their_neighbours() {
+        let versions = [1, 2, 3].map(|number| VersionId::new(7, 1000, [number; 8]));
+        let payloads: Vec<Vec<u8>> = (0..5).map(|number| vec![number; 100]).collect();
+        let chunk = |at: usize, version: usize| message::SmallChunk {
+            address: address_of(&payloads[at]),
+            version: versions[version],
+            flags: 0,
+            bytes: &payloads[at],
+        };
+        let chunks = vec![
+            chunk(0, 0),
+            chunk(1, 1),
+            message::SmallChunk { address: Address::ZERO, ..chunk(2, 0) },
+            message::SmallChunk { flags: 0x40, ..chunk(3, 0) },
+            chunk(4, 2),
+        ];
+        let (answers, places, taken) = judge(chunks, &versions[1..2]);
+        let [ok, dead, malformed] = [Status::Ok, Status::Dead, Status::Malformed].map(|status| status as u8);
+        assert_eq!(answers, [ok, dead, malformed, malformed, ok]);
+        assert_eq!(places, [0, 4]);
+        let addresses: Vec<Address> = taken.iter().map(|chunk| chunk.address).collect();
+        assert_eq!(addresses, [address_of(&payloads[0]), address_of(&payloads[4])]);
     }
 }

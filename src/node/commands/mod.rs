@@ -20,7 +20,9 @@ mod small;
 mod upkeep;
 
 pub use network::class;
+pub use small::SmallWork;
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
@@ -257,6 +259,66 @@ async fn receive(stream: &UnixStream) -> std::io::Result<(Vec<u8>, Option<OwnedF
     outcome?;
     let message = body.as_slice().get(..len).unwrap_or_default().to_vec();
     Ok((message, descriptors.into_iter().next()))
+}
+
+/// The requests behind the first one, on a connection that carries several: no descriptors come with them, and a short one
+/// is taken with one receive.
+struct Requests {
+    buffer: Buffer,
+    /// What was received and not taken yet.
+    held: Range<usize>,
+}
+
+/// A small file of a few KiB fits.
+const REQUEST_BYTES: usize = 16 << 10;
+
+impl Requests {
+    fn new() -> Self {
+        Self { buffer: Buffer::heap(REQUEST_BYTES), held: 0..0 }
+    }
+
+    /// The next message; an error also when the client has hung up.
+    async fn next(&mut self, stream: &UnixStream) -> std::io::Result<Vec<u8>> {
+        loop {
+            let held = self.buffer.as_slice().get(self.held.clone()).unwrap_or_default();
+            if let Some((head, body)) = held.split_first_chunk::<LENGTH_BYTES>() {
+                let invalid = |error| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+                let len = message_len(*head).map_err(invalid)?;
+                if let Some(message) = body.get(..len) {
+                    let message = message.to_vec();
+                    self.held.start += LENGTH_BYTES + len;
+                    return Ok(message);
+                }
+                if LENGTH_BYTES + len > self.buffer.len() {
+                    let mut message = Buffer::heap(len);
+                    let begun = body.len();
+                    if let Some(place) = message.as_mut_slice().get_mut(..begun) {
+                        place.copy_from_slice(body);
+                    }
+                    self.held = 0..0;
+                    let (outcome, message) = stream.recv_exact(message, begun..len, CLIENT_STALL).await;
+                    return outcome.map(|()| message.as_slice().to_vec());
+                }
+            }
+            self.receive(stream).await?;
+        }
+    }
+
+    async fn receive(&mut self, stream: &UnixStream) -> std::io::Result<()> {
+        self.buffer.as_mut_slice().copy_within(self.held.clone(), 0);
+        self.held = 0..self.held.len();
+        let buffer = std::mem::replace(&mut self.buffer, Buffer::heap(0));
+        let range = self.held.end..buffer.len();
+        let (received, buffer) = stream.recv(buffer, range).await;
+        self.buffer = buffer;
+        match received? {
+            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            received => {
+                self.held.end += received;
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Runs one command; an event given back takes the place of `Done`.

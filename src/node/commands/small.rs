@@ -23,9 +23,10 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 
-use super::get::find;
+use super::get::{Found, find};
 use super::put::{Put, publish, read_earlier};
 use super::{Client, Failure, code, vault_key};
+use crate::catalog::CatalogError;
 use crate::crypto::cipher::{ChunkKey, ScopeKey, open_chunk, seal_chunk};
 use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::name::{Capsule, Metadata, Name, NameBody, NameRecord};
@@ -33,9 +34,11 @@ use crate::format::{Address, BucketId, NameId, VersionId};
 use crate::io::{Buffer, spawn};
 use crate::limits::{
     CHUNK_BYTES_MIN, RECORD_HEAD_BYTES, SMALL_CHUNK_BYTES_MAX, SMALL_FILES_BYTES_MAX, SMALL_FILES_MAX,
+    SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX,
 };
 use crate::node::chunks::ClusterSource;
 use crate::node::control::{Bytes, ControlEvent, ControlRequest, SmallFetched, SmallFile, SmallStored, Target};
+use crate::node::gather::Gather;
 use crate::node::names::{NameError, Written, later_clock};
 use crate::node::shard::Shard;
 use crate::node::{deaths, small};
@@ -44,6 +47,7 @@ use crate::vault::{ChunkError, ChunkSource, Fetched, PutResult};
 
 /// Answers requests about small files until the client hangs up.
 pub async fn serve(shard: &Rc<Shard>, client: &Rc<Client>, mut request: ControlRequest) -> Result<(), Failure> {
+    let mut requests = super::Requests::new();
     loop {
         let event = match request {
             ControlRequest::PutSmall { bucket, no_dedup, no_clobber, files } => {
@@ -58,8 +62,8 @@ pub async fn serve(shard: &Rc<Shard>, client: &Rc<Client>, mut request: ControlR
             _ => return Err(Failure::new(code::USAGE, "only small files can be put and got on this connection")),
         };
         client.send(event).await?;
-        match super::receive(&client.stream).await {
-            Ok((message, _)) => {
+        match requests.next(&client.stream).await {
+            Ok(message) => {
                 request =
                     ControlRequest::decode(&message).map_err(|error| Failure::new(code::OTHER, error.to_string()))?;
             }
@@ -132,6 +136,22 @@ impl Item {
 }
 
 type Outcome = Result<PutResult, Failure>;
+type Puts = Vec<(Put, Vec<u8>)>;
+
+/// What a shard does for several requests together.
+pub struct SmallWork {
+    puts: Rc<Gather<Puts, Result<Vec<Outcome>, Failure>>>,
+    names: Rc<Gather<(BucketId, NameId), Result<Option<NameRecord>, CatalogError>>>,
+}
+
+impl Default for SmallWork {
+    fn default() -> Self {
+        Self {
+            puts: Gather::new(SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX),
+            names: Gather::new(1, SMALL_REQUESTS_GATHERED_MAX),
+        }
+    }
+}
 
 async fn put_files(
     shard: &Rc<Shard>,
@@ -146,17 +166,45 @@ async fn put_files(
             (Put { bucket: bucket.to_owned(), key, no_dedup, no_clobber, metadata }, contents)
         })
         .collect();
-    put_all(shard, files).await
+    put_gathered(shard, files).await
 }
 
 /// One small file whose contents were read already.
 pub async fn put_one(shard: &Rc<Shard>, put: Put, contents: Vec<u8>) -> Result<PutResult, Failure> {
-    let outcome = put_all(shard, vec![(put, contents)]).await?.pop();
+    let outcome = put_gathered(shard, vec![(put, contents)]).await?.pop();
     outcome.unwrap_or_else(|| Err(Failure::new(code::OTHER, "no outcome of a put: a defect in gabion")))
 }
 
+/// Together with the requests of other connections.
+async fn put_gathered(shard: &Rc<Shard>, files: Puts) -> Result<Vec<Outcome>, Failure> {
+    if files.len() >= SMALL_REQUESTS_GATHERED_MAX / 2 {
+        return put_all(shard, files).await;
+    }
+    let own = shard.clone();
+    let run = move |requests: Vec<Puts>| {
+        let shard = own.clone();
+        async move { put_requests(&shard, requests).await }
+    };
+    shard.small.puts.join(files, run).await.unwrap_or_else(|| Err(stopping()))
+}
+
+fn stopping() -> Failure {
+    Failure::new(code::OTHER, "the node stops: start it again and repeat")
+}
+
+async fn put_requests(shard: &Rc<Shard>, requests: Vec<Puts>) -> Vec<Result<Vec<Outcome>, Failure>> {
+    let counts: Vec<usize> = requests.iter().map(Vec::len).collect();
+    let mut outcomes = match put_all(shard, requests.into_iter().flatten().collect()).await {
+        Ok(outcomes) => outcomes.into_iter(),
+        Err(Failure { code, message }) => {
+            return counts.iter().map(|_| Err(Failure::new(code, message.clone()))).collect();
+        }
+    };
+    counts.into_iter().map(|count| Ok(outcomes.by_ref().take(count).collect())).collect()
+}
+
 /// Runs all steps for all files; one outcome for each, in their order.
-async fn put_all(shard: &Rc<Shard>, files: Vec<(Put, Vec<u8>)>) -> Result<Vec<Outcome>, Failure> {
+async fn put_all(shard: &Rc<Shard>, files: Puts) -> Result<Vec<Outcome>, Failure> {
     let vault = vault_key(shard)?;
     let mut batch = Batch::new(files.len());
     // A name that comes twice is put twice, one after the other.
@@ -384,7 +432,7 @@ fn in_task<T: 'static>(
 }
 
 async fn ended<T>(task: tokio::sync::oneshot::Receiver<Result<T, Failure>>) -> Result<T, Failure> {
-    task.await.unwrap_or_else(|_| Err(Failure::new(code::OTHER, "the node stops: put it again")))
+    task.await.unwrap_or_else(|_| Err(stopping()))
 }
 
 /// The layout's number, if this node is the only one there is and ever was.
@@ -415,7 +463,7 @@ async fn get_file(
     target: &Target,
     room: usize,
 ) -> Result<SmallFetched, Failure> {
-    let found = find(shard, target).await?;
+    let found = find_small(shard, target).await?;
     if found.depth > 0 || found.length > SMALL_CHUNK_BYTES_MAX.min(room) as u64 {
         return Ok(SmallFetched::Large { length: found.length });
     }
@@ -424,6 +472,27 @@ async fn get_file(
         length => read_chunk(source, found.root, &found.root_key, length).await?,
     };
     Ok(SmallFetched::Contents { metadata: found.metadata, content: found.root, contents: Bytes(contents) })
+}
+
+/// The same as for any get; but a node alone in its network asks for names together with other requests.
+async fn find_small(shard: &Rc<Shard>, target: &Target) -> Result<Found, Failure> {
+    let (Target::Name { bucket, key }, Some(_)) = (target, alone(shard)) else { return find(shard, target).await };
+    let vault = vault_key(shard)?;
+    let name = Name::new(bucket, key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
+    let catalog = shard.node.catalog.clone();
+    let run = move |names: Vec<(BucketId, NameId)>| {
+        let catalog = catalog.clone();
+        async move {
+            let count = names.len();
+            match catalog.names_of(names).await {
+                Ok(records) => records.into_iter().map(Ok).collect(),
+                Err(error) => (0..count).map(|_| Err(error.clone())).collect(),
+            }
+        }
+    };
+    let ids = (vault.bucket_id(bucket), vault.name_id(bucket, key));
+    let record = shard.small.names.join(ids, run).await.ok_or_else(stopping)??;
+    super::get::found_name(shard, &vault, &name, record)
 }
 
 /// The plaintext of a file of one chunk.
