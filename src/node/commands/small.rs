@@ -31,7 +31,7 @@ use crate::crypto::cipher::{ChunkKey, ScopeKey, open_chunk, seal_chunk};
 use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::name::{Capsule, Metadata, Name, NameBody, NameRecord};
 use crate::format::{Address, BucketId, NameId, VersionId};
-use crate::io::{Buffer, spawn};
+use crate::io::{Buffer, spawn, yield_now};
 use crate::limits::{
     CHUNK_BYTES_MIN, RECORD_HEAD_BYTES, SMALL_CHUNK_BYTES_MAX, SMALL_FILES_BYTES_MAX, SMALL_FILES_MAX,
     SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX,
@@ -224,6 +224,9 @@ async fn put_all(shard: &Rc<Shard>, files: Puts) -> Result<Vec<Outcome>, Failure
     Ok(batch.finish())
 }
 
+/// Sealing this much takes as long as one long chunk.
+const SEALED_BYTES_AT_ONCE: usize = 512 << 10;
+
 /// Files that are at the same step, and the outcomes of those that are not any more.
 struct Batch {
     items: Vec<(usize, Item)>,
@@ -298,7 +301,14 @@ impl Batch {
     async fn store_contents(&mut self, shard: &Rc<Shard>, vault: &VaultKey) {
         let shared = vault.scope();
         let (mut roots, mut of) = (Vec::with_capacity(self.items.len()), Vec::with_capacity(self.items.len()));
+        let mut sealed_bytes = 0;
         for (place, (_, item)) in self.items.iter_mut().enumerate() {
+            sealed_bytes += item.contents.len();
+            if sealed_bytes > SEALED_BYTES_AT_ONCE {
+                // Other tasks of this thread, and its ring, get their turn.
+                yield_now().await;
+                sealed_bytes = 0;
+            }
             let own = item.put.no_dedup.then(ScopeKey::random);
             if let Some(root) = item.seal(shard, vault, own.as_ref().unwrap_or(&shared)) {
                 of.push((place, root.payload.len() as u64));
@@ -447,24 +457,28 @@ async fn get_files(shard: &Rc<Shard>, targets: Vec<Target>) -> Result<Vec<SmallF
     let source = ClusterSource::new(shard.clone(), false);
     let (mut outcomes, mut bytes) = (Vec::with_capacity(targets.len()), 0);
     for target in targets {
-        let outcome = get_file(shard, &source, &target, SMALL_FILES_BYTES_MAX.saturating_sub(bytes)).await;
+        let outcome = get_file(shard, &source, &target).await;
         let outcome = outcome.unwrap_or_else(|Failure { code, message }| SmallFetched::Failed { code, message });
-        if let SmallFetched::Contents { contents, .. } = &outcome {
-            bytes += contents.0.len();
-        }
-        outcomes.push(outcome);
+        outcomes.push(if_it_fits(outcome, &mut bytes));
     }
     Ok(outcomes)
 }
 
-async fn get_file(
-    shard: &Rc<Shard>,
-    source: &ClusterSource,
-    target: &Target,
-    room: usize,
-) -> Result<SmallFetched, Failure> {
+/// Contents and metadata together must fit the answer's message; what does not is asked for by itself.
+fn if_it_fits(outcome: SmallFetched, bytes: &mut usize) -> SmallFetched {
+    let SmallFetched::Contents { metadata, contents, .. } = &outcome else { return outcome };
+    let target = metadata.symlink_target.as_ref().map_or(0, Vec::len);
+    let own = contents.0.len() + target + metadata.content_type.as_ref().map_or(0, String::len);
+    if *bytes + own > SMALL_FILES_BYTES_MAX {
+        return SmallFetched::Large { length: contents.0.len() as u64 };
+    }
+    *bytes += own;
+    outcome
+}
+
+async fn get_file(shard: &Rc<Shard>, source: &ClusterSource, target: &Target) -> Result<SmallFetched, Failure> {
     let found = find_small(shard, target).await?;
-    if found.depth > 0 || found.length > SMALL_CHUNK_BYTES_MAX.min(room) as u64 {
+    if found.depth > 0 || found.length > SMALL_CHUNK_BYTES_MAX as u64 {
         return Ok(SmallFetched::Large { length: found.length });
     }
     let contents = match found.length as usize {
@@ -535,4 +549,30 @@ async fn read_chunk(
 /// Whether a file is put like this: its metadata and length are known before its contents.
 pub fn takes(length: u64, metadata: &Metadata) -> bool {
     length <= SMALL_CHUNK_BYTES_MAX as u64 && metadata.symlink_target.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::{CONTROL_MESSAGE_BYTES_MAX, KEY_BYTES_MAX, SYMLINK_BYTES_MAX};
+
+    #[test]
+    fn an_answer_is_never_longer_than_a_message_whatever_is_asked_for() {
+        for (contents, target) in [(SMALL_CHUNK_BYTES_MAX, 0), (0, SYMLINK_BYTES_MAX), (100, SYMLINK_BYTES_MAX)] {
+            let mut bytes = 0;
+            let outcomes: Vec<SmallFetched> = (0..SMALL_FILES_MAX)
+                .map(|_| {
+                    let metadata = Metadata { symlink_target: Some(vec![b'a'; target]), ..Metadata::default() };
+                    let contents = Bytes(vec![0; contents]);
+                    if_it_fits(SmallFetched::Contents { metadata, content: Address::ZERO, contents }, &mut bytes)
+                })
+                .collect();
+            assert!(outcomes.iter().any(|outcome| matches!(outcome, SmallFetched::Contents { .. })));
+            assert!(outcomes.iter().any(|outcome| matches!(outcome, SmallFetched::Large { .. })));
+            assert!(ControlEvent::FetchedSmall { outcomes }.encode().len() <= CONTROL_MESSAGE_BYTES_MAX);
+        }
+        let message = "x".repeat(KEY_BYTES_MAX + 512);
+        let outcomes = vec![SmallStored::Failed { code: 1, message }; SMALL_FILES_MAX];
+        assert!(ControlEvent::StoredSmall { outcomes }.encode().len() <= CONTROL_MESSAGE_BYTES_MAX);
+    }
 }

@@ -8,7 +8,6 @@
 
 mod contents;
 mod node;
-mod rate;
 mod workload;
 
 use std::path::PathBuf;
@@ -18,7 +17,6 @@ use std::time::Duration;
 use clap::Parser;
 
 use node::Node;
-use rate::Rate;
 use workload::{Report, Workload};
 
 /// Drives a node with many small and a few large objects, and checks what comes back
@@ -26,12 +24,8 @@ use workload::{Report, Workload};
 #[command(after_help = "Example:\n  cargo build --release && cargo run --release -p loadgen -- --smoke")]
 struct Arguments {
     /// The short run: 1,000 small objects and 4 of 32 MiB, on one node
-    #[arg(long, required_unless_present = "rate")]
+    #[arg(long, required = true)]
     smoke: bool,
-
-    /// The rate of small objects: this many of 4 KiB put and got back, 128 in flight, on one node
-    #[arg(long, value_name = "OBJECTS", conflicts_with = "smoke")]
-    rate: Option<u64>,
 
     /// The binary to drive; the one beside this program when not given
     #[arg(long, value_name = "PATH")]
@@ -74,12 +68,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let node = Node::start(arguments.gabion.clone())?;
-    if let Some(count) = arguments.rate {
-        let rate = Rate { count, in_flight: 128, threads: 2 };
-        rate.puts(&node, arguments.seed)?;
-        rate.gets(&node, arguments.seed)?;
-        return rate.gets(&node, arguments.seed);
-    }
     let small = Workload { kind: "small", count: 1000, bytes_max: 32 << 10, fixed: false, threads: 8 };
     let large = Workload { kind: "large", count: 4, bytes_max: (32 << 20) + 7, fixed: true, threads: 2 };
     for workload in [small, large] {

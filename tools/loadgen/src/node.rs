@@ -49,14 +49,6 @@ impl Node {
         Client::connect(&self.scratch.join("node")).map_err(Failure::other)
     }
 
-    /// CPU seconds that the node has used so far.
-    pub fn cpu(&self) -> std::io::Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // Behind the program's name, which may contain anything: fields 14 and 15, in ticks of 10 ms.
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
-        Ok(fields.take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0)
-    }
-
     /// Where large objects are made and read to.
     pub fn scratch(&self) -> &Path {
         &self.scratch
