@@ -140,6 +140,7 @@ fn make_small_files(tree: &Path, random: &mut impl rand::Rng) {
         let bytes = if number % 10 == 9 { vec![7; 4096] } else { noise(random, LENGTHS[number % LENGTHS.len()]) };
         fs::write(tree.join(format!("deep/{number:03}")), bytes).unwrap();
     }
+    let _ = fs::remove_file(tree.join("link"));
     symlink("deep/001", tree.join("link")).unwrap();
     fs::write(tree.join(std::ffi::OsStr::from_bytes(b"not \xff utf-8")), b"x").unwrap();
 }
