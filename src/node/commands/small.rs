@@ -137,11 +137,12 @@ impl Item {
 
 type Outcome = Result<PutResult, Failure>;
 type Puts = Vec<(Put, Vec<u8>)>;
+type Named = Result<Option<NameRecord>, CatalogError>;
 
 /// What a shard does for several requests together.
 pub struct SmallWork {
     puts: Rc<Gather<Puts, Result<Vec<Outcome>, Failure>>>,
-    names: Rc<Gather<(BucketId, NameId), Result<Option<NameRecord>, CatalogError>>>,
+    names: Rc<Gather<(BucketId, NameId), Named>>,
 }
 
 impl Default for SmallWork {
