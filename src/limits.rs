@@ -167,6 +167,12 @@ pub const HEDGE_MIN: Duration = Duration::from_millis(5);
 pub const HEDGE_MAX: Duration = Duration::from_millis(250);
 /// Nodes that one chunk is asked of at the same time.
 pub const READS_AT_ONCE_MAX: usize = 2;
+/// What the node holds of a listing that it sorts; a longer one takes another pass over the names for each so much.
+pub const LISTING_BYTES_MAX: usize = 32 * MIB;
+/// Such listings at the same time; others wait.
+pub const LISTINGS_MAX: usize = 2;
+/// A listing whose page has no more entries than this waits for nobody.
+pub const LISTING_ENTRIES_SHORT: u64 = 1000;
 /// Names on one page of a listing.
 pub const NAMES_PER_PAGE_MAX: usize = 1000;
 /// What deaths that wait for confirmations take in memory; beyond it no new one is signed.
@@ -219,6 +225,25 @@ pub const HANDSHAKE_PAYLOAD_BYTES: usize = 2 + CERTIFICATE_BYTES_MAX;
 pub const NETWORK_KEYS_MAX: usize = 2;
 /// Openings remembered against replay; beyond it new ones are refused, so that memory stays bounded.
 pub const REPLAY_ENTRIES_MAX: usize = 1 << 17;
+
+// Small objects
+
+/// Longest chunk that travels with others of its kind in one frame: with its head it fits a sealed body.
+pub const SMALL_CHUNK_BYTES_MAX: usize = SEALED_BODY_BYTES_MAX - SMALL_CHUNK_HEAD_BYTES;
+/// Bytes of a small chunk in a body, its own not counted: address 32, version 16, flags 1, length 2.
+pub const SMALL_CHUNK_HEAD_BYTES: usize = 32 + 16 + 1 + 2;
+/// Frames of small chunks that one shard has under way to one owner; what comes meanwhile goes into the next.
+pub const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 4;
+/// Batches of small files that one shard puts at once: one waits for its chunks, one for its names, others are sealed.
+pub const SMALL_PUTS_AT_ONCE_MAX: usize = 4;
+/// Requests that such a batch takes, and questions for names that are asked together.
+pub const SMALL_REQUESTS_GATHERED_MAX: usize = 128;
+/// Names of one request to remove many: they share one death.
+pub const REMOVALS_MAX: usize = 1000;
+/// Small files in one request of the control socket.
+pub const SMALL_FILES_MAX: usize = 256;
+/// Their contents, keys and metadata together, as a command gathers them before it sends.
+pub const SMALL_FILES_BYTES_MAX: usize = 640 * KIB;
 
 // Puts and gets
 
@@ -278,4 +303,6 @@ const _: () =
     assert!((PAYLOAD_CREDIT as usize) < REQUESTS_IN_FLIGHT_MAX && HANDSHAKES_PENDING_MAX <= HANDSHAKES_BURST as usize);
 const _: () = assert!(CATALOG_TABLE_BYTES_MAX * CATALOG_TABLES_MAX <= 16 * MIB);
 const _: () = assert!(2 * CLOCK_RESERVE.as_secs() < CLOCK_AHEAD_MAX.as_secs());
+const _: () = assert!(SMALL_CHUNK_BYTES_MAX < BULK_PAYLOAD_BYTES_MIN);
+const _: () = assert!(SMALL_FILES_BYTES_MAX + SMALL_CHUNK_BYTES_MAX + 8 * KIB < CONTROL_MESSAGE_BYTES_MAX);
 const _: () = assert!(DOCUMENT_VALUE_BYTES_MAX + DOCUMENT_KEY_BYTES_MAX + BLOCK_BYTES < BATCH_BYTES_MAX);

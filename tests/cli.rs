@@ -254,6 +254,29 @@ fn a_tree_comes_back_with_its_links() {
 }
 
 #[test]
+fn each_small_file_of_a_tree_is_stored_or_refused_by_itself() {
+    let node = FakeNode::start();
+    let (_guard, dir) = scratch();
+    let tree = dir.join("tree");
+    fs::create_dir(&tree).unwrap();
+    for number in 0..10 {
+        fs::write(tree.join(number.to_string()), format!("file {number}")).unwrap();
+    }
+    // Longer than what is sent with others: it goes as a descriptor, and to the same place.
+    fs::write(tree.join("long"), vec![1; 100_000]).unwrap();
+    let path = tree.to_str().unwrap();
+    assert_eq!(code(&node.run(&["put", "-r", path, "--name", "b/t"])), 0);
+    assert_eq!(node.stored("b", "t/long").unwrap().bytes.len(), 100_000);
+    fs::write(tree.join("new"), b"new").unwrap();
+    let output = node.run(&["put", "-r", path, "--name", "b/t", "--no-clobber"]);
+    assert_eq!(code(&output), 3);
+    assert!(stdout(&output).contains("b/t: 1 files  3 bytes  3 new  11 failed"), "{}", stdout(&output));
+    assert_eq!(stderr(&output).lines().count(), 11, "{}", stderr(&output));
+    assert!(stderr(&output).contains(&format!("{path}/7: it exists already")), "{}", stderr(&output));
+    assert_eq!(node.stored("b", "t/new").unwrap().bytes, b"new");
+}
+
+#[test]
 fn no_key_writes_outside_of_the_directory_it_is_read_into() {
     let node = FakeNode::start();
     let (_guard, dir) = scratch();

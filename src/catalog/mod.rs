@@ -210,6 +210,26 @@ impl Catalog {
         self.thread.ask(move |engine| engine.name(&bucket, &name)).await
     }
 
+    /// The same for many names, in their order.
+    pub async fn names_of(&self, names: Vec<(BucketId, NameId)>) -> Result<Vec<Option<NameRecord>>, CatalogError> {
+        self.thread.ask(move |engine| names.iter().map(|(bucket, name)| engine.name(bucket, name)).collect()).await
+    }
+
+    /// Which of these versions are dead.
+    pub async fn dead_among(&self, versions: Vec<VersionId>) -> Result<Vec<VersionId>, CatalogError> {
+        self.thread
+            .ask(move |engine| {
+                let mut dead = Vec::new();
+                for version in versions {
+                    if engine.is_dead(&version)? {
+                        dead.push(version);
+                    }
+                }
+                Ok(dead)
+            })
+            .await
+    }
+
     /// Records (tombstones too) in the order of (bucket id, name id), after `after`; of one bucket, or of all.
     pub async fn names(
         &self,

@@ -43,7 +43,11 @@ impl Engine {
         }
         let reference = key(REFERENCE, &[&address.0, version.as_bytes()]);
         let capsule = capsule.unwrap_or_default();
-        let known = self.draft.get(self.rows()?, &reference)?;
+        let counter = key(VERSION, &[version.as_bytes()]);
+        let count = self.draft.get(self.rows()?, &counter)?;
+        let count = count.map(|count| rows::number(&count, 0)).transpose()?.unwrap_or(0);
+        // A version without references has not this one either: most small files' only one.
+        let known = if count == 0 { None } else { self.draft.get(self.rows()?, &reference)? };
         let is_new = known.is_none();
         // The greater of two capsules, so that their order does not matter (in truth there is one).
         if known.is_none_or(|known| known < capsule) {
@@ -54,9 +58,6 @@ impl Engine {
         }
         self.draft.put(key(CHUNK, &[version.as_bytes(), &address.0]), Vec::new());
         self.totals.references += 1;
-        let counter = key(VERSION, &[version.as_bytes()]);
-        let count = self.draft.get(self.rows()?, &counter)?;
-        let count = count.map(|count| rows::number(&count, 0)).transpose()?.unwrap_or(0);
         if count == 0 {
             self.totals.versions += 1;
         }

@@ -10,7 +10,8 @@ use super::units::{show_size, show_time};
 use super::{get, interrupt, output};
 use crate::format::ContentId;
 use crate::format::name::BUCKET_DEFAULT;
-use crate::node::control::{ControlEvent, ControlRequest, Entry, LIST_PAGE_MAX};
+use crate::limits::REMOVALS_MAX;
+use crate::node::control::{ControlEvent, ControlRequest, Entry};
 
 /// Asks page by page and hands every entry on, until the names or `limit` end or `on_entry` answers false. Returns how
 /// many were handed on.
@@ -24,7 +25,7 @@ pub fn each_entry(
     let mut after = None;
     let mut count = 0;
     loop {
-        let page = limit.map_or(u64::from(LIST_PAGE_MAX), |limit| (limit - count).min(u64::from(LIST_PAGE_MAX))) as u32;
+        let page = limit.map_or(u64::MAX, |limit| limit - count);
         if page == 0 {
             return Ok(count);
         }
@@ -35,15 +36,16 @@ pub fn each_entry(
             limit: page,
         };
         // A page is taken whole first: what is done with an entry may take long, and may list again.
-        let mut entries = Vec::new();
+        let (mut entries, mut more) = (Vec::new(), false);
         context.run(&request, None, |event| {
-            if let ControlEvent::Entry { entry } = event {
-                entries.push(entry);
+            match event {
+                ControlEvent::Entry { entry } => entries.push(entry),
+                ControlEvent::Listed { more: behind } => more = behind,
+                _ => {}
             }
             Ok(())
         })?;
         let last = entries.last().map(|entry| (entry.bucket.clone(), entry.key.clone()));
-        let full = entries.len() as u64 >= u64::from(page);
         for entry in entries {
             count += 1;
             if !on_entry(entry)? {
@@ -51,7 +53,7 @@ pub fn each_entry(
             }
         }
         match last {
-            Some(last) if full => after = Some(last),
+            Some(last) if more => after = Some(last),
             _ => return Ok(count),
         }
     }
@@ -169,7 +171,7 @@ fn remove_tree(context: &Context, text: &str, removed: &mut Removed) -> Result<(
         if entry.key == prefix.key || prefix.relative(&entry.key).is_some() {
             keys.push(entry.key);
         }
-        if keys.len() >= LIST_PAGE_MAX as usize {
+        if keys.len() >= REMOVALS_MAX {
             remove_many(context, &prefix.bucket, std::mem::take(&mut keys), removed)?;
         }
         Ok(true)

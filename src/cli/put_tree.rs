@@ -1,5 +1,8 @@
 //! `gabion put -r`: a directory and everything in it, several files at once.
 //!
+//! Small files go many in one request, on one connection for each worker: a connection and a descriptor for each would
+//! cost more than their bytes. Whatever is longer than a small file goes alone, as its own descriptor.
+//!
 //! Symbolic links are stored as links. Sockets, pipes and devices are skipped with a warning; directories exist by the
 //! files in them, so an empty one leaves no trace. What fails does not stop the rest: exit code 3 at the end.
 
@@ -12,16 +15,24 @@ use serde_json::json;
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
-use super::put::{PutChoices, Source, metadata_of, open_file, print, store};
+use super::put::{PutChoices, Source, Stored, metadata_of, open_file, print, store};
+use super::put_small::Batch;
 use super::target::Prefix;
-use super::{interrupt, output, parallel};
+use super::{interrupt, output, parallel, put_small};
 use crate::format::name::{BUCKET_DEFAULT, Metadata, Name};
+use crate::limits::SMALL_CHUNK_BYTES_MAX;
 
 /// A file or a symbolic link on its way into the store.
-struct Found {
-    path: PathBuf,
-    key: String,
-    is_symlink: bool,
+pub(super) struct Found {
+    pub path: PathBuf,
+    pub key: String,
+    pub is_symlink: bool,
+}
+
+/// What one worker takes at once.
+enum Work {
+    Small(Batch),
+    Large(Found),
 }
 
 #[derive(Default)]
@@ -30,6 +41,14 @@ struct Tally {
     bytes: AtomicU64,
     bytes_new: AtomicU64,
     failed: AtomicU64,
+}
+
+impl Tally {
+    fn stored(&self, stored: &Stored) {
+        self.files.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(stored.bytes, Ordering::Relaxed);
+        self.bytes_new.fetch_add(stored.bytes_new, Ordering::Relaxed);
+    }
 }
 
 pub fn run(context: &Context, path: &Path, name: Option<&str>, choices: PutChoices) -> Result<(), Failure> {
@@ -42,15 +61,28 @@ pub fn run(context: &Context, path: &Path, name: Option<&str>, choices: PutChoic
     context.connect()?;
     let prefix = prefix_for(path, name)?;
     let tally = Tally::default();
-    parallel::each(
-        |found| walk(context, path, &prefix.key, &tally, found),
-        |found| put_found(context, &prefix.bucket, &found, choices, &tally),
-    );
+    let sorted = |work: &mut dyn FnMut(Work) -> bool| {
+        let mut batch = Batch::default();
+        walk(context, path, &prefix.key, &tally, &mut |found, len| {
+            if !found.is_symlink && len > SMALL_CHUNK_BYTES_MAX as u64 {
+                return work(Work::Large(found));
+            }
+            batch.add(found, len);
+            !batch.is_full() || work(Work::Small(std::mem::take(&mut batch)))
+        });
+        if !batch.is_empty() {
+            work(Work::Small(batch));
+        }
+    };
+    parallel::each(sorted, |work| match work {
+        Work::Large(found) => put_found(context, &prefix.bucket, &found, choices, &tally),
+        Work::Small(batch) => put_small(context, &prefix.bucket, batch, choices, &tally),
+    });
     finish(context, &prefix, &tally, choices)
 }
 
-/// Depth first. What cannot be listed or named counts as failed.
-fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut dyn FnMut(Found) -> bool) {
+/// Depth first, each file with its length. What cannot be listed or named counts as failed.
+fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut dyn FnMut(Found, u64) -> bool) {
     let mut directories = vec![(root.to_owned(), prefix.to_owned())];
     while let Some((directory, prefix)) = directories.pop() {
         let entries = match fs::read_dir(&directory) {
@@ -82,8 +114,12 @@ fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut
             } else if !kind.is_file() && !kind.is_symlink() {
                 let message = format!("{} is a socket, pipe or device: skipped", path.display());
                 context.display.suspend(|| output::warn(&message));
-            } else if !found(Found { path, key, is_symlink: kind.is_symlink() }) {
-                return;
+            } else {
+                // What has gone or cannot be asked will fail where it is opened, and say why there.
+                let len = entry.metadata().map_or(0, |metadata| metadata.len());
+                if !found(Found { path, key, is_symlink: kind.is_symlink() }, len) {
+                    return;
+                }
             }
         }
     }
@@ -93,28 +129,36 @@ fn put_found(context: &Context, bucket: &str, found: &Found, choices: PutChoices
     if interrupt::requested() {
         return;
     }
-    match try_put(context, bucket, found, choices) {
-        Ok((bytes, bytes_new)) => {
-            tally.files.fetch_add(1, Ordering::Relaxed);
-            tally.bytes.fetch_add(bytes, Ordering::Relaxed);
-            tally.bytes_new.fetch_add(bytes_new, Ordering::Relaxed);
-        }
+    settle(context, tally, &found.path, try_put(context, bucket, found, choices), choices);
+}
+
+fn put_small(context: &Context, bucket: &str, batch: Batch, choices: PutChoices, tally: &Tally) {
+    if interrupt::requested() {
+        return;
+    }
+    put_small::put(context, bucket, batch, choices, &mut |path, outcome| {
+        settle(context, tally, path, outcome, choices);
+    });
+}
+
+fn settle(context: &Context, tally: &Tally, path: &Path, outcome: Result<Stored, Failure>, choices: PutChoices) {
+    let printed = outcome.and_then(|stored| print(context, &stored, choices.quiet).map(|()| stored));
+    match printed {
+        Ok(stored) => tally.stored(&stored),
         Err(failure) if failure.code == Exit::Interrupted.code() => {}
-        Err(failure) => failed(context, tally, &failure.at(found.path.display()).message),
+        Err(failure) => failed(context, tally, &failure.at(path.display()).message),
     }
 }
 
-fn try_put(context: &Context, bucket: &str, found: &Found, choices: PutChoices) -> Result<(u64, u64), Failure> {
+fn try_put(context: &Context, bucket: &str, found: &Found, choices: PutChoices) -> Result<Stored, Failure> {
     let name = Name::new(bucket, &found.key).map_err(|error| Failure::usage(error.to_string()))?;
-    let source = if found.is_symlink { open_symlink(&found.path)? } else { open_file(&found.path)? };
+    let source = open_file(&found.path)?;
     let mut progress = context.display.start(&name.to_string());
-    let stored = store(context, &name, &source, choices, &mut progress)?;
-    drop(progress);
-    print(context, &stored, choices.quiet)?;
-    Ok((stored.bytes, stored.bytes_new))
+    store(context, &name, &source, choices, &mut progress)
 }
 
-fn open_symlink(path: &Path) -> Result<Source, Failure> {
+/// A link's metadata, its target among them; the source has no descriptor.
+pub(super) fn open_symlink(path: &Path) -> Result<Source, Failure> {
     let read = || Ok((fs::symlink_metadata(path)?, fs::read_link(path)?));
     let (found, target) = read().map_err(|error: std::io::Error| Failure::other(error.to_string()))?;
     let metadata = Metadata { symlink_target: Some(target.into_os_string().into_vec()), ..metadata_of(&found) };

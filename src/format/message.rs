@@ -11,7 +11,7 @@
 //! | vault key | - | generation 4, key 32 |
 //! | offer | version 16, then addresses of 32 | one byte an address: 0 send it, 1 held |
 //! | store | version 16, record flags 1 | - |
-//! | store small | [`SmallChunk`]s: address 32, version 16, flags 1, short bytes | one status byte a chunk |
+//! | store small | [`SmallChunk`]s: address 32, version 16, flags 1, short bytes | one byte a chunk: its status, and bit 7 when it was held already |
 //! | fetch | - | - (payload) |
 //! | prove | nonce 32, offset 4, length 4 | keyed hash 32 |
 //! | name read | bucket 32, name 32 | the name record |
@@ -144,8 +144,8 @@ pub struct SmallChunk<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Bytes of a small chunk in a body, its own not counted.
-pub const SMALL_CHUNK_HEAD_BYTES: usize = 32 + 16 + 1 + 2;
+/// In the answer to a small chunk: it was held already, and its bytes were not needed.
+pub const SMALL_CHUNK_HELD: u8 = 1 << 7;
 
 pub fn encode_small_chunk(writer: &mut Writer, chunk: &SmallChunk<'_>) {
     writer.put(&chunk.address).put(&chunk.version).u8(chunk.flags).short_bytes(chunk.bytes);

@@ -1,7 +1,8 @@
 //! Chunks over the cluster: written to all owners at once and acknowledged at W durable copies, read from whoever is
 //! fastest.
 //!
-//! Writing. Each owner decides for itself whether it needs the bytes: it is offered {address, version}; either it
+//! Writing. Small chunks travel many in one frame (`small.rs`). Else each owner decides for itself whether it needs the
+//! bytes: it is offered {address, version}; either it
 //! already holds the chunk and has made the reference durable ("held"), or it is sent the chunk and answers once the
 //! record is durable. All owners work in parallel from one buffer; the put goes on at W, the rest follow in the
 //! background and hold the buffer until they have it or fail, which bounds how far a slow owner lags: by the pool.
@@ -21,6 +22,7 @@ use tokio::sync::mpsc;
 use super::connections::connect;
 use super::shard::Shard;
 use super::shared::Holders;
+use super::small;
 use crate::cluster::chunks::ReadStep;
 use crate::cluster::{Quorum, ReadPlan, WriteProgress, WriteQuorum};
 use crate::format::frame::{FrameKind, Status};
@@ -50,8 +52,8 @@ impl ClusterSink {
 /// What one owner answered: whether the bytes were new to it.
 type OwnerOutcome = (NodeId, Result<bool, OwnerError>);
 
-#[derive(Debug, thiserror::Error)]
-enum OwnerError {
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum OwnerError {
     #[error("no space")]
     NoSpace,
     #[error("runs under another layout")]
@@ -258,14 +260,25 @@ fn own_error(error: &StoreError) -> OwnerError {
     }
 }
 
-fn store_error(error: StoreError) -> ChunkError {
+pub(super) fn store_error(error: StoreError) -> ChunkError {
     match error {
         StoreError::NoSpace { .. } => ChunkError::NoSpace,
         other => ChunkError::Other { reason: other.to_string() },
     }
 }
 
-/// Offers the chunk to a remote owner and sends it when asked to.
+/// Stores a chunk whose buffer is of no pool.
+pub(super) async fn store_shared(
+    shard: &Rc<Shard>,
+    address: Address,
+    buffer: Buffer,
+    len: usize,
+    version: VersionId,
+) -> Result<Stored, ChunkError> {
+    ClusterSink::new(shard.clone()).store(address, buffer, len, version, Share::of_no_pool()).await
+}
+
+/// Offers the chunk to a remote owner and sends it when asked to; a small one is sent at once, with others.
 async fn send_to_owner(
     shard: &Rc<Shard>,
     owner: NodeId,
@@ -275,6 +288,9 @@ async fn send_to_owner(
     len: usize,
     version: VersionId,
 ) -> Result<bool, OwnerError> {
+    if small::is_small(len) {
+        return small::send(shard, owner, layout, address, buffer, len, version).await;
+    }
     let failed = |error: &dyn std::fmt::Display| OwnerError::Failed(error.to_string());
     let connection = connect(shard, &owner).await.map_err(|error| failed(&error))?;
     let offer = message::encode_offer(&version, &[address]);
@@ -296,7 +312,7 @@ async fn send_to_owner(
     Ok(true)
 }
 
-fn owner_status(status: Status) -> Result<(), OwnerError> {
+pub(super) fn owner_status(status: Status) -> Result<(), OwnerError> {
     match status {
         Status::Ok => Ok(()),
         Status::NoSpace => Err(OwnerError::NoSpace),

@@ -8,8 +8,10 @@
 //!    [`ControlEvent::Error`].
 //! 3. The command hangs up. When it hangs up earlier (Ctrl-C), the node cancels the operation.
 //!
-//! [`ControlRequest::FetchChunk`] alone may follow another one on the same connection, each answered by one `Chunk` or
-//! `Error` and no `Done`. A node may still close after any answer; the command then connects again.
+//! Three requests may follow others of their kind on the same connection, each answered by one event and no `Done`:
+//! [`ControlRequest::FetchChunk`], [`ControlRequest::PutSmall`] and [`ControlRequest::GetSmall`]. An `Error` in place of
+//! the answer ends the connection for the last two. A node may still close after any answer; the command then connects
+//! again.
 //!
 //! Message, both directions:
 //!
@@ -23,9 +25,10 @@
 //! Command and node come from one binary, so there is one version and no negotiation: a node of another version answers
 //! with an `Error` that says so. (`Error` keeps its tag and its fields for ever.)
 //!
-//! Bulk data never crosses the socket: `Put` and `Get` carry the open file itself, and the node reads or writes it. The
-//! one exception is a link read on a storage node: such a node must never hold a key, so the command fetches
-//! ciphertext by `FetchChunk`, checks it and decrypts it itself.
+//! Bulk data never crosses the socket: `Put` and `Get` carry the open file itself, and the node reads or writes it. There
+//! are two exceptions. A link read on a storage node: such a node must never hold a key, so the command fetches
+//! ciphertext by `FetchChunk`, checks it and decrypts it itself. And small files, many at once (`PutSmall`, `GetSmall`):
+//! handing over a descriptor, and reading a few KiB through it, costs more than the bytes themselves.
 
 pub mod client;
 mod field;
@@ -37,7 +40,7 @@ use field::{Field, structure, tagged};
 
 pub use field::{Bytes, SecretText};
 
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// The socket's file name in the data directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -50,9 +53,6 @@ pub const LENGTH_BYTES: usize = 4;
 
 /// Code of an `Error` that says that nobody reads the output of a `Get` any more (EPIPE): no reason to print anything.
 pub const OUTPUT_CLOSED: u8 = 141;
-
-/// Entries in one page of a listing, at most.
-pub const LIST_PAGE_MAX: u32 = 1000;
 
 tagged! {
     /// What to read.
@@ -109,14 +109,15 @@ tagged! {
         2 => Stat { target: Target, },
         /// Answers: `Done`.
         3 => Remove { bucket: String, key: String, },
-        /// Answers: `Entry`… in order of (bucket, key), at most `limit` (itself at most [`LIST_PAGE_MAX`]), `Done`.
+        /// Answers: `Entry`… in order of (bucket, key), `Listed`, `Done`. At most `limit` entries, and no more than the
+        /// node holds at once ([`limits::LISTING_BYTES_MAX`]).
         4 => List {
             /// All buckets when absent.
             bucket: Option<String>,
             prefix: String,
             /// Only entries behind this one.
             after: Option<(String, String)>,
-            limit: u32,
+            limit: u64,
         },
         /// Answers: `Text` (the link), `Done`.
         5 => Share { bucket: String, key: String, },
@@ -134,9 +135,44 @@ tagged! {
         11 => KeyExport,
         /// Answers: `Chunk` alone, so that many of these can share a connection.
         12 => FetchChunk { address: Address, len: u32, },
-        /// Answers: `Removed` for each of at most [`LIST_PAGE_MAX`] keys, `Done`. What they held is declared dead
+        /// At most [`limits::SMALL_FILES_MAX`] files that were read whole, and did not change meanwhile. Answers:
+        /// `StoredSmall` alone, once each file that it calls stored is durable.
+        13 => PutSmall { bucket: String, no_dedup: bool, no_clobber: bool, files: Vec<SmallFile>, },
+        /// At most [`limits::SMALL_FILES_MAX`] targets. Answers: `FetchedSmall` alone.
+        14 => GetSmall { targets: Vec<Target>, },
+        /// Answers: `Removed` for each of at most [`limits::REMOVALS_MAX`] keys, `Done`. What they held is declared dead
         /// together, before any of them is answered.
-        13 => RemoveMany { bucket: String, keys: Vec<String>, },
+        15 => RemoveMany { bucket: String, keys: Vec<String>, },
+    }
+}
+
+structure! {
+    /// A file of at most [`limits::SMALL_CHUNK_BYTES_MAX`] bytes, or a symbolic link, which has none.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct SmallFile {
+        pub key: String,
+        pub metadata: Metadata,
+        pub contents: Bytes,
+    }
+}
+
+tagged! {
+    /// What became of one file of a `PutSmall`.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum SmallStored {
+        0 => Stored { content: Address, bytes: u64, bytes_new: u64, },
+        1 => Failed { code: u8, message: String, },
+    }
+}
+
+tagged! {
+    /// What became of one target of a `GetSmall`.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum SmallFetched {
+        0 => Contents { metadata: Metadata, content: Address, contents: Bytes, },
+        1 => Failed { code: u8, message: String, },
+        /// It is too long for this, or the answer was full: to be asked for by `Get`.
+        2 => Large { length: u64, },
     }
 }
 
@@ -163,8 +199,14 @@ tagged! {
         12 => Chunk { payload: Bytes, },
         /// One line that the command passes on to stderr.
         13 => Warning { message: String, },
+        /// One for each file of the request, in its order.
+        14 => StoredSmall { outcomes: Vec<SmallStored>, },
+        /// One for each target of the request, in its order.
+        15 => FetchedSmall { outcomes: Vec<SmallFetched>, },
+        /// The end of one page of a listing; `more`: there are entries behind it.
+        16 => Listed { more: bool, },
         /// One name of many; where it was not removed, with the exit code and the reason.
-        14 => Removed { key: String, failure: Option<(u8, String)>, },
+        17 => Removed { key: String, failure: Option<(u8, String)>, },
         254 => Done,
         /// `code` is the exit code of the command.
         255 => Error { code: u8, message: String, },

@@ -25,6 +25,7 @@ mod commands;
 mod connections;
 pub mod control;
 mod deaths;
+mod gather;
 mod log;
 mod membership;
 mod mend;
@@ -38,6 +39,7 @@ mod reclaim;
 mod serve;
 mod shard;
 mod shared;
+mod small;
 mod start;
 
 use std::net::SocketAddr;

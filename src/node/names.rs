@@ -96,7 +96,7 @@ impl NameLocks {
     }
 
     /// The locks of all these names, taken in one order by everybody.
-    async fn lock(&self, names: impl Iterator<Item = &NameId>) -> Vec<tokio::sync::MutexGuard<'_, ()>> {
+    pub(super) async fn lock(&self, names: impl Iterator<Item = &NameId>) -> Vec<tokio::sync::MutexGuard<'_, ()>> {
         let places: BTreeSet<usize> = names.map(Self::place).collect();
         let mut held = Vec::with_capacity(places.len());
         for lock in places.into_iter().filter_map(|place| self.0.get(place)) {
@@ -526,7 +526,7 @@ fn quorums(shard: &Rc<Shard>, bucket: &BucketId) -> Result<Vec<Quorum>, NameErro
 
 /// A stamp later than `after` and than everything this node has seen. It does not leave the node before a floor above it
 /// is durable, so that no restart goes back behind it.
-async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp, NameError> {
+pub(super) async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp, NameError> {
     let node = &shard.node;
     let (stamp, floor) = {
         let mut clock = lock(&node.clock);

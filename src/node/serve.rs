@@ -27,9 +27,9 @@ use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
 use crate::format::record::FLAG_STAND_IN;
 use crate::format::{Address, Malformed, Reader, VersionId, message};
-use crate::io::{Buffer, MappedRange, map};
+use crate::io::{MappedRange, map};
 use crate::limits::{BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
-use crate::store::{Hold, PlaceGuard, ReadOutcome, SmallRecord, StoreError};
+use crate::store::{Hold, PlaceGuard, ReadOutcome, SmallChunk, SmallRecord, StoreError};
 use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Reply, Request};
 
 /// Answers one connection's requests.
@@ -131,12 +131,23 @@ fn answer(body: Vec<u8>) -> Result<Reply, Refusal> {
     Ok(Reply::ok(body))
 }
 
-/// Puts a payload at its place in a buffer.
-fn copy_payload(buffer: &mut Buffer, payload: &[u8]) {
-    let place = buffer.as_mut_slice().get_mut(RECORD_HEAD_BYTES..).and_then(|place| place.get_mut(..payload.len()));
-    if let Some(place) = place {
-        place.copy_from_slice(payload);
+/// An answer to each chunk of a frame as if it were taken, unless it must not be; which ones may, and their places.
+fn judge(chunks: Vec<message::SmallChunk<'_>>, dead: &[VersionId]) -> (Vec<u8>, Vec<usize>, Vec<SmallChunk>) {
+    let (mut answers, mut places, mut taken) = (Vec::with_capacity(chunks.len()), Vec::new(), Vec::new());
+    for message::SmallChunk { address, version, flags, bytes } in chunks {
+        let is_sound = bytes.len() >= CHUNK_BYTES_MIN && flags & !FLAG_STAND_IN == 0 && address_of(bytes) == address;
+        let status = match (is_sound, dead.contains(&version)) {
+            (false, _) => Status::Malformed,
+            (true, true) => Status::Dead,
+            (true, false) => {
+                places.push(answers.len());
+                taken.push(SmallChunk { address, version, flags, payload: bytes.to_vec(), capsule: None });
+                Status::Ok
+            }
+        };
+        answers.push(status as u8);
     }
+    (answers, places, taken)
 }
 
 /// Chunks and names.
@@ -190,24 +201,25 @@ impl Serve {
         answer(Vec::new())
     }
 
+    /// Each chunk is judged and answered by itself; those that are taken become durable together.
     async fn store_small(&self, request: &Request) -> Result<Reply, Refusal> {
         self.check_layout(request)?;
-        let mut statuses = Vec::new();
-        for chunk in message::decode_small_chunks(&request.body)? {
-            if chunk.bytes.len() < CHUNK_BYTES_MIN || address_of(chunk.bytes) != chunk.address {
-                return Err(Malformed::new("small chunk does not match its address").into());
+        let chunks = message::decode_small_chunks(&request.body)?;
+        let mut versions: Vec<VersionId> = chunks.iter().map(|chunk| chunk.version).collect();
+        versions.dedup();
+        let dead = self.shard.node.catalog.dead_among(versions).await?;
+        let (mut answers, places, taken) = judge(chunks, &dead);
+        let held = self.shard.store.hold_small(taken).await;
+        for (at, outcome) in places.into_iter().zip(held) {
+            if let Some(answer) = answers.get_mut(at) {
+                *answer = match outcome {
+                    Ok(true) => Status::Ok as u8,
+                    Ok(false) => Status::Ok as u8 | message::SMALL_CHUNK_HELD,
+                    Err(error) => Refusal::from(error).status as u8,
+                };
             }
-            self.check_alive(&chunk.version).await?;
-            if let Hold::Absent(claim) = self.shard.store.hold(&chunk.address, &chunk.version).await? {
-                let mut buffer = self.shard.pool.take().await;
-                copy_payload(&mut buffer, chunk.bytes);
-                let staged =
-                    self.shard.store.stage(claim, buffer, chunk.bytes.len(), &chunk.version, chunk.flags).await?;
-                staged.commit().await?;
-            }
-            statuses.push(Status::Ok as u8);
         }
-        answer(statuses)
+        answer(answers)
     }
 
     async fn fetch(&self, peer: &PeerInfo, request: &Request) -> Result<Reply, Refusal> {
@@ -341,5 +353,36 @@ impl Serve {
             super::deaths::accept(&self.shard, bytes).await.map_err(Refusal::plain)?;
         }
         answer(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Address;
+
+    #[test]
+    fn a_dead_version_and_a_wrong_byte_say_nothing_about_their_neighbours() {
+        let versions = [1, 2, 3].map(|number| VersionId::new(7, 1000, [number; 8]));
+        let payloads: Vec<Vec<u8>> = (0..5).map(|number| vec![number; 100]).collect();
+        let chunk = |at: usize, version: usize| message::SmallChunk {
+            address: address_of(&payloads[at]),
+            version: versions[version],
+            flags: 0,
+            bytes: &payloads[at],
+        };
+        let chunks = vec![
+            chunk(0, 0),
+            chunk(1, 1),
+            message::SmallChunk { address: Address::ZERO, ..chunk(2, 0) },
+            message::SmallChunk { flags: 0x40, ..chunk(3, 0) },
+            chunk(4, 2),
+        ];
+        let (answers, places, taken) = judge(chunks, &versions[1..2]);
+        let [ok, dead, malformed] = [Status::Ok, Status::Dead, Status::Malformed].map(|status| status as u8);
+        assert_eq!(answers, [ok, dead, malformed, malformed, ok]);
+        assert_eq!(places, [0, 4]);
+        let addresses: Vec<Address> = taken.iter().map(|chunk| chunk.address).collect();
+        assert_eq!(addresses, [address_of(&payloads[0]), address_of(&payloads[4])]);
     }
 }

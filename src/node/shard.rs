@@ -11,8 +11,10 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc};
 
+use super::commands::SmallWork;
 use super::connections::Connections;
 use super::shared::Shared;
+use super::small::Outbox;
 use crate::cluster::Latencies;
 use crate::io::BufferPool;
 use crate::store::{RingDisk, Store};
@@ -28,6 +30,10 @@ pub struct Shard {
     pub store: Store<RingDisk>,
     pub pool: BufferPool,
     pub connections: Connections,
+    /// Small chunks that wait to be sent.
+    pub outbox: Outbox,
+    /// Requests about small files that are answered together.
+    pub small: SmallWork,
     /// How fast each peer usually answers this shard.
     pub latencies: RefCell<Latencies>,
     /// Buffers that answers to peers may hold: never all, or two busy nodes would refuse each other's payloads.

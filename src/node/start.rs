@@ -316,6 +316,8 @@ fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> {
         store,
         pool,
         connections: Connections::default(),
+        outbox: Default::default(),
+        small: Default::default(),
         latencies: Default::default(),
         answers: Arc::new(Semaphore::new(ANSWER_BUFFERS_PER_SHARD)),
     }))

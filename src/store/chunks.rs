@@ -114,26 +114,39 @@ impl<D: Disk> Store<D> {
     pub async fn hold(&self, address: &Address, version: &VersionId) -> Result<Hold, StoreError> {
         let shared = self.shared();
         let lock = shared.locks.lock(address).await;
+        if let Some(superseded) = self.superseded(address).await? {
+            return Ok(Hold::Absent(Claim { address: *address, lock, superseded }));
+        }
+        // The pin keeps the chunk while the reference is written, so that others need not wait for that.
+        let pin = shared.locks.pin(address);
+        drop(lock);
+        let result = self.context().commit(vec![reference_op(address, version)]).await;
+        drop(pin);
+        result.map(|()| Hold::Held)
+    }
+
+    /// The copies that a new one would replace; none when a sound one is held. To be asked under the address lock.
+    pub(super) async fn superseded(&self, address: &Address) -> Result<Option<Vec<Superseded>>, StoreError> {
         let mut superseded = Vec::new();
-        for place in shared.index.candidates(address) {
+        for place in self.shared().index.candidates(address) {
             let (confirmed, version_there) = self.context().confirm(address, &place).await?;
             match confirmed {
                 Confirmed::Other => {}
-                Confirmed::Yes if !place.is_quarantined() && place.flags & FLAG_CACHED == 0 => {
-                    // The pin keeps the chunk while the reference is written, so that others need not wait for that.
-                    let pin = shared.locks.pin(address);
-                    drop(lock);
-                    let result = self.context().commit(vec![reference_op(address, version)]).await;
-                    drop(pin);
-                    return result.map(|()| Hold::Held);
-                }
+                Confirmed::Yes if !place.is_quarantined() && place.flags & FLAG_CACHED == 0 => return Ok(None),
                 Confirmed::Yes | Confirmed::Damaged => {
                     let version = version_there.filter(|_| place.flags & FLAG_CACHED == 0);
                     superseded.push(Superseded { place, version });
                 }
             }
         }
-        Ok(Hold::Absent(Claim { address: *address, lock, superseded }))
+        Ok(Some(superseded))
+    }
+
+    /// An error when new chunks are not taken.
+    pub(super) fn check_room(&self) -> Result<(), StoreError> {
+        let free = self.context().disk.free_bytes();
+        let free = free.map_err(|error| StoreError::io("asking for the free space of", "", error))?;
+        if free < FREE_BYTES_RESERVE { Err(StoreError::no_space(free)) } else { Ok(()) }
     }
 
     /// A claim to write a chunk of which there is no sound copy at all, cached ones included; none when there is one.
@@ -162,12 +175,7 @@ impl<D: Disk> Store<D> {
         flags: u8,
     ) -> Result<Staged, StoreError> {
         check_length(&buffer, payload_len)?;
-        let context = self.context();
-        let free =
-            context.disk.free_bytes().map_err(|error| StoreError::io("asking for the free space of", "", error))?;
-        if free < FREE_BYTES_RESERVE {
-            return Err(StoreError::no_space(free));
-        }
+        self.check_room()?;
         let Claim { address, lock, superseded } = claim;
         let effect = Effect::Insert { superseded, lock };
         let header = RecordHeader::new(RecordKind::Chunk, flags, payload_len as u32, address, *version);

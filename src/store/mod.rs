@@ -13,6 +13,7 @@
 //! | [`finish`] | what a durable record does to the index and tells the catalog |
 //! | [`index`] | address -> place, 16 to 24 bytes a chunk |
 //! | [`locks`] | address locks, pins, guards of places |
+//! | [`small`] | short chunks, many at once |
 //! | [`chunks`] | hold, stage, commit, read, locate, quarantine, remove |
 //! | [`scan`], [`recovery`], [`checkpoint`] | opening a store |
 //! | [`reclaim`] | sealing on request, compaction |
@@ -52,6 +53,7 @@ mod segment;
 mod shared;
 #[cfg(test)]
 pub(crate) mod simulated;
+mod small;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -65,6 +67,7 @@ pub use reclaim::{Keep, KeepAll, Survey};
 pub use recovery::{OpenReport, Replayed, open};
 pub use ring_disk::RingDisk;
 pub use shared::Shared;
+pub use small::SmallChunk;
 pub use verify::{AddressCursor, Listed, Verified, VerifyReport};
 
 use appender::Appender;

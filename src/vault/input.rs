@@ -37,20 +37,25 @@ impl Input {
 
 /// What a file's content cannot change without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    len: u64,
+pub struct FileStamp {
+    pub len: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
-impl Stamp {
-    fn of(file: &File) -> io::Result<Stamp> {
-        let metadata = file.metadata()?;
-        Ok(Stamp {
+impl FileStamp {
+    pub fn of(file: &File) -> io::Result<FileStamp> {
+        file.metadata().map(|metadata| FileStamp::from(&metadata))
+    }
+}
+
+impl From<&std::fs::Metadata> for FileStamp {
+    fn from(metadata: &std::fs::Metadata) -> FileStamp {
+        FileStamp {
             len: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
+        }
     }
 }
 
@@ -59,7 +64,7 @@ pub(super) struct OpenInput {
     file: File,
     kind: InputKind,
     /// Of a regular file, before the first byte was read.
-    before: Option<Stamp>,
+    before: Option<FileStamp>,
 }
 
 impl OpenInput {
@@ -67,7 +72,7 @@ impl OpenInput {
         let file = File::from(input.fd);
         let (before, outcome) = match input.kind {
             InputKind::Stream => (None, Ok(())),
-            InputKind::Regular { .. } => match Stamp::of(&file) {
+            InputKind::Regular { .. } => match FileStamp::of(&file) {
                 Ok(stamp) => (Some(stamp), Ok(())),
                 Err(error) => (None, Err(error)),
             },
@@ -95,6 +100,6 @@ impl OpenInput {
     /// milliseconds at a time; a change within one step that leaves the length alone is not seen.
     pub(super) fn is_unchanged(&self) -> io::Result<bool> {
         let (Some(before), Some(len)) = (self.before, self.len()) else { return Ok(true) };
-        Ok(before.len == len && Stamp::of(&self.file)? == before)
+        Ok(before.len == len && FileStamp::of(&self.file)? == before)
     }
 }

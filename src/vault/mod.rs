@@ -41,7 +41,7 @@ mod walk;
 mod window;
 
 pub use get::{GetError, GetJob, GetOptions, GetResult};
-pub use input::{Input, InputKind};
+pub use input::{FileStamp, Input, InputKind};
 pub use job::Progress;
 pub use output::Output;
 pub use plain::{Fetch, get_plain};

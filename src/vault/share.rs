@@ -20,6 +20,13 @@ pub struct Share {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
+impl Share {
+    /// For a buffer that is of no pool.
+    pub fn of_no_pool() -> Self {
+        Self { _permit: None }
+    }
+}
+
 /// A buffer for a job of this shard. Waits in line twice, holding nothing but its place.
 pub(super) async fn take(pool: &BufferPool) -> (Buffer, Share) {
     let permits = PERMITS.with(Arc::clone);

@@ -103,7 +103,7 @@ fn listing(dir: &Path) -> Vec<Listed> {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let metadata = fs::symlink_metadata(&path).unwrap();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if metadata.is_dir() {
             found.extend(listing(&path).into_iter().map(|(below, of, bytes)| (format!("{name}/{below}"), of, bytes)));
         } else if metadata.is_symlink() {
@@ -129,6 +129,54 @@ fn a_tree_comes_back_on_another_node_with_links_modes_and_times() {
     network[1].ok(&["rm", "-r", "backup/t"]);
     assert!(network[0].ok(&["ls", "backup/"]).stdout.is_empty());
     network[0].fails(4, &["get", "-r", "backup/t", "-o", &network.file("never")]);
+}
+
+/// Many small files of every length that matters, some of the same content, and one that cannot be put.
+fn make_small_files(tree: &Path, random: &mut impl rand::Rng) {
+    use std::os::unix::ffi::OsStrExt;
+    const LENGTHS: [usize; 9] = [0, 1, 31, 32, 4096, 20_000, 65_468, 65_469, 70_000];
+    fs::create_dir_all(tree.join("deep")).unwrap();
+    for number in 0..300 {
+        let bytes = if number % 10 == 9 { vec![7; 4096] } else { noise(random, LENGTHS[number % LENGTHS.len()]) };
+        fs::write(tree.join(format!("deep/{number:03}")), bytes).unwrap();
+    }
+    let _ = fs::remove_file(tree.join("link"));
+    symlink("deep/001", tree.join("link")).unwrap();
+    fs::write(tree.join(std::ffi::OsStr::from_bytes(b"not \xff utf-8")), b"x").unwrap();
+}
+
+#[test]
+fn p1_small_files_put_together_outlive_a_kill_and_each_has_its_own_fate() {
+    let mut random = random();
+    for members in [1, 3] {
+        let mut network = Network::start(members, members, 0);
+        let (tree, copy) = (network.path("tree"), network.path("copy"));
+        let put = |network: &Network, name: &str| {
+            let output = network[0].run(&["put", "-r", tree.to_str().unwrap(), "--name", name]);
+            assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+            text(&output.stdout)
+        };
+        make_small_files(&tree, &mut random);
+        assert!(put(&network, "small/t").contains("301 files"), "of {members}");
+        // Every file anew: each put replaces one.
+        make_small_files(&tree, &mut random);
+        assert!(put(&network, "small/t").ends_with("1 failed\n"));
+        network.nodes.iter_mut().for_each(crate::node::Node::kill);
+        network.nodes.iter_mut().for_each(crate::node::Node::start);
+        network.wait_ready();
+        let last = &network[members - 1];
+        last.ok(&["get", "-r", "small/t", "-o", copy.to_str().unwrap()]);
+        let mut expected = listing(&tree);
+        expected.retain(|(name, ..)| !name.starts_with("not "));
+        assert!(expected == listing(&copy), "of {members} members");
+        assert_eq!(text(&last.ok(&["ls", "small/"]).stdout).lines().count(), 301);
+        // What is there already is refused file by file; what is new goes in.
+        fs::write(tree.join("deep/new"), b"new").unwrap();
+        let output = network[0].run(&["put", "-r", tree.to_str().unwrap(), "--name", "small/t", "--no-clobber"]);
+        assert_eq!(output.status.code(), Some(3));
+        assert!(text(&output.stdout).contains(": 1 files"), "{}", text(&output.stdout));
+        last.holds("small/t/deep/new", b"new");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use gabion::format::{Address, NetworkId, NodeId};
 use gabion::io::{Buffer, Ring, RingOptions, SendSource, UnixListener, UnixStream, spawn};
 use gabion::node::control::{
     ControlEvent, ControlRequest, Entry, LENGTH_BYTES, NodeClass, NodeState, OutputKind, SOCKET_NAME, SecretText,
-    StatusReport, Target, message_len,
+    SmallFile, SmallStored, StatusReport, Target, message_len,
 };
 
 const STALL: Duration = Duration::from_secs(20);
@@ -179,16 +179,26 @@ fn answer(memory: &mut Memory, request: ControlRequest, descriptor: Option<File>
                 ControlEvent::Removed { key, failure }
             })
             .collect(),
-        ControlRequest::List { bucket, prefix, after, limit } => memory
-            .names
-            .iter()
-            .filter(|((in_bucket, key), _)| {
-                bucket.as_ref().is_none_or(|bucket| bucket == in_bucket) && key.starts_with(&prefix)
-            })
-            .filter(|(name, _)| after.as_ref().is_none_or(|after| *name > after))
-            .take(limit as usize)
-            .map(|(name, stored)| ControlEvent::Entry { entry: entry(name, stored) })
-            .collect(),
+        ControlRequest::List { bucket, prefix, after, limit } => {
+            let wanted = memory
+                .names
+                .iter()
+                .filter(|((in_bucket, key), _)| {
+                    bucket.as_ref().is_none_or(|bucket| bucket == in_bucket) && key.starts_with(&prefix)
+                })
+                .filter(|(name, _)| after.as_ref().is_none_or(|after| *name > after));
+            let mut events: Vec<_> =
+                wanted.map(|(name, stored)| ControlEvent::Entry { entry: entry(name, stored) }).collect();
+            let most = usize::try_from(limit).unwrap_or(usize::MAX).min(LISTED_AT_ONCE);
+            let more = events.len() > most;
+            events.truncate(most);
+            events.push(ControlEvent::Listed { more });
+            events
+        }
+        ControlRequest::PutSmall { bucket, no_clobber, files, .. } => {
+            let outcomes = files.into_iter().map(|file| put_small(memory, &bucket, no_clobber, file)).collect();
+            return vec![ControlEvent::StoredSmall { outcomes }];
+        }
         ControlRequest::Status => vec![ControlEvent::Status { report: status(memory) }],
         ControlRequest::Verify => vec![
             ControlEvent::Verified { done: 10, total: 10 },
@@ -208,6 +218,25 @@ fn answer(memory: &mut Memory, request: ControlRequest, descriptor: Option<File>
         events.push(ControlEvent::Done);
     }
     events
+}
+
+/// Names in one page, so that listings of a few have several.
+const LISTED_AT_ONCE: usize = 3;
+
+fn put_small(memory: &mut Memory, bucket: &str, no_clobber: bool, file: SmallFile) -> SmallStored {
+    let name = (bucket.to_owned(), file.key);
+    let contents = (!file.contents.0.is_empty()).then(|| {
+        let contents = tempfile::tempfile().unwrap();
+        contents.write_all_at(&file.contents.0, 0).unwrap();
+        contents
+    });
+    match put(memory, name, file.metadata, no_clobber, contents).pop() {
+        Some(ControlEvent::Stored { content, bytes, bytes_new, .. }) => {
+            SmallStored::Stored { content, bytes, bytes_new }
+        }
+        Some(ControlEvent::Error { code, message }) => SmallStored::Failed { code, message },
+        other => panic!("{other:?}"),
+    }
 }
 
 fn put(

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use super::{Client, Failure, Watch, code, vault_key};
 use crate::crypto::cipher::ChunkKey;
 use crate::crypto::hash::address_of;
+use crate::crypto::keys::VaultKey;
 use crate::format::link::Link;
-use crate::format::name::{Metadata, Name, NameBody};
+use crate::format::name::{Metadata, Name, NameBody, NameRecord};
 use crate::format::{Address, ContentId};
 use crate::io::{Buffer, spawn};
 use crate::limits::{CHUNK_BYTES_MAX, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES};
@@ -90,10 +91,20 @@ pub async fn find_name(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<Fou
     let vault = vault_key(shard)?;
     let name = Name::new(bucket, key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
     let (bucket_id, name_id) = (vault.bucket_id(bucket), vault.name_id(bucket, key));
-    let record =
-        names::read(shard, &bucket_id, &name_id).await?.filter(|record| !record.tombstone).ok_or_else(|| {
-            Failure::new(code::NOT_FOUND, format!("no file is named {name}: gabion ls shows what there is"))
-        })?;
+    let record = names::read(shard, &bucket_id, &name_id).await?;
+    found_name(shard, &vault, &name, record)
+}
+
+/// What the record of a name says.
+pub(super) fn found_name(
+    shard: &Rc<Shard>,
+    vault: &VaultKey,
+    name: &Name,
+    record: Option<NameRecord>,
+) -> Result<Found, Failure> {
+    let record = record.filter(|record| !record.tombstone).ok_or_else(|| {
+        Failure::new(code::NOT_FOUND, format!("no file is named {name}: gabion ls shows what there is"))
+    })?;
     let body = vault
         .open_name(&shard.node.network_id(), &record)
         .map_err(|error| Failure::new(code::INTEGRITY, format!("the record of {name} does not open: {error}")))?;

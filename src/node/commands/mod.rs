@@ -6,6 +6,7 @@
 //! | file | commands |
 //! | --- | --- |
 //! | [`put`] | put |
+//! | [`small`] | put and get of small files, many at once |
 //! | [`get`] | get, and fetching a chunk for a client that decrypts by itself |
 //! | [`names`] | stat, remove, list, share |
 //! | [`network`] | status, peers, ticket, key export |
@@ -15,10 +16,13 @@ mod get;
 mod names;
 mod network;
 mod put;
+mod small;
 mod upkeep;
 
 pub use network::class;
+pub use small::SmallWork;
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
@@ -34,6 +38,8 @@ use crate::vault::ChunkError;
 
 /// A client that takes no event for this long is gone.
 const CLIENT_STALL: Duration = Duration::from_secs(60);
+/// Events that leave together.
+const EVENTS_BYTES: usize = 64 << 10;
 /// How often a running command says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -108,8 +114,24 @@ pub struct Client {
 impl Client {
     /// Fails when the client has hung up; the command then stops at its next step.
     pub async fn send(&self, event: ControlEvent) -> Result<(), Failure> {
+        self.send_bytes(event.encode()).await
+    }
+
+    /// The same for many events, as few sends as they need.
+    pub async fn send_all(&self, events: impl Iterator<Item = ControlEvent>) -> Result<(), Failure> {
+        let mut bytes = Vec::new();
+        for event in events {
+            bytes.extend(event.encode());
+            if bytes.len() >= EVENTS_BYTES {
+                self.send_bytes(std::mem::take(&mut bytes)).await?;
+            }
+        }
+        if bytes.is_empty() { Ok(()) } else { self.send_bytes(bytes).await }
+    }
+
+    async fn send_bytes(&self, bytes: Vec<u8>) -> Result<(), Failure> {
         self.stream
-            .send_all(SendSource::Bytes(event.encode()), CLIENT_STALL)
+            .send_all(SendSource::Bytes(bytes), CLIENT_STALL)
             .await
             .map_err(|error| Failure::new(code::OTHER, format!("the command has hung up: {error}")))
     }
@@ -239,6 +261,66 @@ async fn receive(stream: &UnixStream) -> std::io::Result<(Vec<u8>, Option<OwnedF
     Ok((message, descriptors.into_iter().next()))
 }
 
+/// The requests behind the first one, on a connection that carries several: no descriptors come with them, and a short one
+/// is taken with one receive.
+struct Requests {
+    buffer: Buffer,
+    /// What was received and not taken yet.
+    held: Range<usize>,
+}
+
+/// A small file of a few KiB fits.
+const REQUEST_BYTES: usize = 16 << 10;
+
+impl Requests {
+    fn new() -> Self {
+        Self { buffer: Buffer::heap(REQUEST_BYTES), held: 0..0 }
+    }
+
+    /// The next message; an error also when the client has hung up.
+    async fn next(&mut self, stream: &UnixStream) -> std::io::Result<Vec<u8>> {
+        loop {
+            let held = self.buffer.as_slice().get(self.held.clone()).unwrap_or_default();
+            if let Some((head, body)) = held.split_first_chunk::<LENGTH_BYTES>() {
+                let invalid = |error| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+                let len = message_len(*head).map_err(invalid)?;
+                if let Some(message) = body.get(..len) {
+                    let message = message.to_vec();
+                    self.held.start += LENGTH_BYTES + len;
+                    return Ok(message);
+                }
+                if LENGTH_BYTES + len > self.buffer.len() {
+                    let mut message = Buffer::heap(len);
+                    let begun = body.len();
+                    if let Some(place) = message.as_mut_slice().get_mut(..begun) {
+                        place.copy_from_slice(body);
+                    }
+                    self.held = 0..0;
+                    let (outcome, message) = stream.recv_exact(message, begun..len, CLIENT_STALL).await;
+                    return outcome.map(|()| message.as_slice().to_vec());
+                }
+            }
+            self.receive(stream).await?;
+        }
+    }
+
+    async fn receive(&mut self, stream: &UnixStream) -> std::io::Result<()> {
+        self.buffer.as_mut_slice().copy_within(self.held.clone(), 0);
+        self.held = 0..self.held.len();
+        let buffer = std::mem::replace(&mut self.buffer, Buffer::heap(0));
+        let range = self.held.end..buffer.len();
+        let (received, buffer) = stream.recv(buffer, range).await;
+        self.buffer = buffer;
+        match received? {
+            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            received => {
+                self.held.end += received;
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Runs one command; an event given back takes the place of `Done`.
 async fn run(
     shard: &Rc<Shard>,
@@ -258,6 +340,9 @@ async fn run(
         ControlRequest::FetchChunk { address, len } => {
             get::fetch_chunks(shard, client, address, len).await?;
             return Ok(None);
+        }
+        request @ (ControlRequest::PutSmall { .. } | ControlRequest::GetSmall { .. }) => {
+            return small::serve(shard, client, request).await.map(|()| None);
         }
         ControlRequest::Stat { target } => names::stat(shard, client, target).await?,
         ControlRequest::Remove { bucket, key } => names::remove(shard, &bucket, &key).await?,

@@ -10,24 +10,28 @@
 //! | 4. the name record, durable on a majority of its owners | the new version, acknowledged or not, and the space of the old one |
 //! | 5. the old version's death, signed and durable here, then sent until every node has it | - |
 //!
-//! Success is reported after step 5 has become durable here.
+//! Success is reported after step 5 has become durable here. A small regular file takes the same steps, 2 and 3 in one
+//! commit: see [`super::small`].
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Client, Failure, Watch, code, vault_key};
+use super::{Client, Failure, Watch, code, small, vault_key};
 use crate::crypto::cipher::ScopeKey;
 use crate::crypto::keys::{NameStamp, VaultKey};
-use crate::format::VersionId;
-use crate::format::name::{Capsule, Metadata, Name, NameBody};
+use crate::format::name::{Capsule, Metadata, Name, NameBody, NameRecord};
+use crate::format::{BucketId, NameId, VersionId};
+use crate::io::Buffer;
 use crate::limits::PUT_CHUNKS_IN_FLIGHT_PER_SHARD;
 use crate::node::chunks::ClusterSink;
 use crate::node::control::ControlEvent;
+use crate::node::deaths::Room;
 use crate::node::names::WriteName;
 use crate::node::shard::{Shard, send_job};
 use crate::node::{deaths, names, owners};
-use crate::vault::{Input, PutError, PutJob, PutOptions, PutResult};
+use crate::vault::{FileStamp, Input, PutError, PutJob, PutOptions, PutResult};
 
 pub struct Put {
     pub bucket: String,
@@ -38,32 +42,14 @@ pub struct Put {
 }
 
 pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: Option<OwnedFd>) -> Result<(), Failure> {
-    let vault = vault_key(shard)?;
     let name = Name::new(&put.bucket, &put.key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
-    let (bucket_id, name_id) = (vault.bucket_id(name.bucket()), vault.name_id(name.bucket(), name.key()));
-    let earlier = names::read(shard, &bucket_id, &name_id).await?;
-    if put.no_clobber && earlier.as_ref().is_some_and(|record| !record.tombstone) {
-        return Err(Failure::new(
-            code::OTHER,
-            format!("{name} exists already: remove it, or put without --no-clobber"),
-        ));
-    }
-    let _room = match earlier.as_ref().is_some_and(|record| !record.tombstone) {
-        true => Some(deaths::reserve(shard)?),
-        false => None,
+    let result = match descriptor.map(File::from) {
+        Some(file) if is_small(&file, &put.metadata) => {
+            let contents = read_small(&file).await.map_err(|error| put_failure(error, &put))?;
+            small::put_one(shard, put, contents).await?
+        }
+        descriptor => put_whole(shard, client, &name, &put, descriptor).await?,
     };
-    let version = shard.node.mint(bucket_id.slot());
-    let result = match descriptor {
-        Some(descriptor) => store_content(shard, client, &vault, &put, version, descriptor).await?,
-        None => PutResult::empty(),
-    };
-    refer_root(shard, &vault, &result, &put.metadata, version).await?;
-    let body = name_body(&name, &put, &result);
-    let network = shard.node.network_id();
-    let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: false }, &body);
-    let write = WriteName { bucket: &bucket_id, name: &name_id, earlier: earlier.as_ref(), no_clobber: put.no_clobber };
-    let written = write.run(shard, seal).await?;
-    deaths::sign_replaced(shard, &[written]).await?;
     client
         .send(ControlEvent::Stored {
             bucket: name.bucket().into(),
@@ -73,6 +59,91 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: O
             bytes_new: result.bytes_new,
         })
         .await
+}
+
+async fn put_whole(
+    shard: &Rc<Shard>,
+    client: &Rc<Client>,
+    name: &Name,
+    put: &Put,
+    descriptor: Option<File>,
+) -> Result<PutResult, Failure> {
+    let vault = vault_key(shard)?;
+    let (bucket_id, name_id) = (vault.bucket_id(name.bucket()), vault.name_id(name.bucket(), name.key()));
+    let earlier = read_earlier(shard, put, name, &bucket_id, &name_id).await?;
+    let _room = reserve_death(shard, earlier.as_ref())?;
+    let version = shard.node.mint(bucket_id.slot());
+    let result = match descriptor {
+        Some(descriptor) => store_content(shard, client, &vault, put, version, descriptor.into()).await?,
+        None => PutResult::empty(),
+    };
+    refer_root(shard, &vault, &result, &put.metadata, version).await?;
+    let body = name_body(name, put, &result);
+    publish(shard, &vault, (&bucket_id, &name_id), earlier.as_ref(), put.no_clobber, version, &body).await?;
+    Ok(result)
+}
+
+/// Step 1: the quorum read, and what it forbids.
+pub(super) async fn read_earlier(
+    shard: &Rc<Shard>,
+    put: &Put,
+    name: &Name,
+    bucket_id: &BucketId,
+    name_id: &NameId,
+) -> Result<Option<NameRecord>, Failure> {
+    let earlier = names::read(shard, bucket_id, name_id).await?;
+    if put.no_clobber && earlier.as_ref().is_some_and(|record| !record.tombstone) {
+        Err(taken(name))
+    } else {
+        Ok(earlier)
+    }
+}
+
+/// Room for the death of what a put replaces, if that is a file.
+pub(super) fn reserve_death(shard: &Rc<Shard>, earlier: Option<&NameRecord>) -> Result<Option<Room>, Failure> {
+    match earlier.is_some_and(|earlier| !earlier.tombstone) {
+        true => deaths::reserve(shard).map(Some),
+        false => Ok(None),
+    }
+}
+
+pub(super) fn taken(name: &Name) -> Failure {
+    Failure::new(code::OTHER, format!("{name} exists already: remove it, or put without --no-clobber"))
+}
+
+/// Steps 4 and 5: the name, then the deaths.
+pub(super) async fn publish(
+    shard: &Rc<Shard>,
+    vault: &VaultKey,
+    (bucket_id, name_id): (&BucketId, &NameId),
+    earlier: Option<&NameRecord>,
+    no_clobber: bool,
+    version: VersionId,
+    body: &NameBody,
+) -> Result<(), Failure> {
+    let network = shard.node.network_id();
+    let seal = |clock| vault.seal_name(&network, NameStamp { clock, version, tombstone: false }, body);
+    let write = WriteName { bucket: bucket_id, name: name_id, earlier, no_clobber };
+    let written = write.run(shard, seal).await?;
+    deaths::sign_replaced(shard, &[written]).await
+}
+
+/// Whether a put is one chunk of a regular file that fits where small ones go: then none of what a long put needs is set
+/// up for it.
+fn is_small(file: &File, metadata: &Metadata) -> bool {
+    file.metadata().is_ok_and(|found| found.is_file() && small::takes(found.len(), metadata))
+}
+
+/// All of a small file, which must not change meanwhile.
+async fn read_small(file: &File) -> Result<Vec<u8>, PutError> {
+    let before = FileStamp::of(file)?;
+    let len = before.len as usize;
+    let own = crate::io::File::from_fd(file.as_fd().try_clone_to_owned()?);
+    let (read, buffer) = own.read_at(Buffer::heap(len), 0..len, 0).await;
+    if read? < len || FileStamp::of(file)? != before {
+        return Err(PutError::Changed);
+    }
+    Ok(buffer.as_slice().get(..len).unwrap_or_default().to_vec())
 }
 
 /// Streams the content over all shards and reports progress; a client that hangs up cancels it.
@@ -149,7 +220,7 @@ async fn refer_root(
     Ok(())
 }
 
-fn name_body(name: &Name, put: &Put, result: &PutResult) -> NameBody {
+pub(super) fn name_body(name: &Name, put: &Put, result: &PutResult) -> NameBody {
     NameBody {
         bucket: name.bucket().into(),
         key: name.key().into(),

@@ -1,6 +1,6 @@
 //! The command's side of the control socket: blocking, without a ring.
 
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
@@ -29,10 +29,14 @@ pub enum ClientError {
     Failed { code: u8, message: String },
 }
 
+/// Events that one read takes.
+const READ_BYTES: usize = 64 << 10;
+
 /// One connection to a node.
 #[derive(Debug)]
 pub struct Client {
-    stream: UnixStream,
+    /// Events come many at once.
+    stream: BufReader<UnixStream>,
     dir: PathBuf,
     answer_max: Option<Duration>,
 }
@@ -57,17 +61,17 @@ impl Client {
             }
             _ => ClientError::Refused { socket: dir.join(SOCKET_NAME), source },
         })?;
-        Ok(Self { stream, dir: dir.to_owned(), answer_max: None })
+        Ok(Self { stream: BufReader::with_capacity(READ_BYTES, stream), dir: dir.to_owned(), answer_max: None })
     }
 
     /// From now on an answer that takes longer than this is [`ClientError::Silent`].
     pub fn set_answer_max(&mut self, answer_max: Duration) -> io::Result<()> {
         self.answer_max = Some(answer_max);
-        self.stream.set_read_timeout(Some(answer_max))
+        self.stream.get_ref().set_read_timeout(Some(answer_max))
     }
 
     pub fn hang_up_handle(&self) -> io::Result<HangUp> {
-        self.stream.try_clone().map(HangUp)
+        self.stream.get_ref().try_clone().map(HangUp)
     }
 
     pub fn send(&mut self, request: &ControlRequest, descriptor: Option<BorrowedFd<'_>>) -> Result<(), ClientError> {
@@ -75,7 +79,7 @@ impl Client {
             Some(descriptor) => std::slice::from_ref(descriptor),
             None => &[],
         };
-        send_with_fds(&self.stream, &request.encode(), fds).map_err(|_| self.lost())
+        send_with_fds(self.stream.get_ref(), &request.encode(), fds).map_err(|_| self.lost())
     }
 
     /// The next event. An `Error` event comes out as [`ClientError::Failed`].

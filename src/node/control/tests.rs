@@ -46,7 +46,7 @@ fn request() -> impl Strategy<Value = ControlRequest> {
             }
         ),
         target().prop_map(|target| ControlRequest::Stat { target }),
-        (option::of(".*"), ".*", option::of((".*", ".*")), any::<u32>())
+        (option::of(".*"), ".*", option::of((".*", ".*")), any::<u64>())
             .prop_map(|(bucket, prefix, after, limit)| { ControlRequest::List { bucket, prefix, after, limit } }),
         (any::<bool>(), option::of(".*"), any::<u64>()).prop_map(|(member, zone, expires_s)| ControlRequest::Ticket {
             member,
@@ -55,6 +55,13 @@ fn request() -> impl Strategy<Value = ControlRequest> {
         }),
         (any::<[u8; 32]>(), any::<u32>())
             .prop_map(|(bytes, len)| ControlRequest::FetchChunk { address: Address(bytes), len }),
+        (".*", any::<bool>(), any::<bool>(), vec((".*", metadata(), vec(any::<u8>(), 0..100)), 0..4)).prop_map(
+            |(bucket, no_dedup, no_clobber, files)| {
+                let file = |(key, metadata, contents)| SmallFile { key, metadata, contents: Bytes(contents) };
+                ControlRequest::PutSmall { bucket, no_dedup, no_clobber, files: files.into_iter().map(file).collect() }
+            }
+        ),
+        vec(target(), 0..4).prop_map(|targets| ControlRequest::GetSmall { targets }),
         Just(ControlRequest::Status),
         Just(ControlRequest::Peers),
         Just(ControlRequest::Verify),
@@ -92,6 +99,23 @@ fn event() -> impl Strategy<Value = ControlEvent> {
             }
         ),
         vec(any::<u8>(), 0..1000).prop_map(|bytes| ControlEvent::Chunk { payload: Bytes(bytes) }),
+        vec((any::<[u8; 32]>(), any::<(u64, u64, u8)>(), ".*", any::<bool>()), 0..4).prop_map(|outcomes| {
+            let outcome = |(content, (bytes, bytes_new, code), message, is_stored)| match is_stored {
+                true => SmallStored::Stored { content: Address(content), bytes, bytes_new },
+                false => SmallStored::Failed { code, message },
+            };
+            ControlEvent::StoredSmall { outcomes: outcomes.into_iter().map(outcome).collect() }
+        }),
+        vec((metadata(), any::<[u8; 32]>(), vec(any::<u8>(), 0..100), any::<Option<u64>>()), 0..4).prop_map(
+            |outcomes| {
+                let outcome = |(metadata, content, contents, large)| match large {
+                    None => SmallFetched::Contents { metadata, content: Address(content), contents: Bytes(contents) },
+                    Some(length) => SmallFetched::Large { length },
+                };
+                ControlEvent::FetchedSmall { outcomes: outcomes.into_iter().map(outcome).collect() }
+            }
+        ),
+        any::<bool>().prop_map(|more| ControlEvent::Listed { more }),
         ".*".prop_map(|text| ControlEvent::Text { text: SecretText::new(text) }),
         (any::<u8>(), ".*").prop_map(|(code, message)| ControlEvent::Error { code, message }),
         Just(ControlEvent::Done),

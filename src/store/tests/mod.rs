@@ -4,4 +4,5 @@ mod basic;
 mod crash;
 mod faults;
 mod real;
+mod small;
 mod support;
