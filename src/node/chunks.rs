@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::connections::connect;
 use super::shard::Shard;
-use super::shared::Holders;
+use super::shared::{Holders, Shared};
 use super::small;
 use crate::cluster::chunks::ReadStep;
 use crate::cluster::{Quorum, ReadPlan, WriteProgress, WriteQuorum};
@@ -464,12 +464,12 @@ async fn fetch_planned(
             }
             ReadStep::Wait(until) => until,
             ReadStep::NotFound if is_damaged_here => return Err(ChunkError::Damaged { address }),
-            ReadStep::NotFound => return Err(ChunkError::NotFound { address }),
+            ReadStep::NotFound => return Err(not_found(node, address)),
             ReadStep::Damaged => return Err(ChunkError::Damaged { address }),
             ReadStep::Unreachable { silent } if silent.is_empty() && is_damaged_here => {
                 return Err(ChunkError::Damaged { address });
             }
-            ReadStep::Unreachable { silent } if silent.is_empty() => return Err(ChunkError::NotFound { address }),
+            ReadStep::Unreachable { silent } if silent.is_empty() => return Err(not_found(node, address)),
             ReadStep::Unreachable { silent } => {
                 return Err(ChunkError::Network {
                     reason: format!("chunk {address:?} is not here, and {silent:?} cannot be asked: start those nodes"),
@@ -493,6 +493,18 @@ async fn fetch_planned(
                 plan.on_fail(holder);
             }
         }
+    }
+}
+
+/// Nobody who is known to own it, or to have owned it, has the chunk.
+fn not_found(node: &Shared, address: Address) -> ChunkError {
+    match node.missed_layouts().first() {
+        None => ChunkError::NotFound { address },
+        Some(number) => ChunkError::Network {
+            reason: format!(
+                "who owned chunk {address:?} under layout {number} was not learnt yet: try again in a moment"
+            ),
+        },
     }
 }
 

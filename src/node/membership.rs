@@ -27,7 +27,7 @@ use crate::format::frame::{FrameKind, Status};
 use crate::format::message::{self, Hello};
 use crate::format::{Address, NodeId};
 use crate::io::spawn;
-use crate::limits::{DOCUMENT_VALUE_BYTES_MAX, LAYOUTS_EARLIER_MAX, STALL_MAX};
+use crate::limits::{DOCUMENT_VALUE_BYTES_MAX, STALL_MAX};
 use crate::wire::Connection;
 
 const BOOK_FILE: &str = "address-book";
@@ -418,23 +418,31 @@ async fn fetch_layout(shard: &Rc<Shard>, connection: &Connection, wanted: u32) {
     }
     match ask_layout(connection, 0).await {
         Ok(newest) => {
-            let known = shard.node.layout_number();
-            let number = Layout::decode(&newest).map_or(0, |layout| layout.number);
             if let Err(reason) = keep_layout(shard, &newest).await {
                 return tracing::warn!(%reason, "a layout was refused");
             }
-            for missed in (known + 1..number).rev().take(LAYOUTS_MISSED_MAX) {
-                if let Ok(bytes) = ask_layout(connection, missed).await {
-                    remember_layout(shard, missed, &bytes).await;
-                }
-            }
+            learn_missed_from(shard, connection).await;
         }
         Err(reason) => tracing::info!(%reason, "no layout from a peer"),
     }
 }
 
-/// How many missed layouts a node that was away asks for.
-const LAYOUTS_MISSED_MAX: usize = LAYOUTS_EARLIER_MAX;
+/// Asks everybody connected for the layouts that were before this node came, or while it was away. Until they are known
+/// nothing is said of names that may lie by them.
+pub async fn learn_missed_layouts(shard: &Rc<Shard>) {
+    for connection in shard.connections.all_settled() {
+        let _fetching = shard.node.layout_fetch.lock().await;
+        learn_missed_from(shard, &connection).await;
+    }
+}
+
+async fn learn_missed_from(shard: &Rc<Shard>, connection: &Connection) {
+    for missed in shard.node.missed_layouts() {
+        if let Ok(bytes) = ask_layout(connection, missed).await {
+            remember_layout(shard, missed, &bytes).await;
+        }
+    }
+}
 
 async fn remember_layout(shard: &Rc<Shard>, number: u32, bytes: &[u8]) {
     let Ok(layout) = Layout::decode(bytes) else { return };

@@ -14,7 +14,7 @@ use super::connections::connect;
 use super::names::{NameError, accept};
 use super::shard::Shard;
 use crate::cluster::ActiveLayout;
-use crate::cluster::coverage::{NameGroup, uncovered};
+use crate::cluster::coverage::{NameGroup, uncovered, without_gaps};
 use crate::format::certificate::Class;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::message::NameWriteAnswer;
@@ -46,11 +46,12 @@ impl Answer {
     }
 }
 
-/// The groups of all layouts known, the newest first.
+/// The groups of all layouts that ever were, the newest first. A node that has just joined, or was away, may not know all
+/// of them: a gap is an unknown group, and so is all that lies before the earliest that is remembered.
 pub fn name_groups(shard: &Rc<Shard>, bucket: Option<&BucketId>) -> Vec<NameGroup> {
     let layouts = shard.node.layouts();
     let known = layouts.active().iter().rev().chain(layouts.earlier());
-    known.map(|layout| name_group(layout, bucket)).collect()
+    without_gaps(known.map(|layout| name_group(layout, bucket)))
 }
 
 fn name_group(layout: &Arc<ActiveLayout>, bucket: Option<&BucketId>) -> NameGroup {
@@ -127,7 +128,10 @@ fn ask_earlier(asked: &mut impl Owners, groups: &[NameGroup], voters: &[NodeId],
     }
 }
 
-fn too_few(groups: &[NameGroup], group: &NameGroup, heard: &[(NodeId, u32)], reason: String) -> NameError {
+pub fn too_few(groups: &[NameGroup], group: &NameGroup, heard: &[(NodeId, u32)], reason: String) -> NameError {
+    if group.is_unknown() {
+        return NameError::LayoutUnknown { number: group.layout };
+    }
     let (have, need) = (group.heard(heard), group.need);
     if groups.first().is_some_and(|newest| newest.layout == group.layout) {
         NameError::TooFewOwners { have, need, reason }

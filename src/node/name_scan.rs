@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::connections::connect;
-use super::name_quorum::name_groups;
+use super::name_quorum::{name_groups, too_few};
 use super::names::NameError;
 use super::shard::Shard;
 use crate::cluster::ActiveLayout;
@@ -61,8 +61,7 @@ async fn scan_groups<E: From<NameError>>(
         pages = live;
         let heard: Vec<(NodeId, u32)> = pages.iter().map(|page| (page.owner, page.synced)).collect();
         if let Some(group) = uncovered(groups, &heard) {
-            let (have, need) = (group.heard(&heard), group.need);
-            return Err(NameError::TooFewOwners { have, need, reason: failures.join("; ") }.into());
+            return Err(too_few(groups, group, &heard, failures.join("; ")).into());
         }
         // Up to where every owner's page reaches, the merge is complete.
         let Some(next) = pages.iter().filter_map(Pages::first).min() else { return Ok(()) };

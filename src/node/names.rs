@@ -66,6 +66,10 @@ pub enum NameError {
         "names of before the last change of members were not brought in yet, and of their owners only {have} answered where {need} are needed: start the members that were there first"
     )]
     EarlierOwnersSilent { have: usize, need: usize },
+    #[error(
+        "layout {number} was not learnt yet, so names of that time cannot be looked for: wait a moment, or start the members that were there then"
+    )]
+    LayoutUnknown { number: u32 },
     #[error("this node does not hold the network's layout yet: wait until it has joined")]
     NotJoined,
     #[error("the layout kept changing, or the put took longer than a day: try again")]

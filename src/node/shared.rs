@@ -20,6 +20,7 @@ use crate::crypto::keys::VaultKey;
 use crate::crypto::replay::ReplayFilter;
 use crate::format::certificate::Class;
 use crate::format::{Address, Incarnation, NetworkId, NodeId, Stamp, VersionId};
+use crate::limits::LAYOUTS_EARLIER_MAX;
 use crate::store::OpenReport;
 use crate::vault::ChunkError;
 use crate::wire::{Admission, Identity};
@@ -182,6 +183,15 @@ impl Shared {
         let now = super::wall_ms() << 16;
         self.document_serial.fetch_max(now, Ordering::Relaxed);
         self.document_serial.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Numbers of layouts before the newest that are not known here, as far back as any are remembered; the latest first.
+    pub fn missed_layouts(&self) -> Vec<u32> {
+        let layouts = self.layouts();
+        let newest = layouts.newest().map_or(0, |newest| newest.number());
+        let known =
+            |number: &u32| layouts.active().iter().chain(layouts.earlier()).any(|layout| layout.number() == *number);
+        (1..newest).rev().take(LAYOUTS_EARLIER_MAX).filter(|number| !known(number)).collect()
     }
 
     /// A layout from before the newest, that this node was away for.

@@ -139,7 +139,12 @@ async fn fetch_open<S: ChunkSource>(
         };
         let turn = if turn.is_none() { Turn::take(len).await } else { turn };
         let chunk = payload_mut(&mut buffer, len);
-        let opened = if is_checked { Ok(apply_keystream(chunk, key)) } else { open_chunk(chunk, &address, key) };
+        let opened = if is_checked {
+            apply_keystream(chunk, key);
+            Ok(())
+        } else {
+            open_chunk(chunk, &address, key)
+        };
         turn.pass();
         match opened {
             Ok(()) => return Ok(buffer),

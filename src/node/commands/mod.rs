@@ -71,7 +71,10 @@ impl From<NameError> for Failure {
     fn from(error: NameError) -> Self {
         let code = match &error {
             NameError::TooFewOwners { .. } => code::SPACE,
-            NameError::EarlierOwnersSilent { .. } | NameError::NotJoined | NameError::LayoutChanged => code::NETWORK,
+            NameError::EarlierOwnersSilent { .. }
+            | NameError::LayoutUnknown { .. }
+            | NameError::NotJoined
+            | NameError::LayoutChanged => code::NETWORK,
             NameError::ClockAhead(_) | NameError::Here(_) | NameError::Taken => code::OTHER,
         };
         Self::new(code, error.to_string())
