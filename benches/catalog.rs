@@ -132,7 +132,7 @@ impl Filled {
             .collect();
         let (cpu, start) = (CpuTime::now(), Instant::now());
         batches.into_iter().for_each(|applied| self.catalog.apply(applied));
-        assert!(self.catalog.is_referenced_blocking(&address(self.puts - 1)).unwrap());
+        assert!(block_on(self.catalog.is_referenced(&address(self.puts - 1))).unwrap());
         (start.elapsed(), cpu)
     }
 
@@ -218,15 +218,22 @@ fn questions(criterion: &mut Criterion, catalog: &Catalog) {
     group.bench_function("is this chunk referenced: yes", |bencher| {
         bencher.iter_custom(|rounds| {
             let start = Instant::now();
-            picks(rounds).for_each(|number| assert!(catalog.is_referenced_blocking(&address(number)).unwrap()));
+            block_on(async {
+                for number in picks(rounds) {
+                    assert!(catalog.is_referenced(&address(number)).await.unwrap());
+                }
+            });
             start.elapsed()
         });
     });
     group.bench_function("is this chunk referenced: no", |bencher| {
         bencher.iter_custom(|rounds| {
             let start = Instant::now();
-            picks(rounds)
-                .for_each(|number| assert!(!catalog.is_referenced_blocking(&address(number + absent)).unwrap()));
+            block_on(async {
+                for number in picks(rounds) {
+                    assert!(!catalog.is_referenced(&address(number + absent)).await.unwrap());
+                }
+            });
             start.elapsed()
         });
     });
