@@ -209,7 +209,7 @@ async fn ask_one(
     body: Vec<u8>,
 ) -> Result<Answer, String> {
     if owner == shard.node.id() {
-        return ask_self(shard, kind, &body).await;
+        return ask_self(shard, layout, kind, &body).await;
     }
     let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
     let patience = if kind == FrameKind::NameWrite { WRITE_PATIENCE } else { STALL_MAX };
@@ -230,12 +230,12 @@ async fn ask_one(
     }
 }
 
-async fn ask_self(shard: &Rc<Shard>, kind: FrameKind, body: &[u8]) -> Result<Answer, String> {
+async fn ask_self(shard: &Rc<Shard>, layout: u32, kind: FrameKind, body: &[u8]) -> Result<Answer, String> {
     if kind == FrameKind::NameWrite {
         let record = NameRecord::decode(body).map_err(|error| error.to_string())?;
-        return match accept(shard, record).await {
+        return match accept(shard, record, layout).await {
             Ok(answer) => Ok(Answer::Written(answer)),
-            Err(Status::Dead) => Ok(Answer::Refused),
+            Err(Status::Dead | Status::WrongLayout) => Ok(Answer::Refused),
             Err(status) => Err(format!("answered {status:?}")),
         };
     }

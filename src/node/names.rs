@@ -112,11 +112,16 @@ impl NameLocks {
 
 /// Keeps a record here, durably, or says why not, and tells what else has the name here. Called for a peer's write and
 /// for our own. What was begun is finished though nobody waits for it: the next answer about the name must know of it.
-pub async fn accept(shard: &Rc<Shard>, record: NameRecord) -> Result<NameWriteAnswer, Status> {
+///
+/// `layout`: what the write runs under. It must be the newest here when the record is durable, too: whoever brings names in
+/// under a newer one may have looked before the record was there.
+pub async fn accept(shard: &Rc<Shard>, record: NameRecord, layout: u32) -> Result<NameWriteAnswer, Status> {
     let (tell, told) = tokio::sync::oneshot::channel();
     let shard = shard.clone();
     spawn(async move {
-        let _ = tell.send(keep(&shard, &record).await);
+        let kept = keep(&shard, &record).await;
+        let is_newest = shard.node.layout_number() == layout;
+        let _ = tell.send(kept.and_then(|answer| if is_newest { Ok(answer) } else { Err(Status::WrongLayout) }));
     });
     told.await.unwrap_or(Err(Status::Unavailable))
 }
@@ -331,7 +336,22 @@ impl WriteName<'_> {
     /// owners. Once a record has left this node, a restart sends the very same again: under a later clock it could
     /// outlive its own death, signed by somebody who has rightly replaced it.
     pub async fn run(&self, shard: &Rc<Shard>, make: impl Fn(Stamp) -> NameRecord) -> Result<Written, NameError> {
-        let mut attempt = Attempt { sent: None, replaced: Vec::new() };
+        self.run_from(shard, make, None).await
+    }
+
+    /// The same for a record that an owner holds already, under a layout that has been replaced since.
+    pub async fn send_again(&self, shard: &Rc<Shard>, record: NameRecord) -> Result<Written, NameError> {
+        let make = |_| record.clone();
+        self.run_from(shard, make, Some(record.clone())).await
+    }
+
+    async fn run_from(
+        &self,
+        shard: &Rc<Shard>,
+        make: impl Fn(Stamp) -> NameRecord,
+        sent: Option<NameRecord>,
+    ) -> Result<Written, NameError> {
+        let mut attempt = Attempt { sent, replaced: Vec::new() };
         if let Some(earlier) = self.earlier.filter(|earlier| !earlier.tombstone) {
             attempt.replaced.push(earlier.order());
         }

@@ -39,7 +39,7 @@ use crate::limits::{
 use crate::node::chunks::ClusterSource;
 use crate::node::control::{Bytes, ControlEvent, ControlRequest, SmallFetched, SmallFile, SmallStored, Target};
 use crate::node::gather::Gather;
-use crate::node::names::{NameError, Written, later_clock};
+use crate::node::names::{NameError, WriteName, Written, later_clock};
 use crate::node::shard::Shard;
 use crate::node::{deaths, small};
 use crate::store::{SmallChunk, SmallRecord};
@@ -137,12 +137,14 @@ impl Item {
 
 type Outcome = Result<PutResult, Failure>;
 type Puts = Vec<(Put, Vec<u8>)>;
-type Named = Result<Option<NameRecord>, CatalogError>;
+type Looked = Result<Option<NameRecord>, CatalogError>;
+/// A file whose name is written, and what the name was before.
+type Named = (usize, Item, NameRecord, Option<NameRecord>);
 
 /// What a shard does for several requests together.
 pub struct SmallWork {
     puts: Rc<Gather<Puts, Result<Vec<Outcome>, Failure>>>,
-    names: Rc<Gather<(BucketId, NameId), Named>>,
+    names: Rc<Gather<(BucketId, NameId), Looked>>,
 }
 
 impl Default for SmallWork {
@@ -266,7 +268,7 @@ impl Batch {
         }
         self.store_contents(shard, vault).await;
         if alone(shard) == Some(layout) {
-            if let Err(failure) = self.name_alone(shard, vault).await {
+            if let Err(failure) = self.name_alone(shard, vault, layout).await {
                 self.fail_all(&failure);
             }
         } else {
@@ -332,12 +334,12 @@ impl Batch {
 
     /// Steps 4 and 5 on a node alone: it is the one owner of every name. From the look at what the names are until they
     /// are written nobody else writes them, so that each version that is replaced is seen by who replaces it.
-    async fn name_alone(&mut self, shard: &Rc<Shard>, vault: &VaultKey) -> Result<(), Failure> {
+    async fn name_alone(&mut self, shard: &Rc<Shard>, vault: &VaultKey, layout: u32) -> Result<(), Failure> {
         let names: Vec<NameId> = self.items.iter().map(|(_, item)| item.name_id).collect();
         let locked = shard.node.name_locks.lock(names.iter()).await;
         let earlier = self.read_names(shard).await?;
         let network = shard.node.network_id();
-        let mut named: Vec<(usize, Item, NameRecord, Option<NameRecord>)> = Vec::with_capacity(self.items.len());
+        let mut named: Vec<Named> = Vec::with_capacity(self.items.len());
         for ((at, item), earlier) in std::mem::take(&mut self.items).into_iter().zip(earlier) {
             if item.put.no_clobber && earlier.as_ref().is_some_and(|earlier| !earlier.tombstone) {
                 self.settle(at, Err(NameError::Taken.into()));
@@ -366,6 +368,11 @@ impl Batch {
             return Ok(());
         }
         drop(locked);
+        if alone(shard) != Some(layout) {
+            // Somebody has joined meanwhile, and may have brought in the names of before without these.
+            self.send_again(shard, named).await;
+            return Ok(());
+        }
         let mut replaced = Vec::new();
         let mut dying = Vec::new();
         for (at, item, record, earlier) in named {
@@ -388,6 +395,27 @@ impl Batch {
             self.settle(at, outcome.map_err(|failure| Failure::new(failure.code, failure.message.clone())));
         }
         Ok(())
+    }
+
+    /// Step 4 once more, for records that are durable here, with today's owners.
+    async fn send_again(&mut self, shard: &Rc<Shard>, named: Vec<Named>) {
+        let running: Vec<_> = named
+            .into_iter()
+            .map(|(at, item, record, earlier)| {
+                let shard = shard.clone();
+                let sending = async move {
+                    let (bucket, name, no_clobber) = (&item.bucket_id, &item.name_id, item.put.no_clobber);
+                    let write = WriteName { bucket, name, earlier: earlier.as_ref(), no_clobber };
+                    let written = write.send_again(&shard, record).await?;
+                    deaths::sign_replaced(&shard, &[written]).await?;
+                    Ok(item.result)
+                };
+                (at, in_task(sending))
+            })
+            .collect();
+        for (at, sending) in running {
+            self.settle(at, ended(sending).await);
+        }
     }
 
     /// All steps of each file by itself, all files at once.
