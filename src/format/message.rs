@@ -15,7 +15,7 @@
 //! | fetch | - | - (payload) |
 //! | prove | nonce 32, offset 4, length 4 | keyed hash 32 |
 //! | name read | bucket 32, name 32 | the name record |
-//! | name write | the name record | [`NameWriteAnswer`]: outcome 1 (0 kept, 1 kept and displaced, 2 lost), zero 7, clock 8, version 16 (zero when kept) |
+//! | name write | origin 1 ([`NameOrigin`]), the name record | [`NameWriteAnswer`]: outcome 1 (0 kept, 1 kept and displaced, 2 lost), zero 7, clock 8, version 16 (zero when kept) |
 //! | name list | bucket 32 (zero: all), bucket 32 and name 32 to start after | long bytes each a name record, by bucket and name |
 //! | deaths | long bytes each a death | - |
 //! | refer | version 16, capsule as short bytes | - |
@@ -23,6 +23,7 @@
 
 use super::cursor::{Malformed, Reader, Writer};
 use super::id::{Address, BucketId, Incarnation, NameId, Stamp, VersionId};
+use super::name::NameRecord;
 use crate::limits::SEALED_BODY_BYTES_MAX;
 
 pub struct Hello<'a> {
@@ -176,6 +177,30 @@ pub fn decode_name_read(body: &[u8]) -> Result<(BucketId, NameId), Malformed> {
     Ok(pair)
 }
 
+/// Where a name record that is written comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameOrigin {
+    /// Its version is being named: refused when the version is too old for that.
+    Put = 0,
+    /// A reader found it with another owner, which took it in time: however old it is by now.
+    ReadElsewhere = 1,
+}
+
+pub fn encode_name_write(origin: NameOrigin, record: &NameRecord) -> Vec<u8> {
+    let mut body = vec![origin as u8];
+    body.extend(record.encode());
+    body
+}
+
+pub fn decode_name_write(body: &[u8]) -> Result<(NameOrigin, NameRecord), Malformed> {
+    let (origin, record) = match body.split_first() {
+        Some((0, record)) => (NameOrigin::Put, record),
+        Some((1, record)) => (NameOrigin::ReadElsewhere, record),
+        _ => return Err(Malformed::new("name write: origin")),
+    };
+    Ok((origin, NameRecord::decode(record)?))
+}
+
 /// What an owner says of a name record that is durable with it, or that a later one has beaten there. It names what else
 /// was given the name, so that somebody who may knows which version to declare dead.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -267,6 +292,28 @@ pub fn decode_capsules(body: &[u8]) -> Result<Vec<(VersionId, Vec<u8>)>, Malform
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_write_begins_with_where_it_comes_from() {
+        let record = NameRecord {
+            tombstone: false,
+            vault: crate::format::VaultId([0; 16]),
+            key_generation: 1,
+            clock: Stamp::new(5, 0),
+            bucket: BucketId([7; 32]),
+            name: NameId([8; 32]),
+            version: VersionId::new(1, 2, [3; 8]),
+            nonce: [0; 24],
+            sealed: vec![1; 64],
+        };
+        for (origin, first) in [(NameOrigin::Put, 0), (NameOrigin::ReadElsewhere, 1)] {
+            let body = encode_name_write(origin, &record);
+            assert_eq!(body.first(), Some(&first));
+            assert_eq!(decode_name_write(&body), Ok((origin, record.clone())));
+            assert!(decode_name_write(&[&[2], body.get(1..).unwrap_or_default()].concat()).is_err());
+        }
+        assert!(decode_name_write(&[]).is_err());
+    }
 
     #[test]
     fn a_name_write_is_answered_in_these_bytes() {

@@ -139,9 +139,9 @@ impl File {
     }
 
     /// Whether a read of this range would find everything in the page cache. Costs less than 1 us; where the kernel cannot
-    /// say, the answer is yes.
+    /// say (before Linux 6.5), the answer is no: taking cold bytes for hot would stall the thread.
     pub fn is_cached(&self, offset: u64, len_bytes: usize) -> bool {
-        system::is_cached(self.as_fd(), offset, len_bytes as u64).unwrap_or(true)
+        system::is_cached(self.as_fd(), offset, len_bytes as u64).unwrap_or(false)
     }
 
     /// Fills `range` from the current position on (pipes, terminals); less only at the end.

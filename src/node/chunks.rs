@@ -33,7 +33,7 @@ use crate::io::{Buffer, JoinHandle, SharedBuffer, spawn};
 use crate::limits::{BUFFERS_PER_SHARD, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, STALL_MAX};
 use crate::store::{Hold, ReadOutcome, StoreError};
 use crate::vault::{ChunkError, ChunkSink, ChunkSource, Fetched, Share, Stored};
-use crate::wire::{Payload, PayloadSource};
+use crate::wire::{CloseReason, Payload, PayloadSource, RequestError};
 
 /// How long an owner may take to make a chunk durable before it counts as failed for this write.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
@@ -391,7 +391,9 @@ impl ChunkSource for ClusterSource {
             return Err(ChunkError::Damaged { address });
         }
         self.note_given(address, holder);
-        if !self.remote {
+        if is_damaged_here {
+            mend(&self.shard, address, &payload);
+        } else if !self.remote {
             keep(&self.shard, address, &payload);
         }
         Ok(Fetched::Checked(payload.buffer))
@@ -419,21 +421,33 @@ pub enum FetchError {
     Failed(String),
 }
 
-/// Asks one holder.
+/// Asks one holder. What it sends may not match its address (its disk has changed it, or the way): the connection ends, with
+/// all that was asked on it. Of the chunk that was wrong the holder has no sound copy; any other is asked for again.
 pub async fn fetch_from(shard: &Rc<Shard>, holder: &NodeId, address: &Address) -> Result<Payload, FetchError> {
-    let connection = connect(shard, holder).await.map_err(|error| FetchError::Failed(error.to_string()))?;
-    let number = shard.node.layout_number();
-    let answer = connection
-        .request(FrameKind::Fetch, *address, number, Vec::new(), None, STALL_MAX)
-        .await
-        .map_err(|error| FetchError::Failed(error.to_string()))?;
-    match (answer.status, answer.payload) {
-        (Status::Ok, Some(payload)) => Ok(payload),
-        (Status::NotFound, _) => Err(FetchError::Absent),
-        (Status::Damaged, _) => Err(FetchError::Damaged),
-        (status, _) => Err(FetchError::Failed(format!("answered {status:?}"))),
+    for _ in 0..MISMATCHES_MAX {
+        let connection = connect(shard, holder).await.map_err(|error| FetchError::Failed(error.to_string()))?;
+        let number = shard.node.layout_number();
+        let asked = connection.request(FrameKind::Fetch, *address, number, Vec::new(), None, STALL_MAX).await;
+        return match asked {
+            Ok(answer) => match (answer.status, answer.payload) {
+                (Status::Ok, Some(payload)) => Ok(payload),
+                (Status::NotFound, _) => Err(FetchError::Absent),
+                (Status::Damaged, _) => Err(FetchError::Damaged),
+                (status, _) => Err(FetchError::Failed(format!("answered {status:?}"))),
+            },
+            Err(RequestError::Closed { reason: CloseReason::PayloadMismatch(wrong) }) if wrong == *address => {
+                tracing::warn!(?address, ?holder, "a peer's copy of a chunk is damaged; run gabion verify there");
+                Err(FetchError::Damaged)
+            }
+            Err(RequestError::Closed { reason: CloseReason::PayloadMismatch(_) }) => continue,
+            Err(error) => Err(FetchError::Failed(error.to_string())),
+        };
     }
+    Err(FetchError::Failed("other chunks that it sends are damaged, again and again".into()))
 }
+
+/// Connections that may end by the damage of other chunks before one counts as not to be had there.
+const MISMATCHES_MAX: usize = 4;
 
 /// Asks holders as [`ReadPlan`] says: the best one first, the next as soon as one fails, and in addition when one is
 /// slower than it usually is. The first right payload wins; the requests that lost are cancelled by being dropped.
@@ -517,19 +531,38 @@ impl Drop for Asked {
     }
 }
 
+/// Holds again what was found damaged here, if living versions refer to it; in the background. Left out when buffers are
+/// short: the damage stays known, and `verify` mends it.
+fn mend(shard: &Rc<Shard>, address: Address, payload: &Payload) {
+    let Some(copy) = copy_of(shard, payload) else { return };
+    let shard = shard.clone();
+    spawn(async move {
+        match super::mend::hold_again(&shard, &address, copy).await {
+            Ok(true) => tracing::info!(?address, "a damaged chunk is mended with what a get has fetched"),
+            Ok(false) => {}
+            Err(reason) => tracing::warn!(?address, %reason, "a damaged chunk was not mended; run gabion verify"),
+        }
+    });
+}
+
+/// A copy in another buffer of the pool, if there is one that nobody waits for.
+fn copy_of(shard: &Rc<Shard>, payload: &Payload) -> Option<Payload> {
+    if shard.pool.available() < CACHE_BUFFERS_SPARE {
+        return None;
+    }
+    let mut buffer = shard.pool.try_take()?;
+    let range = payload.range();
+    buffer.as_mut_slice().get_mut(range.clone())?.copy_from_slice(payload.buffer.as_slice().get(range)?);
+    Some(Payload { buffer, len: payload.len })
+}
+
 /// Keeps a copy of what was fetched, flagged as cached, in the background. It costs one copy of the bytes and is left
 /// out when buffers are short: the reader goes first.
 fn keep(shard: &Rc<Shard>, address: Address, payload: &Payload) {
-    let len = payload.len;
-    if !shard.node.cache.takes(len) || shard.pool.available() < CACHE_BUFFERS_SPARE {
+    if !shard.node.cache.takes(payload.len) {
         return;
     }
-    let Some(mut buffer) = shard.pool.try_take() else { return };
-    let range = payload_range(len);
-    if let (Some(to), Some(from)) = (buffer.as_mut_slice().get_mut(range.clone()), payload.buffer.as_slice().get(range))
-    {
-        to.copy_from_slice(from);
-    }
+    let Some(Payload { buffer, len }) = copy_of(shard, payload) else { return };
     let shard = shard.clone();
     spawn(async move {
         if let Err(error) = keep_copy(&shard, address, buffer, len).await {

@@ -88,6 +88,8 @@ pub async fn start(shard: &Rc<Shard>) -> Result<(), NodeError> {
     }
     let node = shard.node.clone();
     spawn(async move { keep_book(node).await });
+    let node = shard.node.clone();
+    spawn(async move { keep_learning(node).await });
     let shard = shard.clone();
     spawn(async move {
         let stopping = shard.node.stopping();
@@ -427,14 +429,31 @@ async fn fetch_layout(shard: &Rc<Shard>, connection: &Connection, wanted: u32) {
     }
 }
 
-/// Asks everybody connected for the layouts that were before this node came, or while it was away. Until they are known
-/// nothing is said of names that may lie by them.
-pub async fn learn_missed_layouts(shard: &Rc<Shard>) {
-    for connection in shard.connections.all_settled() {
-        let _fetching = shard.node.layout_fetch.lock().await;
-        learn_missed_from(shard, &connection).await;
+/// Asks everybody connected for the layouts that were before this node came, or while it was away, until none is missing.
+/// Until they are known nothing is said of names that may lie by them, or of chunks that nobody else has.
+async fn keep_learning(node: Arc<Shared>) {
+    let stopping = node.stopping();
+    loop {
+        tokio::select! {
+            () = stopping.clone().wait() => return,
+            () = tokio::time::sleep(MISSED_LAYOUTS_PAUSE) => {}
+        }
+        if node.missed_layouts().is_empty() {
+            continue;
+        }
+        // Connections live on any shard.
+        for index in 0..node.shards.len() {
+            send_job(&node, index, |shard| async move {
+                for connection in shard.connections.all_settled() {
+                    let _fetching = shard.node.layout_fetch.lock().await;
+                    learn_missed_from(&shard, &connection).await;
+                }
+            });
+        }
     }
 }
+
+const MISSED_LAYOUTS_PAUSE: Duration = Duration::from_secs(1);
 
 async fn learn_missed_from(shard: &Rc<Shard>, connection: &Connection) {
     for missed in shard.node.missed_layouts() {
@@ -457,7 +476,13 @@ async fn remember_layout(shard: &Rc<Shard>, number: u32, bytes: &[u8]) {
     shard.node.missed_layout(ActiveLayout::from_checked(layout));
 }
 
+/// Everybody else waits for the answer: a peer that drips is given up.
 async fn ask_layout(connection: &Connection, number: u32) -> Result<Vec<u8>, String> {
+    let asked = tokio::time::timeout(2 * STALL_MAX, ask_layout_parts(connection, number)).await;
+    asked.unwrap_or_else(|_| Err("the layout came too slowly".into()))
+}
+
+async fn ask_layout_parts(connection: &Connection, number: u32) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     loop {
         let body = message::encode_layout_request(number, bytes.len() as u32);

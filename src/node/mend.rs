@@ -7,6 +7,7 @@ use super::shard::Shard;
 use crate::format::{Address, NodeId, VersionId};
 use crate::limits::RECORD_HEAD_BYTES;
 use crate::store::{Hold, SmallRecord};
+use crate::wire::Payload;
 
 /// What became of a damaged chunk.
 pub enum Mended {
@@ -41,12 +42,17 @@ pub async fn mend(shard: &Rc<Shard>, address: &Address) -> Result<Mended, String
     Err(reason)
 }
 
-async fn store(
-    shard: &Rc<Shard>,
-    address: &Address,
-    version: &VersionId,
-    payload: crate::wire::Payload,
-) -> Result<(), String> {
+/// Stores a chunk again that was damaged here, with sound bytes from elsewhere; `false` when no living version refers to
+/// it.
+pub async fn hold_again(shard: &Rc<Shard>, address: &Address, payload: Payload) -> Result<bool, String> {
+    let versions = shard.node.catalog.references(address).await.map_err(|error| error.to_string())?;
+    let Some(version) = versions.first() else { return Ok(false) };
+    store(shard, address, version, payload).await?;
+    refer_again(shard, address, &versions).await?;
+    Ok(true)
+}
+
+async fn store(shard: &Rc<Shard>, address: &Address, version: &VersionId, payload: Payload) -> Result<(), String> {
     debug_assert!(payload.buffer.len() >= RECORD_HEAD_BYTES + payload.len);
     match shard.store.hold(address, version).await.map_err(|error| error.to_string())? {
         Hold::Held => Ok(()), // somebody stored it meanwhile

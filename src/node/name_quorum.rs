@@ -232,8 +232,8 @@ async fn ask_one(
 
 async fn ask_self(shard: &Rc<Shard>, layout: u32, kind: FrameKind, body: &[u8]) -> Result<Answer, String> {
     if kind == FrameKind::NameWrite {
-        let record = NameRecord::decode(body).map_err(|error| error.to_string())?;
-        return match accept(shard, record, layout).await {
+        let (origin, record) = message::decode_name_write(body).map_err(|error| error.to_string())?;
+        return match accept(shard, origin, record, layout).await {
             Ok(answer) => Ok(Answer::Written(answer)),
             Err(Status::Dead | Status::WrongLayout) => Ok(Answer::Refused),
             Err(status) => Err(format!("answered {status:?}")),

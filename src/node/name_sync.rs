@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::log;
-use super::membership;
 use super::name_scan;
 use super::names::{self, NameError};
 use super::shard::Shard;
@@ -40,7 +39,6 @@ pub fn start(shard: &Rc<Shard>) {
                 Ok(()) => IDLE,
                 Err(reason) => {
                     tracing::info!(%reason, "names not brought in yet");
-                    membership::learn_missed_layouts(&shard).await;
                     RETRY_PAUSE
                 }
             };

@@ -44,7 +44,7 @@ use crate::catalog::{CatalogError, ClockAhead, check_age};
 use crate::cluster::names::{NameReadStep, NameWriteStep};
 use crate::cluster::{NameRead, NameWrite, Quorum};
 use crate::format::frame::{FrameKind, Status};
-use crate::format::message::NameWriteAnswer;
+use crate::format::message::{NameOrigin, NameWriteAnswer, encode_name_write};
 use crate::format::name::NameRecord;
 use crate::format::{BucketId, NameId, NodeId, Stamp, VersionId, message};
 use crate::io::spawn;
@@ -115,18 +115,23 @@ impl NameLocks {
 ///
 /// `layout`: what the write runs under. It must be the newest here when the record is durable, too: whoever brings names in
 /// under a newer one may have looked before the record was there.
-pub async fn accept(shard: &Rc<Shard>, record: NameRecord, layout: u32) -> Result<NameWriteAnswer, Status> {
+pub async fn accept(
+    shard: &Rc<Shard>,
+    origin: NameOrigin,
+    record: NameRecord,
+    layout: u32,
+) -> Result<NameWriteAnswer, Status> {
     let (tell, told) = tokio::sync::oneshot::channel();
     let shard = shard.clone();
     spawn(async move {
-        let kept = keep(&shard, &record).await;
+        let kept = keep(&shard, origin, &record).await;
         let is_newest = shard.node.layout_number() == layout;
         let _ = tell.send(kept.and_then(|answer| if is_newest { Ok(answer) } else { Err(Status::WrongLayout) }));
     });
     told.await.unwrap_or(Err(Status::Unavailable))
 }
 
-async fn keep(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAnswer, Status> {
+async fn keep(shard: &Rc<Shard>, origin: NameOrigin, record: &NameRecord) -> Result<NameWriteAnswer, Status> {
     let now_ms = wall_ms();
     check_ahead(record.clock, now_ms).map_err(|_| Status::ClockAhead)?;
     let catalog = &shard.node.catalog;
@@ -146,8 +151,7 @@ async fn keep(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAnswer,
         return Ok(if is_same { NameWriteAnswer::Kept } else { NameWriteAnswer::Lost(clock, version) });
     }
     let is_first = held.as_ref().is_none_or(|held| held.version != record.version);
-    // Who is slower than a version's time to be named mints a new one and refers again.
-    if is_first && !record.tombstone && check_age(&record.version, now_ms / 1000).is_err() {
+    if is_first && is_too_late(origin, record, now_ms) {
         return Err(Status::Dead);
     }
     shard.store.append(SmallRecord::Name(record.encode())).await.map_err(|error| {
@@ -159,6 +163,12 @@ async fn keep(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAnswer,
         Some(held) => NameWriteAnswer::Displaced(held.clock, held.version),
         None => NameWriteAnswer::Kept,
     })
+}
+
+/// Whether a version is named later than it may be: then its chunks may be gone, and its writer mints a new one and refers
+/// again. What another owner holds was named in time.
+fn is_too_late(origin: NameOrigin, record: &NameRecord, now_ms: u64) -> bool {
+    origin == NameOrigin::Put && !record.tombstone && check_age(&record.version, now_ms / 1000).is_err()
 }
 
 /// Makes durable those of `records` that are news here. They were acknowledged under earlier layouts: how old their
@@ -238,7 +248,7 @@ async fn find_once(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Resul
             NameReadStep::Wait => {}
             NameReadStep::WriteBack { record, to } => {
                 for owner in to {
-                    asked.ask(owner, FrameKind::NameWrite, record.encode());
+                    asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::ReadElsewhere, &record));
                 }
             }
             NameReadStep::Done(record) => {
@@ -401,7 +411,7 @@ impl WriteName<'_> {
         let mut step = machine.picked();
         asked.forget_running();
         for owner in machine.owners() {
-            asked.ask(owner, FrameKind::NameWrite, record.encode());
+            asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::Put, &record));
         }
         let order = record.order();
         let own = (!record.tombstone).then_some(order);
@@ -567,3 +577,30 @@ pub(super) async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp
 
 /// The clock's floor, over restarts.
 pub const CLOCK_DOCUMENT: &[u8] = b"clock/floor";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::VaultId;
+
+    #[test]
+    fn a_version_is_named_within_a_day_and_brought_to_other_owners_at_any_time() {
+        let minted_s = 1_000_000;
+        let record = |tombstone| NameRecord {
+            tombstone,
+            vault: VaultId([0; 16]),
+            key_generation: 1,
+            clock: Stamp::new(5, 0),
+            bucket: BucketId([7; 32]),
+            name: NameId([8; 32]),
+            version: VersionId::new(1, minted_s, [3; 8]),
+            nonce: [0; 24],
+            sealed: vec![1; 64],
+        };
+        let after = |days: f64| (f64::from(minted_s) + days * 86_400.0) as u64 * 1000;
+        assert!(!is_too_late(NameOrigin::Put, &record(false), after(0.9)));
+        assert!(is_too_late(NameOrigin::Put, &record(false), after(2.0)));
+        assert!(!is_too_late(NameOrigin::Put, &record(true), after(2.0)), "a removal has no chunks to lose");
+        assert!(!is_too_late(NameOrigin::ReadElsewhere, &record(false), after(200.0)));
+    }
+}

@@ -306,9 +306,10 @@ impl Serve {
 
     async fn name_write(&self, request: &Request) -> Result<Reply, Refusal> {
         self.check_layout(request)?;
-        let record = NameRecord::decode(&request.body)?;
-        let outcome =
-            super::names::accept(&self.shard, record, request.header.layout.get()).await.map_err(Refusal::plain)?;
+        let (origin, record) = message::decode_name_write(&request.body)?;
+        let outcome = super::names::accept(&self.shard, origin, record, request.header.layout.get())
+            .await
+            .map_err(Refusal::plain)?;
         answer(outcome.encode())
     }
 

@@ -348,8 +348,9 @@ async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
                         pool,
                         handler,
                     );
+                    // The handshake has logged what is worth it: anybody can be refused as often as he likes.
                     if let Err(refused) = accepted.await {
-                        tracing::info!(%address, %refused, "connection refused");
+                        tracing::debug!(%address, %refused, "connection refused");
                     }
                 });
             }

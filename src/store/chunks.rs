@@ -149,7 +149,8 @@ impl<D: Disk> Store<D> {
         if free < FREE_BYTES_RESERVE { Err(StoreError::no_space(free)) } else { Ok(()) }
     }
 
-    /// A claim to write a chunk of which there is no sound copy at all, cached ones included; none when there is one.
+    /// A claim to write a cached copy: none when there is a sound copy of any kind, and none over a damaged one that was
+    /// held. That one stays known as damaged until it is held again: a cached copy may go at any time.
     pub async fn claim(&self, address: &Address) -> Result<Option<Claim>, StoreError> {
         let shared = self.shared();
         let lock = shared.locks.lock(address).await;
@@ -159,6 +160,7 @@ impl<D: Disk> Store<D> {
             match confirmed {
                 Confirmed::Other => {}
                 Confirmed::Yes if !place.is_quarantined() => return Ok(None),
+                Confirmed::Yes | Confirmed::Damaged if place.flags & FLAG_CACHED == 0 => return Ok(None),
                 Confirmed::Yes | Confirmed::Damaged => superseded.push(Superseded { place, version }),
             }
         }

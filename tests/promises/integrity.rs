@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use gabion::format::ContentId;
 
-use crate::node::{MIB, Network, Node, assert_same, find_chunk, flip, noise, random, text};
+use crate::node::{
+    MIB, Network, Node, assert_same, eventually, find_chunk, flip, noise, positions, random, segments, text,
+};
 
 /// A chunk of a megabyte that is a file of its own and the third leaf of a longer one.
 struct Sample {
@@ -25,6 +27,11 @@ fn put_sample(node: &Node) -> Sample {
     let chunk = node.put_id("single", &single).parse().unwrap();
     node.put("long", &long);
     Sample { single, long, chunk }
+}
+
+/// Whether a record of this chunk lies in one of the node's segments.
+fn has_record(node: &Node, chunk: &ContentId) -> bool {
+    segments(&node.dir).iter().any(|path| positions(&fs::read(path).unwrap(), &chunk.0.0).next().is_some())
 }
 
 /// Turns one bit of the chunk over while the node is down.
@@ -62,7 +69,7 @@ fn p2_a_flipped_byte_without_another_copy_exits_6_and_no_output_appears() {
 fn p2_a_flipped_byte_is_outdone_by_a_second_copy_and_mended() {
     let mut network = Network::start(2, 2, 0);
     let sample = put_sample(&network[0]);
-    crate::node::eventually("both have all chunks", || network.nodes.iter().all(|node| node.count("chunks") == 7));
+    eventually("both have all chunks", || network.nodes.iter().all(|node| node.count("chunks") == 7));
     damage(&mut network[1], &sample.chunk);
     network.wait_ready();
     network[1].holds("long", &sample.long);
@@ -77,6 +84,35 @@ fn p2_a_flipped_byte_is_outdone_by_a_second_copy_and_mended() {
     // What was mended stands by itself.
     network[1].kill();
     network[0].reads(&["cat", &sample.chunk.to_string()], &sample.single);
+}
+
+#[test]
+fn p2_a_get_that_meets_damage_holds_the_chunk_again() {
+    let mut network = Network::start(2, 2, 0);
+    let sample = put_sample(&network[0]);
+    eventually("both have all chunks", || network.nodes.iter().all(|node| node.count("chunks") == 7));
+    damage(&mut network[1], &sample.chunk);
+    network.wait_ready();
+    network[1].reads(&["cat", &sample.chunk.to_string()], &sample.single);
+    eventually("the chunk is mended", || network[1].log().contains("a damaged chunk is mended"));
+    // Held, not cached: it stays where nothing may be cached, and it is right without the other node.
+    network[1].stop();
+    network[1].add_options(&["--cache", "0"]);
+    network[1].start();
+    network[0].kill();
+    network[1].reads(&["cat", &sample.chunk.to_string()], &sample.single);
+}
+
+#[test]
+fn p2_damage_of_the_only_copy_exits_6_also_on_another_node() {
+    let mut network = Network::start(2, 1, 0);
+    let sample = put_sample(&network[0]);
+    let holder = (0..2).find(|at| has_record(&network[*at], &sample.chunk)).unwrap();
+    damage(&mut network[holder], &sample.chunk);
+    network.wait_ready();
+    for at in 0..2 {
+        network[at].fails(6, &["cat", &sample.chunk.to_string()]);
+    }
 }
 
 #[test]

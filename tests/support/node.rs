@@ -103,6 +103,11 @@ impl Node {
         self.dir.with_extension("log")
     }
 
+    /// For the next start.
+    pub fn add_options(&mut self, options: &[&str]) {
+        self.options.extend(options.iter().map(|option| (*option).to_owned()));
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }

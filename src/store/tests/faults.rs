@@ -307,6 +307,22 @@ fn damaged_chunk_is_found_by_verification_never_served_and_wanted_across_restart
 }
 
 #[test]
+fn damaged_chunk_that_is_held_is_not_replaced_by_a_cached_copy() {
+    run(async {
+        let disk = SimulatedDisk::new(24);
+        let store = opened(&disk).await.store;
+        let chunk = payload(1, 70_000);
+        let address = address_of(&chunk);
+        put(&store, &chunk, &version(1)).await.unwrap();
+        disk.edit(&name_of(1), |bytes| bytes[(batch(0) + 2 * BLOCK) as usize] ^= 1);
+        store.quarantine(&address).await;
+        assert!(store.is_quarantined(&address));
+        assert!(store.claim(&address).await.unwrap().is_none(), "it would count as sound, and may be evicted");
+        assert!(matches!(store.hold(&address, &version(1)).await.unwrap(), Hold::Absent(_)), "asked for again");
+    });
+}
+
+#[test]
 fn quarantine_spares_a_chunk_that_is_whole_when_read_again() {
     run(async {
         let disk = SimulatedDisk::new(17);
