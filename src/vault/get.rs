@@ -15,10 +15,10 @@
 //! Except while a stream stands still: its reader has paused, or the leaf whose turn it is waits for a buffer. After
 //! [`STREAM_STALL_MAX`](crate::limits::STREAM_STALL_MAX) all leaves that wait behind that one give their buffers back, on
 //! all shards. The one being written keeps its buffer, for the kernel reads from it. The others take a buffer again once
-//! they have their turn, and whatever they then wait for, no other leaf of their job holds it for longer than that time.
-//! So a stream holds one buffer of the node while it stands still, and begins no further leaf; other streams go on for
-//! as long as there are permits of streams (`share.rs`). The price: a reader slower than a leaf in that time has
-//! most leaves fetched twice, one after the other.
+//! they have their turn, and fetch anew. So a stream that stands still holds one buffer of the node and begins no
+//! further leaf; others go on for as long as there are permits of streams (`share.rs`). Time that goes into fetching is
+//! not counted, or a slow network would have every leaf fetched twice. The price: so does a reader that takes longer
+//! than that time for a leaf, and one that goes on after a pause has these leaves fetched one after the other.
 //!
 //! Resuming needs no record of what was done: a leaf that is in the file encrypts, with its key, to its address.
 

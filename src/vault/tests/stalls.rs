@@ -14,14 +14,12 @@ use crate::limits::{CHUNKS_IN_FLIGHT_PER_SHARD, JOB_BUFFERS_PER_SHARD, STREAM_BU
 const BUFFERS: usize = JOB_BUFFERS_PER_SHARD + 5;
 const STREAM_CHUNKS: usize = 14;
 
-/// Waits until so many buffers are out, and sees that it stays so.
+/// Waits until so many buffers are out, and it stays so.
 async fn held(pool: &BufferPool, count: usize) {
-    while BUFFERS - pool.available() != count {
+    let mut rounds = 0;
+    while rounds < 20 {
+        rounds = if BUFFERS - pool.available() == count { rounds + 1 } else { 0 };
         sleep(Duration::from_millis(5)).await;
-    }
-    for _ in 0..50 {
-        yield_now().await;
-        assert_eq!(BUFFERS - pool.available(), count);
     }
 }
 
@@ -89,7 +87,10 @@ fn two_paused_readers_leave_room_for_files() {
     let (chunks, file) = stored(&bytes);
     on_shards(1, BUFFERS, async |_, pool| {
         let streams: Vec<_> = (0..2).map(|_| paused(&file, &chunks, &pool)).collect();
-        held(&pool, STREAM_BUFFERS_PER_SHARD).await;
+        // Each has its node, and together they have taken what streams may have.
+        while chunks.fetched().len() < 2 + STREAM_BUFFERS_PER_SHARD {
+            yield_now().await;
+        }
         file_there_and_back(&chunks, &pool).await;
         resume(streams, &bytes).await;
         Some(())
@@ -198,8 +199,8 @@ fn a_paused_stream_keeps_one_buffer_of_all_shards() {
     let (reader, writer) = std::io::pipe().unwrap();
     let job = GetJob::new(get_options(&file, None, Output::Stream(writer.into()), CHUNKS_IN_FLIGHT_PER_SHARD));
     let out: [AtomicUsize; SHARDS] = Default::default();
-    let reader = Mutex::new(Some(reader));
-    let reading = Mutex::new(None);
+    // The pipe's end, and then the thread that reads it.
+    let reading = Mutex::new((Some(reader), None));
     let lanes = SHARDS * CHUNKS_IN_FLIGHT_PER_SHARD;
     let result = on_shards(SHARDS, BUFFERS, async |shard, pool| {
         let working = start({
@@ -207,25 +208,23 @@ fn a_paused_stream_keeps_one_buffer_of_all_shards() {
             async move { run_get_on(&job, &chunks, shard, pool).await }
         });
         // All that can be fetched was; then all but one buffer come back.
-        loop {
+        let is_read = || {
             out[shard].store(BUFFERS - pool.available(), Ordering::SeqCst);
             let all: usize = out.iter().map(|count| count.load(Ordering::SeqCst)).sum();
-            if chunks.fetched().len() > lanes && all == 1 {
-                break;
+            let mut reading = reading.lock().unwrap();
+            if chunks.fetched().len() > lanes && all == 1 && reading.1.is_none() {
+                assert_eq!(chunks.fetched().len(), lanes + 1);
+                reading.1 = reading.0.take().map(|reader| read(reader, bytes.len()));
             }
-            if reading.lock().unwrap().is_some() {
-                break;
-            }
+            reading.1.is_some()
+        };
+        while !is_read() {
             sleep(Duration::from_millis(5)).await;
-        }
-        assert!(reading.lock().unwrap().is_some() || chunks.fetched().len() == lanes + 1);
-        if let Some(reader) = reader.lock().unwrap().take() {
-            *reading.lock().unwrap() = Some(read(reader, bytes.len()));
         }
         working.await.unwrap()
     });
     assert_eq!(result.unwrap().bytes_written, bytes.len() as u64);
-    assert!(reading.into_inner().unwrap().unwrap().join().unwrap() == bytes);
+    assert!(reading.into_inner().unwrap().1.unwrap().join().unwrap() == bytes);
     let leaves = 61;
     let fetched_twice = chunks.fetched().len() - leaves - 1;
     assert!(fetched_twice > 0, "what was given back is fetched again");
