@@ -249,6 +249,12 @@ pub const SMALL_FILES_BYTES_MAX: usize = 640 * KIB;
 
 /// Buffers of a shard that its puts and gets may hold together: the others are for what they wait for, and for peers.
 pub const JOB_BUFFERS_PER_SHARD: usize = BUFFERS_PER_SHARD * 3 / 5;
+/// Of them, those that puts from streams and gets to streams may hold together, so that files never wait for a pipe. As
+/// many streams may stand still on a shard before a further one waits.
+pub const STREAM_BUFFERS_PER_SHARD: usize = JOB_BUFFERS_PER_SHARD / 2;
+/// A get to a stream whose leaf is not written for this long gives back the buffers of the leaves that wait behind it,
+/// and fetches them again when their turn comes.
+pub const STREAM_STALL_MAX: Duration = Duration::from_millis(500);
 /// Leaves of a get that one shard claims together: the turn to write to a stream changes threads that much more rarely.
 pub const GET_LEAVES_AT_ONCE: usize = 4;
 /// Leaves of one put that may be under way past the first one that is not yet stored, all shards together.
@@ -296,6 +302,10 @@ const _: () = assert!(SEGMENT_BYTES_MAX.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(PUT_WINDOW_LEAVES >= 64 * CHUNKS_IN_FLIGHT_PER_SHARD as u64);
 const _: () = assert!(JOB_BUFFERS_PER_SHARD >= 2 * CHUNKS_IN_FLIGHT_PER_SHARD);
 const _: () = assert!(2 * CHUNKS_IN_FLIGHT_PER_SHARD < BUFFERS_PER_SHARD);
+const _: () = assert!(
+    STREAM_BUFFERS_PER_SHARD >= CHUNKS_IN_FLIGHT_PER_SHARD
+        && JOB_BUFFERS_PER_SHARD - STREAM_BUFFERS_PER_SHARD >= CHUNKS_IN_FLIGHT_PER_SHARD
+);
 const _: () = assert!(KEEPALIVE_MISSED_MAX.as_secs() < 5 && STALL_MAX.as_millis() > SOCKET_WAIT.as_millis());
 const _: () = assert!(SEND_COALESCED_BYTES_MAX >= FRAME_HEADER_BYTES + SEALED_BODY_BYTES_MAX + 32);
 const _: () = assert!(BUFFER_WAIT_MAX.as_millis() < STALL_MAX.as_millis());

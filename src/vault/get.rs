@@ -6,9 +6,19 @@
 //! ```text
 //! wait for a leaf --> take buffer --> claim it --> (resume: in the file already? done)
 //!                                        --> fetch, verify, decrypt --> (stream: wait for the turn) --> write
+//!                                                                              |                    ^
+//!                               stream stands still: give the buffer back, wait, take one, fetch again
 //! ```
-//! The buffer comes before the claim: a claimed leaf always has one, so whoever waits for its turn waits for leaves
-//! that can go on.
+//! The buffer comes before the claim: a claimed leaf has one, so whoever waits for its turn waits for leaves that can
+//! go on.
+//!
+//! Except while a stream stands still: its reader has paused, or the leaf whose turn it is waits for a buffer. After
+//! [`STREAM_STALL_MAX`](crate::limits::STREAM_STALL_MAX) all leaves that wait behind that one give their buffers back, on
+//! all shards. The one being written keeps its buffer, for the kernel reads from it. The others take a buffer again once
+//! they have their turn, and fetch anew. So a stream that stands still holds one buffer of the node and begins no
+//! further leaf; others go on for as long as there are permits of streams (`share.rs`). Time that goes into fetching is
+//! not counted, or a slow network would have every leaf fetched twice. The price: so does a reader that takes longer
+//! than that time for a leaf, and one that goes on after a pause has these leaves fetched one after the other.
 //!
 //! Resuming needs no record of what was done: a leaf that is in the file encrypts, with its key, to its address.
 
@@ -24,7 +34,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::job::{Latch, Progress, lock, wait_for};
 use super::output::{OpenOutput, Output};
-use super::share;
+use super::share::{self, Share, Use};
 use super::tree::{TreeError, check_padding};
 use super::walk::{Inner, Leaf, LeafRun, Root, Step, Walk};
 use super::window::Turnstile;
@@ -189,18 +199,29 @@ impl GetJob {
         }
     }
 
+    /// What the buffers of leaves are for.
+    fn purpose(&self) -> Use {
+        if self.output.in_order() { Use::Stream } else { Use::File }
+    }
+
+    async fn stopped(&self) {
+        wait_for(&self.finished, || self.latch.is_stopped().then_some(())).await;
+    }
+
     async fn lane<S: ChunkSource>(self: &Arc<Self>, file: &File, pool: &BufferPool, source: &Rc<S>) {
         let at_once = self.leaf_count.min(GET_LEAVES_AT_ONCE as u64) as usize;
         while self.leaf_is_available().await {
-            let places = share::take_some(pool, at_once).await;
+            let places = tokio::select! {
+                places = share::take_some(pool, at_once, self.purpose()) => places,
+                () = self.stopped() => return,
+            };
             // Other lanes may have been faster.
-            let work = self.claim(places.len()).into_iter().zip(places).map(|(claimed, (buffer, share))| {
-                let (job, file, source) = (Arc::clone(self), file.clone(), Rc::clone(source));
+            let work = self.claim(places.len()).into_iter().zip(places).map(|(claimed, place)| {
+                let (job, file, pool, source) = (Arc::clone(self), file.clone(), pool.clone(), Rc::clone(source));
                 spawn(async move {
-                    if let Err(error) = job.deliver(claimed, &file, buffer, &*source).await {
+                    if let Err(error) = job.deliver(claimed, &file, &pool, place, &*source).await {
                         job.stop(error);
                     }
-                    drop(share);
                 })
             });
             for leaf in work.collect::<Vec<_>>() {
@@ -213,20 +234,16 @@ impl GetJob {
 
     async fn deliver<S: ChunkSource>(
         &self,
-        Claimed { leaf, number }: Claimed,
+        claimed: Claimed,
         file: &File,
-        buffer: Buffer,
+        pool: &BufferPool,
+        place: (Buffer, Share),
         source: &S,
     ) -> Result<(), GetError> {
-        let wanted = leaf.cut(&self.range);
-        let (here, buffer) = self.is_there(&leaf, &wanted, file, buffer).await;
-        if here {
-            self.bytes_resumed.fetch_add(wanted.len() as u64, Ordering::Relaxed);
-        } else {
-            let buffer = self.fetch_leaf(&leaf, buffer, source).await?;
-            if !self.write(&leaf, number, wanted, file, buffer).await? {
-                return Ok(());
-            }
+        if !self.output.in_order() {
+            self.write_at_position(&claimed.leaf, file, place, source).await?;
+        } else if !self.write_in_turn(&claimed, file, pool, place, source).await? {
+            return Ok(());
         }
         if self.delivered.fetch_add(1, Ordering::AcqRel) + 1 == self.leaf_count {
             self.finished.notify_waiters();
@@ -285,7 +302,7 @@ impl GetJob {
 
     /// Whether the output has this leaf already. A leaf of which only a part is wanted cannot be recognised.
     async fn is_there(&self, leaf: &Leaf, wanted: &Range<usize>, file: &File, buffer: Buffer) -> (bool, Buffer) {
-        if !self.resume || self.output.in_order() || wanted.len() < leaf.span {
+        if !self.resume || wanted.len() < leaf.span {
             return (false, buffer);
         }
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + leaf.span;
@@ -303,29 +320,72 @@ impl GetJob {
         (is_there, buffer)
     }
 
-    /// Writes the wanted part of a leaf; `false` when the job has stopped before its turn came.
-    async fn write(
+    async fn write_at_position<S: ChunkSource>(
         &self,
         leaf: &Leaf,
-        number: u64,
-        wanted: Range<usize>,
         file: &File,
-        buffer: Buffer,
-    ) -> Result<bool, GetError> {
-        let len = wanted.len() as u64;
-        let bytes = RECORD_HEAD_BYTES + wanted.start..RECORD_HEAD_BYTES + wanted.end;
-        if self.output.in_order() {
-            if !self.turnstile.wait(number).await {
-                return Ok(false);
-            }
-            file.write(buffer.freeze(), bytes).await.map_err(GetError::output)?;
-            self.turnstile.pass();
-        } else {
-            let position = self.position(leaf, &wanted);
-            file.write_at(buffer.freeze(), bytes, position).await.map_err(GetError::output)?;
+        (buffer, _share): (Buffer, Share),
+        source: &S,
+    ) -> Result<(), GetError> {
+        let wanted = leaf.cut(&self.range);
+        let (here, buffer) = self.is_there(leaf, &wanted, file, buffer).await;
+        if here {
+            self.bytes_resumed.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+            return Ok(());
         }
-        self.bytes_written.fetch_add(len, Ordering::Relaxed);
+        let buffer = self.fetch_leaf(leaf, buffer, source).await?;
+        let position = self.position(leaf, &wanted);
+        file.write_at(buffer.freeze(), payload_range(&wanted), position).await.map_err(GetError::output)?;
+        self.bytes_written.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// `false` when the job has stopped before the leaf could be written.
+    async fn write_in_turn<S: ChunkSource>(
+        &self,
+        Claimed { leaf, number }: &Claimed,
+        file: &File,
+        pool: &BufferPool,
+        (buffer, share): (Buffer, Share),
+        source: &S,
+    ) -> Result<bool, GetError> {
+        let buffer = self.fetch_leaf(leaf, buffer, source).await?;
+        let Some(kept) = self.wait_for_turn(*number, (buffer, share)).await else { return Ok(false) };
+        let (buffer, _share) = match kept {
+            Some(place) => place,
+            None => {
+                let (buffer, share) = tokio::select! {
+                    place = share::take(pool, Use::Stream) => place,
+                    () = self.stopped() => return Ok(false),
+                };
+                // No fault of the reader's: who waits behind this leaf keeps what it has.
+                self.turnstile.works();
+                let buffer = self.fetch_leaf(leaf, buffer, source).await?;
+                self.turnstile.waits();
+                (buffer, share)
+            }
+        };
+        let wanted = leaf.cut(&self.range);
+        file.write(buffer.freeze(), payload_range(&wanted)).await.map_err(GetError::output)?;
+        self.turnstile.pass();
+        self.bytes_written.fetch_add(wanted.len() as u64, Ordering::Relaxed);
         Ok(true)
+    }
+
+    /// Waits for a leaf's turn, with what it holds for as long as the stream moves. Nothing comes back when the job has
+    /// stopped; no place, when it had to be given back.
+    async fn wait_for_turn(&self, number: u64, place: (Buffer, Share)) -> Option<Option<(Buffer, Share)>> {
+        let mut turn = std::pin::pin!(self.turnstile.wait(number));
+        let came = tokio::select! {
+            biased;
+            came = &mut turn => Some(came),
+            () = self.turnstile.stands_still() => None,
+        };
+        if let Some(came) = came {
+            return came.then_some(Some(place));
+        }
+        drop(place);
+        turn.await.then_some(None)
     }
 
     /// Walks the tree for the lanes, and waits until they are through. Runs on the coordinating shard, beside its
@@ -372,7 +432,7 @@ impl GetJob {
         pool: &BufferPool,
         source: &S,
     ) -> Result<Zeroizing<Vec<u8>>, GetError> {
-        let (buffer, _share) = share::take(pool).await;
+        let (buffer, _share) = share::take(pool, Use::File).await;
         let mut buffer = fetch_open(source, node.address, &node.key, node.len, buffer).await?;
         let plaintext = payload_mut(&mut buffer, node.len);
         let copy = Zeroizing::new(plaintext.to_vec());
@@ -405,4 +465,9 @@ impl GetJob {
             bytes_resumed: self.bytes_resumed.load(Ordering::Relaxed),
         })
     }
+}
+
+/// Where the wanted part of a leaf is in its buffer.
+fn payload_range(wanted: &Range<usize>) -> Range<usize> {
+    RECORD_HEAD_BYTES + wanted.start..RECORD_HEAD_BYTES + wanted.end
 }

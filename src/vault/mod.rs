@@ -17,8 +17,11 @@
 //!   the wire as it arrives, or here), a node against the shape that its parent gave it, and only then is a byte of
 //!   either used.
 //! - Nobody waits for another leaf while holding a buffer, except for its turn to write to a stream; and then all
-//!   earlier leaves have their buffers. So jobs that share a pool cannot block each other for ever.
-//! - All jobs of a shard together leave some of its buffers alone (`share.rs`): chunks arrive in them.
+//!   earlier leaves have their buffers, or get them: when the stream stands still, those that wait behind the leaf whose
+//!   turn it is give theirs back (`get.rs`). So jobs that share a pool cannot block each other for ever.
+//! - All jobs of a shard together leave some of its buffers alone (`share.rs`): chunks arrive in them. And streams leave
+//!   some of the jobs' alone: a file never waits for somebody's pipe. A stream that stands still keeps one buffer; a
+//!   further stream waits only where as many as the limit on them stand still on one shard.
 //! - Memory of a job: `width` buffers a shard, one node (576 KiB) a level, a window of entries. Nothing grows with the
 //!   file.
 

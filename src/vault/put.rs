@@ -9,7 +9,9 @@
 //!   |                                              |                 |
 //!   +-- input at its end: the lane ends            +-----------------+--> first error stops all lanes
 //! ```
-//! A stream is read by one lane at a time, a whole leaf each; the turn to read is taken before the leaf is claimed.
+//! A stream is read by one lane at a time, a whole leaf each; the turn to read is taken before the leaf is claimed, and
+//! the buffer after it. So a put whose stream is silent holds one buffer of the node, the one that the kernel reads into;
+//! it comes out of those that streams share (`share.rs`), from which puts of files need none.
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +21,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::input::{Input, OpenInput};
 use super::job::{Latch, Progress, lock, wait_for};
-use super::share::{self, Share};
+use super::share::{self, Share, Use};
 use super::tree::{Finish, Node, TreeBuilder, leaf_bytes};
 use super::window::{Claim, Window};
 use super::{ChunkError, ChunkSink, payload_mut};
@@ -205,7 +207,7 @@ impl PutJob {
         let Some(leaf) = self.claim().await else { return Ok(None) };
         let start = leaf * CHUNK_BYTES_MAX as u64;
         let span = (len - start).min(CHUNK_BYTES_MAX as u64) as usize;
-        let (buffer, share) = share::take(pool).await;
+        let (buffer, share) = share::take(pool, Use::File).await;
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + span;
         let turn = if file.is_cached(start, span) { Some(Turn::take(span).await) } else { None };
         let (result, buffer) = file.read_at(buffer, range, start).await;
@@ -219,7 +221,11 @@ impl PutJob {
         // Refused only once the job has stopped.
         let Ok(_turn) = self.reading.acquire().await else { return Ok(None) };
         let Some(leaf) = self.claim().await else { return Ok(None) };
-        let (buffer, share) = share::take(pool).await;
+        // It may be long until other streams leave a buffer to this one.
+        let (buffer, share) = tokio::select! {
+            place = share::take(pool, Use::Stream) => place,
+            () = wait_for(&self.moved, || self.latch.is_stopped().then_some(())) => return Ok(None),
+        };
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + CHUNK_BYTES_MAX;
         let (result, buffer) = file.read(buffer, range).await;
         let span = result?;
@@ -345,7 +351,7 @@ impl PutJob {
         pool: &BufferPool,
         sink: &S,
     ) -> Result<(u8, TreeEntry), PutError> {
-        let (mut buffer, share) = share::take(pool).await;
+        let (mut buffer, share) = share::take(pool, Use::File).await;
         let len = node.plaintext.len();
         payload_mut(&mut buffer, len).copy_from_slice(&node.plaintext);
         let (address, key) = self.seal_and_store(node.level, buffer, share, Turn::take(len).await, len, sink).await?;

@@ -4,17 +4,19 @@
 //! collects the entries in file order. No leaf is claimed that is too far ahead of the first one still missing, so
 //! that one slow store does not pile up entries.
 //!
-//! [`Turnstile`] (get, streams): a worker waits until all earlier leaves are written.
+//! [`Turnstile`] (get, streams): a worker waits until all earlier leaves are written, and is told when the one whose turn
+//! it is takes long.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 
 use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroize;
 
 use super::job::lock;
 use crate::format::tree::TreeEntry;
-use crate::limits::PUT_WINDOW_LEAVES;
+use crate::limits::{PUT_WINDOW_LEAVES, STREAM_STALL_MAX};
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Claim {
@@ -93,6 +95,8 @@ impl Drop for Window {
 #[derive(Default)]
 struct Queue {
     next: u64,
+    /// Since when whoever has the turn waits for something that may take for ever; none while it does not.
+    waits_since: Option<Instant>,
     waiting: HashMap<u64, oneshot::Sender<()>>,
     closed: bool,
 }
@@ -105,8 +109,12 @@ impl Turnstile {
     pub(super) async fn wait(&self, number: u64) -> bool {
         let turn = {
             let mut queue = lock(&self.0);
-            if queue.closed || queue.next == number {
-                return !queue.closed;
+            if queue.closed {
+                return false;
+            }
+            if queue.next == number {
+                queue.waits_since = Some(Instant::now());
+                return true;
             }
             let (sender, turn) = oneshot::channel();
             queue.waiting.insert(number, sender);
@@ -120,9 +128,35 @@ impl Turnstile {
         let mut queue = lock(&self.0);
         queue.next += 1;
         let next = queue.next;
+        queue.waits_since = None;
         if let Some(sender) = queue.waiting.remove(&next) {
+            queue.waits_since = Some(Instant::now());
             // Nobody there to hear it: the job was stopped.
             let _gone = sender.send(());
+        }
+    }
+
+    /// Whose turn it is does something that is sure to be done: that is no standing still, however long it takes. Ends
+    /// with [`Self::waits`].
+    pub(super) fn works(&self) {
+        lock(&self.0).waits_since = None;
+    }
+
+    /// Whose turn it is waits for what may take for ever, as it does from the beginning of its turn.
+    pub(super) fn waits(&self) {
+        lock(&self.0).waits_since = Some(Instant::now());
+    }
+
+    /// Returns when the one whose turn it is has waited for [`STREAM_STALL_MAX`], at the latest as much later. One that
+    /// is not yet there to take its turn does not wait.
+    pub(super) async fn stands_still(&self) {
+        loop {
+            let now = Instant::now();
+            let deadline = lock(&self.0).waits_since.unwrap_or(now) + STREAM_STALL_MAX;
+            if deadline <= now {
+                return;
+            }
+            sleep_until(deadline).await;
         }
     }
 

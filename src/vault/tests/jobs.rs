@@ -1,7 +1,6 @@
 //! Several jobs at once, cancelled gets, and what stays in memory.
 
 use super::*;
-use crate::limits::JOB_BUFFERS_PER_SHARD;
 
 #[test]
 fn streams_that_share_crowded_pools_all_get_through() {
@@ -110,47 +109,4 @@ fn a_put_with_one_buffer_a_shard_gets_through() {
     let (got, result) = get_stream(&file, None, &chunks, shape);
     result.unwrap();
     assert!(got == bytes);
-}
-
-#[test]
-fn jobs_that_stand_still_leave_buffers_to_others() {
-    // Streams nobody reads, with more lanes than the shard has buffers.
-    const BUFFERS: usize = JOB_BUFFERS_PER_SHARD + 5;
-    let bytes = content(12 * CHUNK, 44);
-    let (chunks, file) = stored(&bytes);
-    let (readers, jobs): (Vec<_>, Vec<_>) = (0..5)
-        .map(|_| {
-            let (reader, writer) = std::io::pipe().unwrap();
-            (reader, GetJob::new(get_options(&file, None, Output::Stream(writer.into()), 8)))
-        })
-        .unzip();
-    let readers = Mutex::new(readers);
-    on_shards(1, BUFFERS, async |shard, pool| {
-        let run = |job: &Arc<GetJob>| {
-            let (job, chunks, pool) = (Arc::clone(job), Arc::clone(&chunks), pool.clone());
-            spawn(async move { assert!(run_get_on(&job, &chunks, shard, pool).await.unwrap().is_ok()) })
-        };
-        let tasks: Vec<_> = jobs.iter().map(run).collect();
-        while pool.available() > BUFFERS - JOB_BUFFERS_PER_SHARD {
-            yield_now().await;
-        }
-        for _ in 0..200 {
-            yield_now().await;
-            assert_eq!(pool.available(), BUFFERS - JOB_BUFFERS_PER_SHARD);
-        }
-        let readers: Vec<_> = readers.lock().unwrap().drain(..).collect();
-        let reading = readers.into_iter().map(|mut reader| {
-            std::thread::spawn(move || {
-                let mut bytes = vec![0; 12 * CHUNK];
-                reader.read_exact(&mut bytes).unwrap();
-                bytes
-            })
-        });
-        let reading: Vec<_> = reading.collect();
-        for task in tasks {
-            task.await.unwrap();
-        }
-        assert!(reading.into_iter().all(|reader| reader.join().unwrap() == bytes));
-        Some(())
-    });
 }

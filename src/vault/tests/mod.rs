@@ -3,6 +3,7 @@
 mod get;
 mod jobs;
 mod put;
+mod stalls;
 mod tree;
 
 use std::collections::HashMap;
