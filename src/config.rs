@@ -22,7 +22,7 @@ pub struct NodeConfig {
     /// `host:port` that others dial, where it is not what `listen` says.
     pub advertise: Option<String>,
     pub zone: Option<String>,
-    /// Bytes offered; all that is free when absent.
+    /// Bytes that the records of the store may take; all that is free when absent.
     pub capacity: Option<u64>,
     /// Bytes of the cache.
     pub cache: u64,

@@ -86,11 +86,12 @@ pub struct NodeArguments {
     #[arg(long, value_name = "ZONE", requires = "listen")]
     pub zone: Option<String>,
 
-    /// Space to offer, for example 500G or 2T; all that is free when not given
+    /// Space to offer, for example 500G or 2T; all that is free when not given. When it is used up new chunks are
+    /// refused; reads and removals go on
     #[arg(long, value_name = "SIZE", requires = "listen", value_parser = parse_size)]
     pub capacity: Option<u64>,
 
-    /// Space for copies of what was read from other nodes
+    /// Space for copies of what was read from other nodes; at most a quarter of the capacity
     #[arg(long, value_name = "SIZE", requires = "listen", default_value = "10G", value_parser = parse_size)]
     pub cache: u64,
 

@@ -65,9 +65,12 @@ impl Failure {
         Self::new(Exit::Interrupted, message)
     }
 
-    /// The same failure, with the thing that it happened to in front.
+    /// The same failure, with the thing that it happened to in front, unless the node has said it already.
     pub fn at(mut self, thing: impl std::fmt::Display) -> Self {
-        self.message = format!("{thing}: {}", self.message);
+        let prefix = format!("{thing}: ");
+        if !self.message.starts_with(&prefix) {
+            self.message.insert_str(0, &prefix);
+        }
         self
     }
 }
@@ -81,5 +84,18 @@ impl From<ClientError> for Failure {
             ClientError::Failed { code, .. } => *code,
         };
         Self { code, message: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_names_its_thing_once() {
+        let message = |text: &str| Failure::other(text).at(format_args!("main/{}", "f20")).message;
+        assert_eq!(message("it is damaged"), "main/f20: it is damaged");
+        assert_eq!(message("main/f20: it is damaged"), "main/f20: it is damaged");
+        assert_eq!(message("main/f2: it is damaged"), "main/f20: main/f2: it is damaged");
     }
 }

@@ -106,6 +106,7 @@ fn status_json(report: &StatusReport) -> Value {
         "bytes_live": report.bytes_live,
         "bytes_disk": report.bytes_disk,
         "bytes_free": report.bytes_free,
+        "capacity_bytes": report.capacity_bytes,
         "names": report.names,
         "versions": report.versions,
         "deaths_pending": report.deaths_pending,
@@ -127,10 +128,11 @@ fn status_lines(report: &StatusReport) -> Vec<String> {
         format!("nodes     {} alive of {}", report.nodes_alive, report.nodes_known),
         format!("names     {} ({} versions, {} deaths pending)", report.names, report.versions, report.deaths_pending),
         format!(
-            "chunks    {}: {} live, {} on disk, {} free",
+            "chunks    {}: {} live, {} on disk{}, {} free",
             report.chunks,
             show_size(report.bytes_live),
             show_size(report.bytes_disk),
+            report.capacity_bytes.map(|bytes| format!(" of {} offered", show_size(bytes))).unwrap_or_default(),
             show_size(report.bytes_free)
         ),
         format!("cache     {}", show_size(report.cache_bytes)),

@@ -21,6 +21,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::fmt;
 use std::time::Duration;
 
 use super::layout::Quorum;
@@ -94,11 +95,38 @@ struct Retry {
     tries: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "too many removals wait for nodes that do not answer: start those nodes again (gabion peers shows who is away), or wait for them"
-)]
-pub struct TooManyDeaths;
+/// Why no more can be removed or overwritten for now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooManyDeaths {
+    pub pending: usize,
+    /// Who has not confirmed them, who owes most first.
+    pub waiting_for: Vec<NodeId>,
+}
+
+impl std::error::Error for TooManyDeaths {}
+
+impl fmt::Display for TooManyDeaths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((first, others)) = self.waiting_for.split_first() else {
+            return f.write_str("too many removals and overwrites run at once: try again");
+        };
+        write!(f, "{} removals and overwrites wait to be confirmed by node {first}", self.pending)?;
+        for node in others.iter().take(NODES_NAMED_MAX - 1) {
+            write!(f, ", {node}")?;
+        }
+        match others.len().saturating_sub(NODES_NAMED_MAX - 1) {
+            0 => {}
+            more => write!(f, " and {more} more")?,
+        }
+        f.write_str(
+            ", and no more are kept: start what is away of these (gabion peers shows it); until they have confirmed, \
+             nothing more can be removed or overwritten",
+        )
+    }
+}
+
+/// An error names at most so many nodes.
+const NODES_NAMED_MAX: usize = 4;
 
 /// One death to send to one node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -150,10 +178,21 @@ impl PendingDeaths {
     /// Each ends with [`Self::release`].
     pub fn reserve(&mut self) -> Result<(), TooManyDeaths> {
         if !self.has_room() {
-            return Err(TooManyDeaths);
+            return Err(TooManyDeaths { pending: self.pending.len(), waiting_for: self.waiting_for() });
         }
         self.reserved += 1;
         Ok(())
+    }
+
+    /// The nodes that have not confirmed something, who owes most first.
+    fn waiting_for(&self) -> Vec<NodeId> {
+        let mut owed: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for node in self.pending.values().flat_map(|pending| pending.waiting.keys()) {
+            *owed.entry(*node).or_default() += 1;
+        }
+        let mut nodes: Vec<(NodeId, usize)> = owed.into_iter().collect();
+        nodes.sort_by_key(|(_, owed)| std::cmp::Reverse(*owed));
+        nodes.into_iter().map(|(node, _)| node).collect()
     }
 
     pub fn release(&mut self) {

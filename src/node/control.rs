@@ -264,6 +264,8 @@ structure! {
         pub bytes_live: u64,
         pub bytes_disk: u64,
         pub bytes_free: u64,
+        /// What it was told to offer.
+        pub capacity_bytes: Option<u64>,
         pub names: u64,
         pub versions: u64,
         pub deaths_pending: u64,

@@ -11,6 +11,8 @@
 //! A death is a record of the log on every node that got it. Who signed it also keeps a document that lists who has
 //! confirmed; it goes once all nodes of the newest layout, and all others known, have.
 
+use std::cell::RefCell;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -48,7 +50,7 @@ impl Drop for Room {
 
 /// Asked for before the name is written: a death that cannot be signed afterwards would leak what it is about.
 pub fn reserve(shard: &Rc<Shard>) -> Result<Room, Failure> {
-    lock(&shard.node.deaths).reserve().map_err(|error| Failure::new(code::OTHER, error.to_string()))?;
+    lock(&shard.node.deaths).reserve().map_err(|error| Failure::new(code::SPACE, error.to_string()))?;
     Ok(Room(shard.node.clone()))
 }
 
@@ -172,8 +174,9 @@ pub fn start(shard: &Rc<Shard>) {
     on_layout(&shard.node); // nodes that joined after a pending death was written down
     spawn(async move {
         let stopping = shard.node.stopping();
+        let sending = Sending::default();
         loop {
-            send_due(&shard).await;
+            send_due(&shard, &sending);
             let next = lock(&shard.node.deaths).next_deadline();
             let pause = next.map_or(IDLE, |at| at.saturating_sub(shard.node.uptime())).min(IDLE);
             tokio::select! {
@@ -185,7 +188,11 @@ pub fn start(shard: &Rc<Shard>) {
     });
 }
 
-async fn send_due(shard: &Rc<Shard>) {
+/// The peers that are being sent to, and whether more came due for them meanwhile.
+type Sending = Rc<RefCell<BTreeMap<NodeId, bool>>>;
+
+/// Begins to send what is due, to all peers at once: one that is slow delays no other.
+fn send_due(shard: &Rc<Shard>, sending: &Sending) {
     let node = &shard.node;
     let due = lock(&node.deaths).next_to_send(node.uptime(), SENT_AT_ONCE_MAX);
     let mut by_node: BTreeMap<NodeId, Vec<(DeathId, Vec<u8>)>> = BTreeMap::new();
@@ -195,9 +202,24 @@ async fn send_due(shard: &Rc<Shard>) {
         }
     }
     for (peer, deaths) in by_node {
-        if let Err(reason) = send(shard, peer, deaths).await {
-            tracing::debug!(?peer, %reason, "deaths not confirmed yet");
+        match sending.borrow_mut().entry(peer) {
+            Entry::Occupied(mut has_more) => *has_more.get_mut() = true,
+            Entry::Vacant(idle) => {
+                idle.insert(false);
+                spawn(send_to(shard.clone(), sending.clone(), peer, deaths));
+            }
         }
+    }
+}
+
+async fn send_to(shard: Rc<Shard>, sending: Sending, peer: NodeId, deaths: Vec<(DeathId, Vec<u8>)>) {
+    let outcome = send(&shard, peer, deaths).await;
+    let has_more = sending.borrow_mut().remove(&peer).unwrap_or_default();
+    match outcome {
+        // What came due meanwhile was not sent, and counts as sent.
+        Ok(()) if has_more => on_reachable(&shard.node, peer),
+        Ok(()) => {}
+        Err(reason) => tracing::debug!(?peer, %reason, "deaths not confirmed yet"),
     }
 }
 

@@ -46,9 +46,10 @@ pub async fn run(shard: &Rc<Shard>, unreferenced_for: Duration, surveys_max: usi
     loop {
         let garbage = shard.node.catalog.garbage(GARBAGE_PAGE, unreferenced_for).await?;
         let page_len = garbage.len();
-        let removed = remove_all(shard, garbage).await?;
+        let Settled { removed, forgotten } = remove_all(shard, garbage).await?;
         reclaimed.chunks += removed;
-        if page_len < GARBAGE_PAGE || removed == 0 {
+        // A page of which nothing went would come again.
+        if page_len < GARBAGE_PAGE || removed + forgotten == 0 {
             break;
         }
     }
@@ -60,8 +61,16 @@ pub async fn run(shard: &Rc<Shard>, unreferenced_for: Duration, surveys_max: usi
     Ok(reclaimed)
 }
 
-/// Removes chunks unless a living version refers to them after all; how many went.
-async fn remove_all(shard: &Rc<Shard>, addresses: Vec<Address>) -> Result<u64, Failure> {
+/// What became of chunks that were named as garbage.
+#[derive(Default)]
+struct Settled {
+    removed: u64,
+    /// They had gone before: only the mark was left.
+    forgotten: u64,
+}
+
+/// Removes chunks unless a living version refers to them after all.
+async fn remove_all(shard: &Rc<Shard>, addresses: Vec<Address>) -> Result<Settled, Failure> {
     let places = Rc::new(Semaphore::new(REMOVALS_AT_ONCE));
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     for address in addresses {
@@ -72,23 +81,25 @@ async fn remove_all(shard: &Rc<Shard>, addresses: Vec<Address>) -> Result<u64, F
         });
     }
     drop(tell);
-    let (mut removed, mut failure) = (0, None);
+    let (mut settled, mut failure) = (Settled::default(), None);
     while let Some(outcome) = told.recv().await {
         match outcome {
-            Ok(is_removed) => removed += u64::from(is_removed),
+            Ok(Removal::Removed) => settled.removed += 1,
+            Ok(Removal::Absent) => settled.forgotten += 1,
+            Ok(Removal::Kept) => {}
             Err(error) => failure = Some(error),
         }
     }
-    failure.map_or(Ok(removed), Err)
+    failure.map_or(Ok(settled), Err)
 }
 
-async fn remove(shard: &Rc<Shard>, address: &Address) -> Result<bool, Failure> {
+async fn remove(shard: &Rc<Shard>, address: &Address) -> Result<Removal, Failure> {
     let removal = shard.store.remove(address, async |address| is_wanted(&shard.node.catalog, address).await).await?;
     shard.node.cache.forget(address);
     if removal == Removal::Absent {
         log::forget(&shard.node.catalog, *address).await; // or it would be named as garbage for ever
     }
-    Ok(removal == Removal::Removed)
+    Ok(removal)
 }
 
 /// Whether a living version refers to a chunk; if that cannot be told, it is wanted.

@@ -166,6 +166,8 @@ fn not_listening(address: SocketAddr, error: &std::io::Error) -> NodeError {
 }
 
 const CATALOG_DIRECTORY: &str = "catalog";
+/// At most one part in so many of the capacity is cache.
+const CACHE_SHARE_OF_CAPACITY: u64 = 4;
 const INCARNATION_FILE: &str = "incarnation";
 
 /// One life of the store: random, written once; an emptied directory gets another.
@@ -199,7 +201,7 @@ async fn open(
     let incarnation = incarnation(&dir)?;
     let (catalog, positions) = Catalog::open(&dir.join(CATALOG_DIRECTORY))?;
     let disk = RingDisk::new(&dir).map_err(|source| NodeError::Io { what: "opening the data directory", source })?;
-    let options = StoreOptions::new(shards.len(), incarnation, 0);
+    let options = StoreOptions { capacity_bytes: config.capacity, ..StoreOptions::new(shards.len(), incarnation, 0) };
     let mut replay = log::Replay::new(&catalog);
     let (store, report) = store::open(&disk, options, &positions, &mut |replayed| replay.apply(replayed)).await?;
     replay.finish().await?;
@@ -224,7 +226,10 @@ async fn open(
     let replay_filter = ReplayFilter::load(&dir, wall_ms())
         .map_err(|error| NodeError::DataDir { path: dir.clone(), reason: error.to_string() })?;
     let certificate = keys.certificate().clone();
-    let cache = Cache::new(config.cache);
+    // What was only read must not take the room of what is to be kept.
+    let cache_bytes =
+        config.capacity.map_or(config.cache, |capacity| config.cache.min(capacity / CACHE_SHARE_OF_CAPACITY));
+    let cache = Cache::new(cache_bytes);
     let node = Arc::new(Shared {
         peers: Peers::new(&config, &certificate, keys.node(), incarnation, listen),
         config,

@@ -146,7 +146,9 @@ impl<D: Disk> Appender<D> {
                         self.grow(&segment, len).await?;
                         continue;
                     }
-                    let slot = segment.reserve(len, records);
+                    // Chunks of the small class were asked about before they came to the committer.
+                    let are_chunks = self.class == SegmentClass::Bulk;
+                    let slot = self.context.shared.take_room(len, are_chunks, || segment.reserve(len, records))?;
                     return Ok((segment, slot));
                 }
                 Some(_) => self.put_away(open.take()),
@@ -162,7 +164,8 @@ impl<D: Disk> Appender<D> {
             .disk
             .free_bytes()
             .map_err(|error| StoreError::io("asking for the free space of", "", error))?;
-        let mut step = self.context.shared.options.step_bytes.min(free / 16) / BLOCK * BLOCK;
+        let room_left = self.context.shared.room_left().max(crate::limits::MIB as u64);
+        let mut step = self.context.shared.options.step_bytes.min(free / 16).min(room_left) / BLOCK * BLOCK;
         if self.class == SegmentClass::Bulk {
             let spendable = free.saturating_sub(FREE_BYTES_RESERVE);
             if spendable < needed {
@@ -217,7 +220,7 @@ impl<D: Disk> Appender<D> {
             return Err(error);
         }
         let entry = SegmentEntry::new(id, self.class, nonce, State::Open, BLOCK);
-        context.shared.add_segment(entry.clone());
+        context.shared.take_room(BLOCK, false, || context.shared.add_segment(entry.clone()))?;
         Ok(Rc::new(OpenSegment {
             context: context.clone(),
             entry,
@@ -297,6 +300,7 @@ impl<D: Disk> OpenSegment<D> {
         let slot =
             Slot { nonce: self.entry.nonce, offset: state.end, sequence: state.sequence, watermark: state.watermark };
         state.end += len;
+        self.entry.reserved_end.store(state.end, Ordering::Relaxed);
         state.sequence += 1;
         state.records += records;
         assert!(state.end <= state.allocated, "a write behind what is allocated");
@@ -438,6 +442,7 @@ impl<D: Disk> OpenSegment<D> {
             phase.notes = Vec::new();
             std::mem::take(&mut phase.dead)
         };
+        self.context.shared.room.freed();
         for (start, len) in dead {
             self.context.punch(&self.file, id, start, len).await;
         }

@@ -20,15 +20,14 @@ use super::disk::{Disk, DiskFile};
 use super::finish::{Durable, Effect};
 use super::index::Place;
 use super::locks::{AddressLock, PlaceGuard};
+use super::room::check_free;
 use super::segment::name_of;
 use super::{Store, StoreError};
 use crate::format::record::{Batch, FLAG_CACHED, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
 use crate::format::{Address, VersionId};
 use crate::io::Turn;
 use crate::io::buffers::{Buffer, SharedBuffer};
-use crate::limits::{
-    BLOCK_BYTES, BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, FREE_BYTES_RESERVE, RECORD_HEAD_BYTES,
-};
+use crate::limits::{BLOCK_BYTES, BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
 
 const HEADER_AT: usize = RECORD_HEAD_BYTES - RECORD_HEADER_BYTES;
 
@@ -142,11 +141,11 @@ impl<D: Disk> Store<D> {
         Ok(Some(superseded))
     }
 
-    /// An error when new chunks are not taken.
-    pub(super) fn check_room(&self) -> Result<(), StoreError> {
+    /// An error when `bytes` of new chunks are not taken.
+    pub(super) fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
         let free = self.context().disk.free_bytes();
-        let free = free.map_err(|error| StoreError::io("asking for the free space of", "", error))?;
-        if free < FREE_BYTES_RESERVE { Err(StoreError::no_space(free)) } else { Ok(()) }
+        check_free(free.map_err(|error| StoreError::io("asking for the free space of", "", error))?)?;
+        self.shared().check_capacity(bytes)
     }
 
     /// A claim to write a cached copy: none when there is a sound copy of any kind, and none over a damaged one that was
@@ -177,7 +176,7 @@ impl<D: Disk> Store<D> {
         flags: u8,
     ) -> Result<Staged, StoreError> {
         check_length(&buffer, payload_len)?;
-        self.check_room()?;
+        self.check_room((RECORD_HEADER_BYTES + payload_len) as u64)?;
         let Claim { address, lock, superseded } = claim;
         let effect = Effect::Insert { superseded, lock };
         let header = RecordHeader::new(RecordKind::Chunk, flags, payload_len as u32, address, *version);

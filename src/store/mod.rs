@@ -17,6 +17,7 @@
 //! | [`chunks`] | hold, stage, commit, read, locate, quarantine, remove |
 //! | [`scan`], [`recovery`], [`checkpoint`] | opening a store |
 //! | [`reclaim`] | sealing on request, compaction |
+//! | [`room`] | whether new chunks are taken |
 //! | [`verify`] | reading everything again, listing what is there |
 //!
 //! # What the catalog must know
@@ -48,6 +49,7 @@ mod locks;
 mod reclaim;
 mod recovery;
 mod ring_disk;
+mod room;
 mod scan;
 mod segment;
 mod shared;
@@ -66,6 +68,7 @@ pub use locks::PlaceGuard;
 pub use reclaim::{Keep, KeepAll, Survey};
 pub use recovery::{OpenReport, Replayed, open};
 pub use ring_disk::RingDisk;
+pub use room::NoRoom;
 pub use shared::Shared;
 pub use small::SmallChunk;
 pub use verify::{AddressCursor, Listed, Verified, VerifyReport};
@@ -81,10 +84,8 @@ pub enum StoreError {
     Io { doing: &'static str, name: String, source: Arc<io::Error> },
     #[error("{file} was written by a newer gabion (format {found}, this one knows {known}): update this program")]
     NewerFormat { file: String, found: u16, known: u16 },
-    #[error(
-        "the disk is full: {free_bytes} bytes are free, {reserve_bytes} are kept in reserve; make room or remove files"
-    )]
-    NoSpace { free_bytes: u64, reserve_bytes: u64 },
+    #[error("{reason}")]
+    NoSpace { reason: NoRoom },
     #[error("a {what} of {len_bytes} bytes was handed to the store, which takes {min_bytes} to {max_bytes}")]
     Length { what: &'static str, len_bytes: usize, min_bytes: usize, max_bytes: usize },
     #[error("the store is closed")]
@@ -97,7 +98,7 @@ impl StoreError {
     }
 
     pub(crate) fn no_space(free_bytes: u64) -> Self {
-        Self::NoSpace { free_bytes, reserve_bytes: limits::FREE_BYTES_RESERVE }
+        Self::NoSpace { reason: NoRoom::Disk { free_bytes, reserve_bytes: limits::FREE_BYTES_RESERVE } }
     }
 }
 
@@ -112,6 +113,8 @@ pub struct StoreOptions {
     pub segment_bytes_max: u64,
     pub segment_records_max: u32,
     pub step_bytes: u64,
+    /// New chunks are refused once records would take more; only the file system limits them when absent.
+    pub capacity_bytes: Option<u64>,
     /// A mutation for the tests: acknowledge without a sync. The crash tests must catch it.
     #[cfg(test)]
     pub acknowledge_unsynced: bool,
@@ -126,6 +129,7 @@ impl StoreOptions {
             segment_bytes_max: limits::SEGMENT_BYTES_MAX,
             segment_records_max: limits::SEGMENT_RECORDS_MAX,
             step_bytes: limits::SEGMENT_STEP_BYTES,
+            capacity_bytes: None,
             #[cfg(test)]
             acknowledge_unsynced: false,
         }
@@ -276,15 +280,19 @@ impl<D: Disk> Store<D> {
         result
     }
 
-    /// Whether new chunks are taken.
+    /// Whether new chunks of any length are taken.
     pub fn has_room(&self) -> bool {
-        self.context().disk.free_bytes().is_ok_and(|free| free >= limits::FREE_BYTES_RESERVE)
+        self.room().is_ok()
+    }
+
+    /// The same, and why not.
+    pub fn room(&self) -> Result<(), StoreError> {
+        self.check_room((limits::RECORD_HEAD_BYTES + limits::CHUNK_BYTES_MAX) as u64)
     }
 
     pub fn stats(&self) -> StoreStats {
         let shared = self.shared();
         let segments = shared.segments();
-        let free = self.context().disk.free_bytes().unwrap_or(0);
         StoreStats {
             chunks: shared.index.chunks(),
             bytes_live: segments
@@ -294,7 +302,7 @@ impl<D: Disk> Store<D> {
             bytes_disk: segments.iter().map(|entry| entry.bytes_disk()).sum(),
             segments: segments.len() as u64,
             quarantined: shared.quarantined().len() as u64,
-            writable: free >= limits::FREE_BYTES_RESERVE,
+            writable: self.has_room(),
             index_bytes: shared.index.bytes(),
         }
     }

@@ -10,6 +10,7 @@ use super::StoreOptions;
 use super::committer::Message;
 use super::index::{Index, Place};
 use super::locks::Locks;
+use super::room::Room;
 use super::segment::extent;
 use crate::format::Address;
 use crate::format::segment::SegmentClass;
@@ -46,6 +47,8 @@ pub(super) struct SegmentEntry {
     phase: Mutex<Phase>,
     /// Records before this offset are durable.
     pub durable_end: AtomicU64,
+    /// Of an open segment: places before this offset are given away.
+    pub reserved_end: AtomicU64,
     /// Bytes of chunk records that are in the index.
     pub live_bytes: AtomicI64,
     pub live_chunks: AtomicI64,
@@ -64,6 +67,7 @@ impl SegmentEntry {
             nonce,
             phase: Mutex::new(Phase { state, dead: Vec::new(), notes: Vec::new() }),
             durable_end: AtomicU64::new(durable_end),
+            reserved_end: AtomicU64::new(durable_end),
             live_bytes: AtomicI64::new(0),
             live_chunks: AtomicI64::new(0),
             dead_bytes: AtomicU64::new(0),
@@ -104,6 +108,11 @@ impl SegmentEntry {
             _ => end,
         }
     }
+
+    /// The same with the records that are on their way.
+    pub fn bytes_reserved(&self) -> u64 {
+        if self.is_sealed() { self.bytes_disk() } else { self.reserved_end.load(Ordering::Relaxed) }
+    }
 }
 
 /// The part of the store that is `Send + Sync`.
@@ -111,6 +120,7 @@ pub struct Shared {
     pub(super) options: StoreOptions,
     pub(super) index: Index,
     pub(super) locks: Arc<Locks>,
+    pub(super) room: Room,
     segments: RwLock<BTreeMap<u64, Arc<SegmentEntry>>>,
     next_segment: AtomicU64,
     /// Counts the segments that went, so that each thread knows when to look through its open descriptors.
@@ -131,6 +141,7 @@ impl Shared {
     pub(super) fn new(options: StoreOptions, index: Index, next_segment: u64) -> Self {
         let (committer, inbox) = mpsc::channel(crate::limits::COMMITTER_QUEUE_MESSAGES);
         Self {
+            room: Room::new(options.capacity_bytes),
             options,
             index,
             locks: Locks::new(),
@@ -162,6 +173,7 @@ impl Shared {
 
     pub(super) fn drop_segment(&self, id: u64) {
         self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.room.freed();
         self.gone.fetch_add(1, Ordering::AcqRel);
         self.unlinked.lock().unwrap_or_else(PoisonError::into_inner).push(id);
     }
@@ -223,6 +235,7 @@ impl Shared {
         let place = self.index.remove(address, segment, offset)?;
         if let Some(entry) = self.segment(segment) {
             entry.count_dead(&place);
+            self.room.freed();
         }
         Some(place)
     }

@@ -22,7 +22,7 @@ use super::disk::Disk;
 use super::finish::Effect;
 use super::locks::{AddressLock, Pin};
 use super::{Store, StoreError};
-use crate::format::record::RecordKind;
+use crate::format::record::{RECORD_HEADER_BYTES, RecordKind};
 use crate::format::{Address, VersionId};
 use crate::limits::{BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MIN};
 
@@ -110,7 +110,7 @@ impl<D: Disk> Store<D> {
                 round.chunks.push((at, false));
             }
             Some(superseded) => {
-                self.check_room()?;
+                self.check_room((RECORD_HEADER_BYTES + payload.len()) as u64)?;
                 round.ops.push(chunk_op(address, version, flags, payload, superseded, lock));
                 if capsule.is_some() {
                     round.ops.push(reference(capsule));

@@ -69,7 +69,10 @@ pub enum ChunkError {
     Damaged { address: Address },
     #[error("only {have} of the {need} nodes that must confirm a write can be reached")]
     TooFewNodes { have: usize, need: usize },
-    #[error("no space left for new chunks; remove files or add capacity")]
+    #[error(
+        "no space left for new chunks: too many of the nodes that would hold them are full, or have reached their \
+         --capacity (gabion status says it there); remove files and run gabion reclaim there, or offer more space"
+    )]
     NoSpace,
     #[error("network: {reason}")]
     Network { reason: String },

@@ -218,3 +218,29 @@ fn two_nodes_on_one_directory_are_refused_and_the_first_goes_on() {
     network[0].put("file", b"goes on");
     network[0].holds("file", b"goes on");
 }
+
+#[test]
+fn p9_a_node_at_its_capacity_refuses_puts_until_something_is_removed() {
+    let mut random = random();
+    let scratch = tempfile::tempdir().unwrap();
+    let options = ["--replicas", "1", "--threads", "2", "--capacity", "10M"];
+    let mut node = Node::found(&scratch.path().join("node"), &options);
+    node.wait_ready(1);
+    let kept = noise(&mut random, 6 * MIB);
+    node.put("kept", &kept);
+    let (code, error) = node.try_put("large", &noise(&mut random, 64 * MIB));
+    assert_eq!((code, error.lines().count()), (8, 1), "{error}");
+    assert!(error.contains("capacity is reached") && error.contains("gabion reclaim"), "{error}");
+    let status = node.status().unwrap();
+    assert_eq!((&status["state"], &status["capacity_bytes"]), (&"degraded".into(), &(10 * MIB).into()), "{status}");
+    assert!(status["reasons"].to_string().contains("--capacity"), "{status}");
+    assert!(node.count("bytes_disk") <= 11 * MIB as u64, "{status}");
+    assert_eq!(node.try_put("more", &noise(&mut random, MIB)).0, 8);
+    node.holds("kept", &kept);
+
+    node.ok(&["rm", "kept"]);
+    node.ok(&["reclaim"]);
+    node.put("small", b"fits again");
+    node.holds("small", b"fits again");
+    node.stop();
+}

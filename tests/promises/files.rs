@@ -232,6 +232,24 @@ fn ctrl_c_ends_a_get_with_130_and_the_node_serves_on() {
 }
 
 #[test]
+fn a_node_that_stops_says_so_to_a_get_that_is_on_its_way() {
+    let mut random = random();
+    let mut network = Network::one();
+    let bytes = noise(&mut random, 24 * MIB);
+    network[0].put("file", &bytes);
+    let mut get = network[0].command(&["cat", "file"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Nobody reads the pipe to its end while the node runs.
+    let mut stdout = get.stdout.take().unwrap();
+    let mut begun = [0; 1024];
+    std::io::Read::read_exact(&mut stdout, &mut begun).unwrap();
+    network[0].stop();
+    let output = finish(get, Duration::from_secs(10));
+    let error = text(&output.stderr);
+    assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.contains("the node is stopping: start it again"), "{error}");
+}
+
+#[test]
 fn a_get_into_a_file_that_is_cut_off_leaves_no_output_and_goes_on_later() {
     let mut random = random();
     let mut network = Network::one();

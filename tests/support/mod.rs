@@ -355,6 +355,7 @@ fn status(memory: &Memory) -> StatusReport {
         bytes_live: 0,
         bytes_disk: 0,
         bytes_free: 0,
+        capacity_bytes: None,
         names: memory.names.len() as u64,
         versions: 0,
         deaths_pending: 0,

@@ -125,6 +125,13 @@ fn pending_deaths_are_bounded_before_a_name_is_written_and_what_was_signed_is_ke
         count += 1;
     }
     assert_eq!(count as usize, DEATHS_PENDING_BYTES_MAX.div_ceil(16_004 + 64));
+    pending.on_joined(node(1), Duration::ZERO);
+    assert!(!pending.on_confirm(node(1), DeathId::of(&death(0))));
+    let refused = pending.reserve().expect_err("it is full");
+    assert_eq!((refused.pending, &refused.waiting_for), (count as usize, &vec![node(0), node(1)]));
+    let text = refused.to_string();
+    assert!(text.contains(&node(0).to_string()) && text.contains(&node(1).to_string()), "{text}");
+    pending.on_left(node(1));
     // Whoever had room before, or signs without a predecessor known, is not refused: the name is written.
     pending.add(death(count), [node(0)], Duration::ZERO);
     assert_eq!(pending.add(death(0), [node(1)], Duration::ZERO), DeathId::of(&death(0)));

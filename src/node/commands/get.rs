@@ -188,7 +188,11 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
     let source = Rc::new(ClusterSource::new(shard.clone(), remote));
     let outcome = job.walk(&shard.pool, &source).await;
     watch.stop().await;
-    let result = outcome.map_err(|error| get_failure(error, &label))?;
+    let result = outcome.map_err(|error| match error {
+        // What the stopping cuts off looks like a cancelled write, or a cancelled get.
+        GetError::Output(_) | GetError::Cancelled if shard.node.is_stopping() => node_stops(&label),
+        error => get_failure(error, &label),
+    })?;
     client.send(progress_event(&job)).await?;
     client.send(ControlEvent::Fetched { bytes: result.bytes_written, bytes_resumed: result.bytes_resumed }).await
 }
@@ -210,6 +214,10 @@ fn byte_range(range: Option<(u64, u64)>, length: u64) -> Result<Option<std::ops:
         ));
     }
     Ok(Some(first..last.saturating_add(1).min(length)))
+}
+
+fn node_stops(label: &str) -> Failure {
+    Failure::new(code::OTHER, format!("{label}: the node is stopping: start it again, then repeat the command"))
 }
 
 fn get_failure(error: GetError, label: &str) -> Failure {

@@ -334,7 +334,7 @@ async fn run(
     match request {
         ControlRequest::Put { bucket, key, no_dedup, no_clobber, metadata, length_hint: _ } => {
             let put = put::Put { bucket, key, no_dedup, no_clobber, metadata };
-            put::run(shard, client, put, descriptor).await?;
+            put::run(shard, client, put, descriptor).await.map_err(|failure| own_reason(shard, failure))?;
         }
         ControlRequest::Get { target, range, remote, resume, output } => {
             let get = get::Get { target, range, remote, resume, output };
@@ -364,6 +364,16 @@ async fn run(
         ControlRequest::Reclaim => upkeep::reclaim(shard, client).await?,
     }
     Ok(None)
+}
+
+/// A put that found no space, on a node that has none itself: that one it can say more about.
+fn own_reason(shard: &Rc<Shard>, failure: Failure) -> Failure {
+    match shard.store.room() {
+        Err(error) if failure.code == code::SPACE => {
+            Failure::new(code::SPACE, format!("{}; here {error}", failure.message))
+        }
+        _ => failure,
+    }
 }
 
 /// The vault key, or the error of a node that must not have one.

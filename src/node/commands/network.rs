@@ -39,8 +39,8 @@ async fn report(shard: &Rc<Shard>) -> Result<StatusReport, Failure> {
     if node.is_member() && node.vault_key().is_none() {
         reasons.push("has not received the vault key yet: start another member".to_owned());
     }
-    if !stats.writable {
-        reasons.push("takes no new chunks: free some space, then gabion reclaim".to_owned());
+    if let Err(error) = shard.store.room() {
+        reasons.push(format!("takes no new chunks: {error}"));
     }
     let opened = &node.opened;
     if !opened.unreadable.is_empty() || opened.lost_blocks > 0 || opened.damaged_records > 0 {
@@ -69,6 +69,7 @@ async fn report(shard: &Rc<Shard>) -> Result<StatusReport, Failure> {
         bytes_live: stats.bytes_live,
         bytes_disk: stats.bytes_disk,
         bytes_free: crate::io::filesystem_space(&node.config.data_dir).map_or(0, |space| space.free_bytes),
+        capacity_bytes: node.config.capacity,
         names: counts.names,
         versions: counts.versions,
         deaths_pending: lock(&node.deaths).len() as u64,

@@ -4,5 +4,6 @@ mod basic;
 mod crash;
 mod faults;
 mod real;
+mod room;
 mod small;
 mod support;
