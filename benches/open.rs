@@ -10,11 +10,13 @@
 //!
 //! Chunks are of 32 bytes, the shortest there are: what opening costs depends on their number alone. They are written by a
 //! child process in the shards' usual way (hold, stage, commit), which checkpoints as a node does, and is killed with
-//! `SIGKILL` while it goes on writing. Each row then opens the same directory in a new process. Memory is what that
+//! `SIGKILL` while it goes on writing. The catalog is not there; up to where it would know each segment is kept in a file,
+//! written with each checkpoint. Each row then opens the same directory in a new process. Memory is what that
 //! process has more of after opening than before (`VmRSS`), a chunk.
 
 #![allow(clippy::unwrap_used)] // a bench that cannot go on ends with a panic
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -24,7 +26,7 @@ use std::time::Instant;
 
 use gabion::format::{Address, Incarnation, VersionId};
 use gabion::io::{BufferPool, Ring, RingOptions, spawn};
-use gabion::store::{Hold, OpenReport, RingDisk, Store, StoreOptions, open};
+use gabion::store::{Applied, Hold, OpenReport, Replayed, RingDisk, Store, StoreOptions, open};
 
 #[path = "drive/mod.rs"]
 mod drive;
@@ -69,12 +71,38 @@ fn child(arguments: &[&str]) -> Child {
     Command::new(std::env::current_exe().unwrap()).args(arguments).stdout(Stdio::piped()).spawn().unwrap()
 }
 
-async fn attach(root: &Path) -> (Store<RingDisk>, OpenReport) {
+/// Up to where the catalog knows each segment: its part in opening, played by a file.
+type Positions = Rc<RefCell<HashMap<u64, u64>>>;
+
+async fn attach(root: &Path) -> (Store<RingDisk>, Positions, OpenReport) {
     let disk = RingDisk::new(root).unwrap();
     let options = StoreOptions::new(1, Incarnation([1; 16]), 0);
-    let (shared, report) = open(&disk, options, &HashMap::new(), &mut |_| {}).await.unwrap();
-    (Store::attach(shared, disk, 0, Rc::new(|_| {}), |task| drop(spawn(task))), report)
+    let known: HashMap<u64, u64> = std::fs::read_to_string(root.join(POSITIONS))
+        .unwrap_or_default()
+        .lines()
+        .map(|line| line.split_once(' ').unwrap())
+        .map(|(segment, end)| (segment.parse().unwrap(), end.parse().unwrap()))
+        .collect();
+    let positions = Rc::new(RefCell::new(known.clone()));
+    let mut replay = |replayed: Replayed<'_>| {
+        if let Replayed::Position { segment, offset } = replayed {
+            positions.borrow_mut().insert(segment, offset);
+        }
+    };
+    let (shared, report) = open(&disk, options, &known, &mut replay).await.unwrap();
+    let observed = positions.clone();
+    let observe = Rc::new(move |applied: Applied| {
+        observed.borrow_mut().insert(applied.segment, applied.end_offset);
+    });
+    (Store::attach(shared, disk, 0, observe, |task| drop(spawn(task))), positions, report)
 }
+
+fn keep(positions: &Positions, root: &Path) {
+    let lines = positions.borrow().iter().map(|(segment, end)| format!("{segment} {end}\n")).collect::<String>();
+    std::fs::write(root.join(POSITIONS), lines).unwrap();
+}
+
+const POSITIONS: &str = "positions";
 
 fn address(number: u64) -> Address {
     Address(*blake3::hash(&number.to_le_bytes()).as_bytes())
@@ -83,7 +111,7 @@ fn address(number: u64) -> Address {
 fn fill(root: &Path, chunks: u64) {
     let mut ring = Ring::new(&RingOptions::default()).unwrap();
     ring.block_on(async {
-        let (store, _) = attach(root).await;
+        let (store, positions, _) = attach(root).await;
         let pool = BufferPool::new(BUFFERS).unwrap();
         let mut from = 0;
         loop {
@@ -96,6 +124,7 @@ fn fill(root: &Path, chunks: u64) {
             from += STRETCH;
             if store.checkpoint_is_due() {
                 store.checkpoint().await.unwrap();
+                keep(&positions, root);
             }
             if from == chunks.next_multiple_of(STRETCH) {
                 println!("written");
@@ -116,7 +145,7 @@ fn open_once(root: &Path, how: &str) {
     ring.block_on(async {
         let before = resident_bytes();
         let began = Instant::now();
-        let (store, report) = attach(root).await;
+        let (store, positions, report) = attach(root).await;
         let took = began.elapsed().as_secs_f64();
         let bytes_each = resident_bytes().saturating_sub(before) as f64 / report.chunks as f64;
         println!(
@@ -125,6 +154,7 @@ fn open_once(root: &Path, how: &str) {
             store.stats().index_bytes as f64 / report.chunks as f64,
         );
         store.close().await.unwrap();
+        keep(&positions, root);
     });
 }
 

@@ -39,6 +39,8 @@ const MAGIC: [u8; 8] = *b"gabindx1";
 const VERSION: u16 = 1;
 /// More slots than a table of 1,024 can have before the whole index is larger than any machine.
 const TABLE_SLOTS_MAX: u32 = 1 << 26;
+/// Slots that room is made for before they are read.
+const TABLE_SLOTS_RESERVED_MAX: u32 = 1 << 20;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -162,6 +164,8 @@ impl<F: DiskFile> Reader<F> {
             if count > TABLE_SLOTS_MAX {
                 return Err(Unusable::Damaged("slots"));
             }
+            // What is damaged must not ask for all memory: a longer table grows as it is filled.
+            index.reserve(table, count.min(TABLE_SLOTS_RESERVED_MAX) as usize);
             for _ in 0..count {
                 let slot = u128::from_le_bytes(self.take().await?);
                 if !Index::is_slot(slot) {

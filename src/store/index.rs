@@ -311,6 +311,16 @@ impl Index {
         table.slots.iter().copied().filter(|slot| *slot != EMPTY && keep(&unpack(*slot))).collect()
     }
 
+    /// Room for so many slots in one table. Slots that come in order into a table that grows with them would all crowd at
+    /// its front: opening 10 million chunks took 7.6 s without this.
+    pub fn reserve(&self, number: usize, slots: usize) {
+        let mut table = self.table(number % TABLES);
+        let capacity = Table::capacity_for(slots);
+        if capacity > table.slots.len() {
+            self.resize(&mut table, capacity);
+        }
+    }
+
     pub fn load(&self, number: usize, slot: u128) {
         self.insert_slot(&mut self.table(number % TABLES), slot);
     }
