@@ -17,9 +17,8 @@
 //! A mapping's faults are taken by the thread that touches it. In a node that is a thread that drives a ring: a fault that
 //! waits for the disk stalls everybody on it, which no figure here shows, since here everything is hot.
 //!
-//! The mappings are the one thing here that the library does not offer (it never shows the bytes of one), and need
-//! unsafe code; it is this file's alone.
-#![allow(unsafe_code)]
+//! The mappings are the one thing here that the library does not offer: it never shows the bytes of one.
+
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a bench that cannot go on ends with a panic
 
 use std::cell::RefCell;
@@ -36,11 +35,12 @@ use gabion::crypto::cipher::{ScopeKey, seal_chunk};
 use gabion::crypto::hash::address_of;
 use gabion::io::{Buffer, BufferPool, File, OpenOptions, Ring, RingOptions};
 use gabion::limits::{BUFFER_BYTES, MIB, RECORD_HEAD_BYTES};
-use memmap2::{Mmap, MmapMut};
 use tempfile::TempDir;
 
 mod cpu;
 mod drive;
+#[path = "../src/io/plain_map.rs"]
+mod plain_map;
 use cpu::{Account, CpuTime};
 use drive::drive;
 
@@ -254,13 +254,13 @@ impl Machine {
             file.read_exact_at(&mut into, position(number)).unwrap();
             black_box(address_of(&into));
         });
-        let kept = map(&file, 0, CHUNKS as usize * MIB);
+        let kept = plain_map::readable(&file, 0, CHUNKS as usize * MIB);
         blocking(&mut group, "mapping, kept", |number| {
             let start = position(number) as usize;
             black_box(address_of(&kept[start..start + MIB]));
         });
         blocking(&mut group, "mapping, anew for each chunk", |number| {
-            black_box(address_of(&map(&file, position(number), MIB)));
+            black_box(address_of(&plain_map::readable(&file, position(number), MIB)));
         });
         group.finish();
     }
@@ -312,9 +312,7 @@ fn store_by_pwrite(file: &std::fs::File, chunk: &[u8], chunks: u64) {
 }
 
 fn store_by_mapping(file: &std::fs::File, chunk: &[u8], chunks: u64) {
-    // SAFETY: the file is this bench's own, in a directory of its own; nobody else writes to it or cuts it while the
-    // mapping lives.
-    let mut map = unsafe { MmapMut::map_mut(file) }.unwrap();
+    let mut map = plain_map::writable(file);
     for (number, place) in (0..chunks).zip(map.chunks_exact_mut(MIB)) {
         place.copy_from_slice(chunk);
         if number.is_multiple_of(IN_FLIGHT as u64) {
@@ -322,11 +320,6 @@ fn store_by_mapping(file: &std::fs::File, chunk: &[u8], chunks: u64) {
         }
     }
     file.sync_data().unwrap();
-}
-
-fn map(file: &std::fs::File, offset: u64, len_bytes: usize) -> Mmap {
-    // SAFETY: as above; after it was made the source is only read.
-    unsafe { memmap2::MmapOptions::new().offset(offset).len(len_bytes).map(file) }.unwrap()
 }
 
 fn paths(criterion: &mut Criterion) {
