@@ -422,8 +422,9 @@ pub enum FetchError {
 }
 
 /// Asks one holder. What it sends may not match its address (its disk has changed it, or the way): the connection ends, with
-/// all that was asked on it. Of the chunk that was wrong the holder has no sound copy; any other is asked for again.
+/// all that was asked on it. It is asked for again: wrong twice, and the holder has no sound copy of this chunk.
 pub async fn fetch_from(shard: &Rc<Shard>, holder: &NodeId, address: &Address) -> Result<Payload, FetchError> {
+    let mut was_wrong = false;
     for _ in 0..MISMATCHES_MAX {
         let connection = connect(shard, holder).await.map_err(|error| FetchError::Failed(error.to_string()))?;
         let number = shard.node.layout_number();
@@ -435,18 +436,23 @@ pub async fn fetch_from(shard: &Rc<Shard>, holder: &NodeId, address: &Address) -
                 (Status::Damaged, _) => Err(FetchError::Damaged),
                 (status, _) => Err(FetchError::Failed(format!("answered {status:?}"))),
             },
-            Err(RequestError::Closed { reason: CloseReason::PayloadMismatch(wrong) }) if wrong == *address => {
+            Err(RequestError::Closed { reason: CloseReason::PayloadMismatch(wrong) })
+                if wrong == *address && was_wrong =>
+            {
                 tracing::warn!(?address, ?holder, "a peer's copy of a chunk is damaged; run gabion verify there");
                 Err(FetchError::Damaged)
             }
-            Err(RequestError::Closed { reason: CloseReason::PayloadMismatch(_) }) => continue,
+            Err(RequestError::Closed { reason: CloseReason::PayloadMismatch(wrong) }) => {
+                was_wrong |= wrong == *address;
+                continue;
+            }
             Err(error) => Err(FetchError::Failed(error.to_string())),
         };
     }
     Err(FetchError::Failed("other chunks that it sends are damaged, again and again".into()))
 }
 
-/// Connections that may end by the damage of other chunks before one counts as not to be had there.
+/// Connections that may end by damage before a chunk counts as not to be had there.
 const MISMATCHES_MAX: usize = 4;
 
 /// Asks holders as [`ReadPlan`] says: the best one first, the next as soon as one fails, and in addition when one is
