@@ -193,7 +193,7 @@ impl<D: Disk> Store<D> {
         if let Some(rest) = buffer.as_mut_slice().get_mut(RECORD_HEAD_BYTES + payload_len..len) {
             rest.fill(0);
         }
-        (self.context().backpressure)().await;
+        (self.context().backpressure)().await?;
         let (sender, done) = oneshot::channel();
         let mut frozen = None;
         let build = |slot: &Slot| {
