@@ -170,7 +170,7 @@ fn p9_a_disk_without_a_free_byte_stops_neither_reads_nor_removals_and_nothing_ne
         }
         assert!(node.status().is_some());
     }
-    let names = node.json(&["ls"]);
+    let names = crate::node::text(&node.ok(&["ls"]).stdout);
     fs::remove_file(filler).unwrap();
     node.put("after", &files[0].1);
     node.holds("after", &files[0].1);

