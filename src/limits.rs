@@ -97,6 +97,8 @@ pub const DISOWN_ATTEMPTS_MAX: usize = 3;
 pub const SMALL_SEGMENTS_SHORT_MAX: usize = 8;
 /// Chunks that reclaim removes at a time.
 pub const REMOVALS_AT_ONCE: usize = 64;
+/// Damaged records of names, references, deaths and removals that one verification mends.
+pub const RECORDS_MENDED_AT_ONCE: usize = 65_536;
 /// Free space below which new writes are refused, so that removals and the catalog still have room.
 pub const FREE_BYTES_RESERVE: u64 = 32 * MIB as u64;
 

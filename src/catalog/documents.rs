@@ -91,6 +91,26 @@ impl Engine {
         })
     }
 
+    /// Deletions too, ascending by key, after `after`.
+    pub(super) fn all_documents(
+        &mut self,
+        after: Option<Vec<u8>>,
+        limit: usize,
+    ) -> Result<Vec<Document>, CatalogError> {
+        let start = key(DOCUMENT, &[after.as_deref().unwrap_or_default()]);
+        self.read(|_, rows| {
+            let documents = rows.after(&[DOCUMENT], &start).take(limit);
+            documents
+                .map(|row| {
+                    let (mut key, value) = row?;
+                    key.remove(0);
+                    let (serial, value) = split(value)?;
+                    Ok(Document { serial, key, value })
+                })
+                .collect()
+        })
+    }
+
     pub(super) fn next_serial(&mut self, name: &[u8]) -> Result<u64, CatalogError> {
         self.read(|_, rows| {
             let known = rows.get(&key(DOCUMENT, &[name]))?.map(split).transpose()?;

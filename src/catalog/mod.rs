@@ -315,6 +315,16 @@ impl Catalog {
         self.thread.ask(move |engine| engine.next_serial(&key)).await
     }
 
+    /// Signed deaths, ascending by id, after `after`.
+    pub async fn deaths(&self, after: Option<DeathId>, limit: usize) -> Result<Vec<(DeathId, Vec<u8>)>, CatalogError> {
+        self.thread.ask(move |engine| engine.deaths(after, limit)).await
+    }
+
+    /// Documents, deletions too, ascending by key, after `after`.
+    pub async fn all_documents(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<Document>, CatalogError> {
+        self.thread.ask(move |engine| engine.all_documents(after, limit)).await
+    }
+
     pub async fn counts(&self) -> Result<CatalogCounts, CatalogError> {
         self.thread.ask(|engine| engine.counts()).await
     }

@@ -150,6 +150,19 @@ impl Engine {
         self.read(|_, rows| rows.contains(&key(DEATH, &[&id.0])))
     }
 
+    /// Signed deaths by their ids, after `after`.
+    pub(super) fn deaths(
+        &mut self,
+        after: Option<DeathId>,
+        limit: usize,
+    ) -> Result<Vec<(DeathId, Vec<u8>)>, CatalogError> {
+        let start = after.map_or_else(|| vec![DEATH], |after| key(DEATH, &[&after.0]));
+        self.read(|_, rows| {
+            let deaths = rows.after(&[DEATH], &start).take(limit);
+            deaths.map(|row| row.and_then(|(key, death)| Ok((DeathId(rows::part(&key, 1)?), death)))).collect()
+        })
+    }
+
     pub(super) fn references(&mut self, address: &Address) -> Result<Vec<VersionId>, CatalogError> {
         self.read(|_, rows| living_references(rows, address).map(|row| row.map(|(version, _)| version)).collect())
     }

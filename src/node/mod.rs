@@ -29,6 +29,7 @@ mod gather;
 mod log;
 mod membership;
 mod mend;
+mod mend_log;
 mod name_quorum;
 mod name_scan;
 mod name_sync;

@@ -1,7 +1,7 @@
 //! What all threads of the node share: who it is, what it knows, what it holds.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,8 @@ pub struct Shared {
     pub store: Arc<crate::store::Shared>,
     /// What opening the store found.
     pub opened: OpenReport,
+    /// What may have stood in the blocks that it found lost was written again.
+    pub lost_mended: AtomicBool,
     pub catalog: Catalog,
     /// The newest is active, the earlier ones say where older chunks lie.
     pub layouts: RwLock<Layouts>,

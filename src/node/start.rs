@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
@@ -241,6 +241,7 @@ async fn open(
         incarnation,
         store,
         opened: report,
+        lost_mended: AtomicBool::new(false),
         catalog,
         layouts: RwLock::new(Layouts::new()),
         clock: Mutex::new(Clock::new(floor)),

@@ -71,7 +71,7 @@ pub use ring_disk::RingDisk;
 pub use room::NoRoom;
 pub use shared::Shared;
 pub use small::SmallChunk;
-pub use verify::{AddressCursor, Listed, Verified, VerifyReport};
+pub use verify::{AddressCursor, DamagedKind, DamagedRecord, Listed, Verified, VerifyReport};
 
 use appender::Appender;
 use committer::{Committer, Message, Op};

@@ -13,10 +13,14 @@
 //! Chunks are counted when they die, other records are not: whether a segment is mostly dead for their sake is found out
 //! by looking through it, a few segments at a time and only when more versions have died since it was looked through last.
 //!
+//! A segment with damaged records stays as it is until somebody says that what they held stands elsewhere
+//! ([`Store::retire_damaged`]): then it is copied without them.
+//!
 //! A crash at any moment leaves either the old segment, and perhaps some of its records a second time, or all that is kept
 //! of it elsewhere: replaying both gives the same as replaying one. The record that makes another one superfluous (the
 //! later name, the death, the newer document) was durable before it was asked for, and is kept itself.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::atomic::Ordering;
 
@@ -103,7 +107,24 @@ impl<D: Disk> Store<D> {
         for entry in small {
             let mostly_dead = entry.dead_bytes.load(Ordering::Relaxed) * 2 > used(&entry);
             if mostly_dead || (many && is_short(&entry)) || self.is_worn(&entry, keep, &mut survey).await? {
-                self.compact_segment(&entry, keep).await?;
+                self.compact_segment(&entry, keep, false).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies these segments of small records without what is damaged in them, chunks excepted. Whoever calls has made
+    /// durable elsewhere what the damaged records held. A segment that is still there afterwards could not go yet.
+    pub async fn retire_damaged(&self, segments: &BTreeSet<u64>, keep: &impl Keep) -> Result<(), StoreError> {
+        let (answer, receiver) = oneshot::channel();
+        self.context().send(Message::Seal { always: true, answer }).await?;
+        receiver.await.unwrap_or(Err(StoreError::Closed))?;
+        // A removal that is dropped must not be missed by the next start: the checkpoint has it.
+        self.checkpoint().await?;
+        let _alone = self.shared().housekeeping.lock().await;
+        for entry in segments.iter().filter_map(|segment| self.shared().segment(*segment)) {
+            if entry.class == SegmentClass::Small && entry.is_sealed() {
+                self.compact_segment(&entry, keep, true).await?;
             }
         }
         Ok(())
@@ -117,7 +138,7 @@ impl<D: Disk> Store<D> {
         survey.segments_max -= 1;
         let mut dead = entry.dead_bytes.load(Ordering::Relaxed);
         let looked_through = self
-            .each_page(entry, async |page: Vec<Read>| {
+            .each_page(entry, false, async |page: Vec<Read>| {
                 let bytes: Vec<u64> = page.iter().map(|(_, payload)| record_bytes(payload.len()) as u64).collect();
                 let needed = self.judge(&page, keep).await;
                 dead += bytes.iter().zip(needed).filter(|(_, needed)| !needed).map(|(bytes, _)| bytes).sum::<u64>();
@@ -128,10 +149,16 @@ impl<D: Disk> Store<D> {
         Ok(looked_through.is_some() && dead * 2 > used(entry))
     }
 
-    async fn compact_segment(&self, entry: &SegmentEntry, keep: &impl Keep) -> Result<(), StoreError> {
+    /// `drop_damaged`: damaged records other than chunks are left behind.
+    async fn compact_segment(
+        &self,
+        entry: &SegmentEntry,
+        keep: &impl Keep,
+        drop_damaged: bool,
+    ) -> Result<(), StoreError> {
         let mut is_busy = false;
         let whole = self
-            .each_page(entry, async |page: Vec<Read>| {
+            .each_page(entry, drop_damaged, async |page: Vec<Read>| {
                 let needed = self.judge(&page, keep).await;
                 let mut ops = Vec::new();
                 for ((record, payload), needed) in page.into_iter().zip(needed) {
@@ -150,11 +177,12 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// Shows the records of a sealed segment that may live, some at a time. Whether all could be read; none when nobody
-    /// knows which there are: the next start walks the segment.
+    /// Shows the records of a sealed segment that may live, some at a time. Whether all could be read, but for those that
+    /// may be dropped; none when nobody knows which there are: the next start walks the segment.
     async fn each_page(
         &self,
         entry: &SegmentEntry,
+        drop_damaged: bool,
         mut show: impl AsyncFnMut(Vec<Read>) -> Result<(), StoreError>,
     ) -> Result<Option<bool>, StoreError> {
         let name = name_of(entry.id);
@@ -171,7 +199,7 @@ impl<D: Disk> Store<D> {
             let len = RECORD_HEADER_BYTES + record.payload_bytes.get() as usize;
             let read = window.get(record.offset.get(), len).await.map_err(failed)?;
             let Some(payload) = checked_payload(read, &entry.nonce, &record) else {
-                whole = false; // verification will find it; its segment stays until it was fetched again
+                whole &= drop_damaged && record.kind != RecordKind::Chunk as u8; // verification will find it; its segment stays until it was fetched again
                 continue;
             };
             bytes += record_bytes(payload.len());

@@ -87,8 +87,12 @@ pub struct OpenReport {
     pub torn: u64,
     /// Blocks that were durable and are not readable as records any more.
     pub lost_blocks: u64,
+    /// Those among them of which the catalog has not been told before either.
+    pub lost_untold: u64,
     /// Names, deaths, documents and references that were durable and are damaged.
     pub damaged_records: u64,
+    /// Where those are of which the catalog has never been told: {segment, offset}.
+    pub untold: Vec<(u64, u64)>,
     /// Chunks whose bytes are wrong: to be fetched again.
     pub quarantined: Vec<Address>,
     /// Files whose header is damaged, left as they are.
@@ -287,8 +291,8 @@ impl<D: Disk> Opening<'_, D> {
             chunks.for_each(|entry| index.insert(&entry.address, &place_of(found.id, entry)));
             self.apply_notes(found.id, &entries);
         }
-        self.tell(found, &entries, told, covered.is_some()).await?;
-        self.positions_told.push((found.id, position));
+        let untold_from = self.tell(found, &entries, told, covered.is_some()).await?;
+        self.positions_told.push((found.id, untold_from.map_or(position, |offset| offset.min(position))));
         self.segments.push(entry);
         Ok(())
     }
@@ -322,9 +326,11 @@ impl<D: Disk> Opening<'_, D> {
         let name = name_of(found.id);
         let failed = |error| StoreError::io("recovering", &name, error);
         let scan = scan(&found.file, found.header.nonce, found.header.class, end).await.map_err(failed)?;
-        let Scan { entries, damaged, records_end, torn, lost_blocks, unreadable_from } = scan;
+        let Scan { entries, damaged, records_end, torn, lost, unreadable_from } = scan;
         self.report.torn += torn;
-        self.report.lost_blocks += lost_blocks;
+        let told = self.positions.get(&found.id).copied().unwrap_or(0);
+        self.report.lost_blocks += lost.len() as u64;
+        self.report.lost_untold += lost.iter().filter(|block| **block >= told).count() as u64;
         let mut records = Records::sealed(entries, records_end);
         if let Some(block) = unreadable_from {
             tracing::error!(segment = %name, block, "a segment cannot be read everywhere; it is left as it is");
@@ -363,14 +369,16 @@ impl<D: Disk> Opening<'_, D> {
         }
     }
 
-    /// Removals go to the list unless the checkpoint knows them; what the catalog has not seen goes to it.
+    /// Removals go to the list unless the checkpoint knows them; what the catalog has not seen goes to it. Where the first
+    /// record lies that cannot be told: the catalog's position stays before it, so that it is known for untold every time.
     async fn tell(
         &mut self,
         found: &FoundFile<D::File>,
         entries: &[FooterEntry],
         told: u64,
         covered: bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<u64>, StoreError> {
+        let mut untold_from = None;
         let mut window = Window::new(found.file.clone(), found.len, MIB);
         let failed = |error| StoreError::io("reading", &name_of(found.id), error);
         for entry in entries {
@@ -397,13 +405,21 @@ impl<D: Disk> Opening<'_, D> {
                             (self.apply)(Replayed::Reference { address, version, capsule });
                         }
                         Some(payload) => (self.apply)(replay_payload(kind, payload)),
-                        None => self.report.damaged_records += 1,
+                        None => {
+                            if kind == Some(RecordKind::Reference) {
+                                // Its capsule is lost, that it refers is not.
+                                (self.apply)(Replayed::Reference { address, version, capsule: &[] });
+                            }
+                            self.report.damaged_records += 1;
+                            self.report.untold.push((found.id, entry.offset.get()));
+                            untold_from = untold_from.or(Some(entry.offset.get()));
+                        }
                     }
                 }
                 _ => {}
             }
         }
-        Ok(())
+        Ok(untold_from)
     }
 
     fn note_removal(&mut self, payload: Option<&[u8]>, entry: &FooterEntry) {

@@ -86,7 +86,7 @@ pub(super) struct Scan {
     /// Rows D and F: places that were torn.
     pub torn: u64,
     /// Rows E, G and I: blocks that were durable and are not records any more.
-    pub lost_blocks: u64,
+    pub lost: Vec<u64>,
     /// The first block that could not be read.
     pub unreadable_from: Option<u64>,
 }
@@ -201,7 +201,7 @@ impl Walk {
         }
         for (block, found) in self.strange {
             match row(found, block < self.watermark) {
-                Row::E | Row::G | Row::I => scan.lost_blocks += 1,
+                Row::E | Row::G | Row::I => scan.lost.push(block),
                 Row::F => scan.torn += 1,
                 _ => {}
             }

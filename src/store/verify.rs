@@ -14,10 +14,10 @@ use super::scan::{Window, checked_payload, scan};
 use super::segment::name_of;
 use super::shared::SegmentEntry;
 use super::{Store, StoreError};
-use crate::format::Address;
 use crate::format::record::{RECORD_HEADER_BYTES, RecordKind};
 use crate::format::segment::FooterEntry;
-use crate::limits::BLOCK_BYTES;
+use crate::format::{Address, VersionId};
+use crate::limits::{BLOCK_BYTES, RECORDS_MENDED_AT_ONCE};
 
 /// One chunk that was read again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +25,26 @@ pub struct Verified {
     pub address: Address,
     pub len: usize,
     pub ok: bool,
+}
+
+/// A record without a chunk's payload that is not what it was: what its segment's table says of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DamagedRecord {
+    pub segment: u64,
+    pub offset: u64,
+    pub kind: DamagedKind,
+    /// Of references.
+    pub address: Address,
+    pub version: VersionId,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DamagedKind {
+    Reference,
+    Name,
+    Death,
+    Document,
+    Removed,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -35,6 +55,8 @@ pub struct VerifyReport {
     /// Whole records of other kinds.
     pub records: u64,
     pub damaged_records: u64,
+    /// As many of them as are mended at a time.
+    pub damaged: Vec<DamagedRecord>,
     /// Dead chunks whose bytes still stand, whole.
     pub dead_chunks: u64,
 }
@@ -52,6 +74,24 @@ pub struct Listed {
     pub len: usize,
     pub flags: u8,
     pub cursor: AddressCursor,
+}
+
+impl VerifyReport {
+    fn note_damaged(&mut self, segment: u64, record: &FooterEntry) {
+        let kind = match RecordKind::parse(record.kind) {
+            Some(RecordKind::Reference) => DamagedKind::Reference,
+            Some(RecordKind::Name) => DamagedKind::Name,
+            Some(RecordKind::Death) => DamagedKind::Death,
+            Some(RecordKind::Document) => DamagedKind::Document,
+            Some(RecordKind::Removed) => DamagedKind::Removed,
+            Some(RecordKind::Chunk | RecordKind::Batch | RecordKind::Padding) | None => return,
+        };
+        self.damaged_records += 1;
+        if self.damaged.len() < RECORDS_MENDED_AT_ONCE {
+            let (address, version) = (record.address, record.version);
+            self.damaged.push(DamagedRecord { segment, offset: record.offset.get(), kind, address, version });
+        }
+    }
 }
 
 impl<D: Disk> Store<D> {
@@ -81,7 +121,7 @@ impl<D: Disk> Store<D> {
             if record.kind != RecordKind::Chunk as u8 {
                 match payload {
                     Some(_) => report.records += 1,
-                    None => report.damaged_records += 1,
+                    None => report.note_damaged(entry.id, &record),
                 }
                 continue;
             }

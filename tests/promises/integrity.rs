@@ -2,12 +2,16 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use gabion::format::ContentId;
+use gabion::format::record::{RECORD_HEADER_BYTES, RecordKind};
+use gabion::format::segment::{FooterEntry, FooterTail};
+use zerocopy::FromBytes;
 
 use crate::node::{
     MIB, Network, Node, assert_same, eventually, find_chunk, flip, noise, positions, random, segments, text,
@@ -149,6 +153,108 @@ fn p2_what_an_interrupted_get_left_is_checked_before_it_is_kept() {
     assert_same(&fs::read(network.path("output")).unwrap(), &bytes, "the resumed file");
     let resumed = fetched["bytes_resumed"].as_u64().unwrap();
     assert!((MIB as u64..=4 * MIB as u64).contains(&resumed), "{resumed} bytes were right, it says");
+}
+
+/// The records of a sealed segment.
+fn records(path: &Path) -> Vec<FooterEntry> {
+    let bytes = fs::read(path).unwrap();
+    let tail = FooterTail::read_from_bytes(&bytes[bytes.len() - size_of::<FooterTail>()..]).unwrap();
+    let entries = &bytes[tail.offset.get() as usize..][..tail.records.get() as usize * size_of::<FooterEntry>()];
+    entries.chunks_exact(size_of::<FooterEntry>()).map(|entry| FooterEntry::read_from_bytes(entry).unwrap()).collect()
+}
+
+/// Turns a bit of every record of this kind over, in its payload where it has one; how many there were.
+fn damage_records(node: &Node, kind: RecordKind) -> usize {
+    let mut damaged = 0;
+    for path in segments(&node.dir) {
+        for record in records(&path).iter().filter(|record| record.kind == kind as u8) {
+            let within = if record.payload_bytes.get() > 0 { RECORD_HEADER_BYTES } else { 20 };
+            flip(&path, record.offset.get() as usize + within);
+            damaged += 1;
+        }
+    }
+    damaged
+}
+
+#[test]
+fn p2_damaged_names_references_deaths_and_documents_are_written_again_from_the_catalog() {
+    let mut network = Network::one();
+    let sample = put_sample(&network[0]);
+    for number in 0..20 {
+        network[0].put(&format!("small-{}", number % 15), format!("content {number}").as_bytes());
+    }
+    network[0].ok(&["rm", "small-3"]);
+    network[0].stop();
+    let mut damaged = 0;
+    for kind in [RecordKind::Name, RecordKind::Reference, RecordKind::Death, RecordKind::Document] {
+        let of_kind = damage_records(&network[0], kind);
+        assert!(of_kind > 0, "no {kind:?} to damage");
+        damaged += of_kind as u64;
+    }
+    network[0].start();
+    network[0].wait_ready(1);
+    let node = &network[0];
+    let verified = node.json(&["verify"]);
+    assert_eq!((&verified["damaged"], &verified["mended"]), (&damaged.into(), &damaged.into()), "{verified}");
+    assert_eq!(node.json(&["verify"])["damaged"], 0);
+    // What was written again stands by itself.
+    network[0].stop();
+    fs::remove_dir_all(network[0].dir.join("catalog")).unwrap();
+    network[0].start();
+    network[0].wait_ready(1);
+    network[0].holds("single", &sample.single);
+    network[0].holds("long", &sample.long);
+    network[0].holds("small-1", b"content 16");
+    network[0].fails(4, &["cat", "small-3"]);
+    assert_eq!(network[0].json(&["verify"])["damaged"], 0);
+}
+
+#[test]
+fn p2_damage_that_the_catalog_was_never_told_of_stays_reported() {
+    let mut network = Network::one();
+    network[0].put("file", b"content");
+    network[0].stop();
+    let damaged = damage_records(&network[0], RecordKind::Name) as u64;
+    fs::remove_dir_all(network[0].dir.join("catalog")).unwrap();
+    for _ in 0..2 {
+        network[0].start();
+        let verified = network[0].run(&["verify", "--json"]);
+        assert_eq!(verified.status.code(), Some(6), "{}", text(&verified.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&verified.stdout).unwrap();
+        assert_eq!(report["left"], damaged, "{report}");
+        network[0].stop();
+    }
+}
+
+/// Damages the header of each segment of this class (1 bulk, 2 small); what they were.
+fn damage_headers(node: &Node, class: u8) -> Vec<(PathBuf, Vec<u8>)> {
+    let all = segments(&node.dir).into_iter().map(|path| (fs::read(&path).unwrap(), path));
+    let of_class: Vec<_> = all.filter(|(bytes, _)| bytes[10] == class).map(|(bytes, path)| (path, bytes)).collect();
+    of_class.iter().for_each(|(path, _)| flip(path, 100));
+    of_class
+}
+
+#[test]
+fn p2_a_segment_that_cannot_be_read_counts_as_damage_until_it_is_gone() {
+    let mut network = Network::start(2, 2, 0);
+    let sample = put_sample(&network[0]);
+    eventually("both have all chunks", || network.nodes.iter().all(|node| node.count("chunks") == 7));
+    network[1].stop();
+    let damaged = damage_headers(&network[1], 1);
+    network[1].start();
+    network[1].wait_for("the other", |status| status["nodes_alive"] == 2);
+    let verified = network[1].run(&["verify"]);
+    assert_eq!(verified.status.code(), Some(6), "{}", text(&verified.stdout));
+    let left = format!("{} left damaged", damaged.len());
+    assert!(text(&verified.stdout).contains(&left), "{}", text(&verified.stdout));
+    assert!(text(&verified.stderr).contains("its header is damaged"), "{}", text(&verified.stderr));
+    // Its chunks were fetched again.
+    network[1].holds("long", &sample.long);
+    network[1].stop();
+    damaged.iter().for_each(|(path, _)| fs::remove_file(path).unwrap());
+    network[1].start();
+    network.wait_ready();
+    assert!(text(&network[1].ok(&["verify"]).stdout).contains(" 0 left damaged"));
 }
 
 /// Megabytes that differ from each other, made without holding them.

@@ -1,6 +1,7 @@
 //! `status`, `peers`, `ticket`, `key export`: the node and its network.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use super::{Client, Failure, code};
 use crate::crypto::identity::InviteTerms;
@@ -43,11 +44,15 @@ async fn report(shard: &Rc<Shard>) -> Result<StatusReport, Failure> {
         reasons.push(format!("takes no new chunks: {error}"));
     }
     let opened = &node.opened;
-    if !opened.unreadable.is_empty() || opened.lost_blocks > 0 || opened.damaged_records > 0 {
+    let lost_blocks = match node.lost_mended.load(Ordering::Acquire) {
+        true => opened.lost_untold,
+        false => opened.lost_blocks,
+    };
+    if !opened.unreadable.is_empty() || lost_blocks > 0 || opened.damaged_records > 0 {
         reasons.push(format!(
             "opening the store found {} unreadable segments, {} lost blocks, {} damaged records: gabion verify",
             opened.unreadable.len(),
-            opened.lost_blocks,
+            lost_blocks,
             opened.damaged_records
         ));
     }

@@ -11,6 +11,7 @@ use super::{Client, Failure, code};
 use crate::format::Address;
 use crate::node::control::ControlEvent;
 use crate::node::mend::{self, Mended};
+use crate::node::mend_log;
 use crate::node::reclaim;
 use crate::node::shard::Shard;
 use crate::store::{StoreError, VerifyReport};
@@ -36,19 +37,11 @@ pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failur
         tally.damage(shard, client, &damaged, "damaged").await?;
     }
     find_missing(shard, client, &mut tally).await?;
-    let unreadable = &shard.node.opened.unreadable;
-    for file in unreadable {
-        let message = format!("{file}: its header is damaged; its chunks were fetched again where others hold them");
-        client.send(ControlEvent::Warning { message }).await?;
-    }
-    if report.damaged_records > 0 {
-        let message = format!("{} records of names, references or deaths are damaged", report.damaged_records);
-        client.send(ControlEvent::Warning { message }).await?;
-    }
-    let left = tally.left + report.damaged_records;
-    let damaged = tally.damaged + report.damaged_records;
+    tally.segments(shard, client).await?;
+    tally.records(shard, client, &report).await?;
+    let Tally { damaged, mended, left } = tally;
     let (chunks, bytes) = (report.chunks, report.bytes);
-    client.send(ControlEvent::VerifyDone { chunks, bytes, damaged, mended: tally.mended, left }).await
+    client.send(ControlEvent::VerifyDone { chunks, bytes, damaged, mended, left }).await
 }
 
 /// The walk over the segments, in a task of its own.
@@ -106,6 +99,53 @@ impl Tally {
             self.left += 1
         }
         client.send(ControlEvent::Damaged { address: *address, mended, message }).await
+    }
+}
+
+impl Tally {
+    fn count(&mut self, damaged: u64, mended: u64) {
+        self.damaged += damaged;
+        self.mended += mended;
+        self.left += damaged - mended;
+    }
+
+    /// What opening the store found, and no record tells of any more.
+    async fn segments(&mut self, shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
+        let opened = &shard.node.opened;
+        for file in &opened.unreadable {
+            let message = format!(
+                "{file}: its header is damaged, and it is left as it is; what of it is known to be missing was fetched \
+                 again where others hold it: restore the file from a copy, or remove it"
+            );
+            client.send(ControlEvent::Warning { message }).await?;
+        }
+        self.count(opened.unreadable.len() as u64, 0);
+        let mended = mend_log::mend_lost(shard).await?;
+        if mended > 0 {
+            let message = format!("{mended} blocks of the log were lost; what they may have held is written again");
+            client.send(ControlEvent::Warning { message }).await?;
+        }
+        if opened.lost_untold > 0 {
+            let message =
+                format!("{} blocks of the log were lost, and nobody knows what they held", opened.lost_untold);
+            client.send(ControlEvent::Warning { message }).await?;
+        }
+        self.count(mended + opened.lost_untold, mended);
+        Ok(())
+    }
+
+    /// Records without a chunk's payload.
+    async fn records(&mut self, shard: &Rc<Shard>, client: &Rc<Client>, report: &VerifyReport) -> Result<(), Failure> {
+        let mended = mend_log::mend_records(shard, &report.damaged).await?;
+        if report.damaged_records > 0 {
+            let message = format!(
+                "{} records of names, references or deaths are damaged; {mended} of them are written again",
+                report.damaged_records
+            );
+            client.send(ControlEvent::Warning { message }).await?;
+        }
+        self.count(report.damaged_records, mended);
+        Ok(())
     }
 }
 
