@@ -30,7 +30,7 @@ use crate::io::spawn;
 use crate::limits::{DOCUMENT_VALUE_BYTES_MAX, STALL_MAX};
 use crate::wire::Connection;
 
-const BOOK_FILE: &str = "address-book";
+pub const BOOK_FILE: &str = "address-book";
 const LAYOUT_PREFIX: &str = "layout/";
 /// The machine is asked at least this often.
 const TICK_MAX: Duration = Duration::from_secs(5);

@@ -75,6 +75,11 @@ pub enum NodeError {
     Keys(#[from] crate::crypto::keyfile::KeyFileError),
     #[error("the data directory belongs to another network than the ticket: give --data-dir another directory")]
     OtherNetwork,
+    #[error(
+        "the network's layout is missing from {}, which is of a node that has run: restore the directory from a copy, or \
+         start anew with an empty --data-dir", .path.display()
+    )]
+    LayoutLost { path: PathBuf },
     #[error("cannot listen on {address}: {reason}")]
     Listen { address: SocketAddr, reason: String },
     #[error(transparent)]

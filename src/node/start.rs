@@ -263,8 +263,24 @@ async fn open(
         document_serial: AtomicU64::new(0),
     });
     membership::restore(&node).await?;
+    refuse_lost_layout(&node)?;
     deaths::restore(&node).await?;
     Ok(node)
+}
+
+/// Whoever holds the authority founds layout 1 where there is none. On a node that has run before, its layout was lost with
+/// a part of the log, and a second layout 1 would contradict the first. A node that was killed between making its keys and
+/// founding has no record in any segment, and goes on.
+fn refuse_lost_layout(node: &Arc<Shared>) -> Result<(), NodeError> {
+    let opened = &node.opened;
+    let has_run = opened.segments > 0
+        || opened.lost_blocks > 0
+        || !opened.unreadable.is_empty()
+        || node.config.data_dir.join(membership::BOOK_FILE).exists();
+    if has_run && node.layout_number() == 0 && node.key_ring().authority().is_some() {
+        return Err(NodeError::LayoutLost { path: node.config.data_dir.clone() });
+    }
+    Ok(())
 }
 
 /// The threads of shards 1 and up. Each tells when it has ended.

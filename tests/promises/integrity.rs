@@ -14,7 +14,8 @@ use gabion::format::segment::{FooterEntry, FooterTail};
 use zerocopy::FromBytes;
 
 use crate::node::{
-    MIB, Network, Node, assert_same, eventually, find_chunk, flip, noise, positions, random, segments, text,
+    MIB, Network, Node, assert_same, eventually, find_chunk, flip, noise, positions, random, refused_start, segments,
+    text,
 };
 
 /// A chunk of a megabyte that is a file of its own and the third leaf of a longer one.
@@ -255,6 +256,33 @@ fn p2_a_segment_that_cannot_be_read_counts_as_damage_until_it_is_gone() {
     network[1].start();
     network.wait_ready();
     assert!(text(&network[1].ok(&["verify"]).stdout).contains(" 0 left damaged"));
+}
+
+#[test]
+fn a_node_that_lost_its_layout_founds_no_second_one_and_one_that_never_had_it_founds_the_first() {
+    let mut network = Network::one();
+    network[0].put("file", b"kept");
+    network[0].stop();
+    let dir = network[0].dir.clone();
+    fs::remove_dir_all(dir.join("catalog")).unwrap();
+    let damaged = damage_headers(&network[0], 2);
+    let (code, error) = refused_start(&dir);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("layout is missing") && error.contains(dir.to_str().unwrap()), "{error}");
+    damaged.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+    network[0].start();
+    network[0].holds("file", b"kept");
+    network[0].stop();
+    // As if it had been killed when it had its keys and nothing else.
+    for name in ["catalog", "segments"] {
+        fs::remove_dir_all(dir.join(name)).unwrap();
+    }
+    for name in ["address-book", "index.checkpoint"] {
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+    network[0].start();
+    network[0].wait_ready(1);
+    network[0].put("file", b"anew");
 }
 
 /// Megabytes that differ from each other, made without holding them.
