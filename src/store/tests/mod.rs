@@ -4,6 +4,7 @@ mod basic;
 mod crash;
 mod faults;
 mod real;
+mod recovery;
 mod room;
 mod small;
 mod support;
