@@ -80,6 +80,7 @@ fn p5_a_storage_node_keeps_what_it_can_neither_read_nor_name() {
     network[1].reads(&["cat", &link, "--range", "1000000-1000099"], &long[1_000_000..1_000_100]);
     network[1].ok(&["get", &link, "-o", &never]);
     assert!(fs::read(&never).unwrap() == long);
+    network[1].fails(2, &["cat", &link, "--range", "4000000-4000009"]);
     blind_memory(&network[1], &[CONTENT]);
     network[1].stop();
     assert_eq!(holders(&network[1].dir, &wanted), [""; 0], "of the storage node");
