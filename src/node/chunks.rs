@@ -31,7 +31,7 @@ use crate::format::record::FLAG_CACHED;
 use crate::format::{Address, NodeId, VersionId};
 use crate::io::{Buffer, JoinHandle, SharedBuffer, spawn};
 use crate::limits::{BUFFERS_PER_SHARD, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, STALL_MAX};
-use crate::store::{Hold, ReadOutcome, StoreError};
+use crate::store::{Hold, ReadOutcome, Refused, StoreError};
 use crate::vault::{ChunkError, ChunkSink, ChunkSource, Fetched, Share, Stored};
 use crate::wire::{CloseReason, Payload, PayloadSource, RequestError};
 
@@ -95,7 +95,8 @@ async fn store_locally(
     match shard.store.hold(&address, &version).await.map_err(store_error)? {
         Hold::Held => Ok(Stored { new: false }),
         Hold::Absent(claim) => {
-            let staged = shard.store.stage(claim, buffer, len, &version, 0).await.map_err(store_error)?;
+            let staged = shard.store.stage(claim, buffer, len, &version, 0).await;
+            let staged = staged.map_err(|refused| store_error(refused.error))?;
             drop(share);
             staged.commit().await.map_err(store_error)?;
             Ok(Stored { new: true })
@@ -149,7 +150,7 @@ async fn store_once(
     let me = shard.node.id();
     let (outcomes, mut arrived) = mpsc::unbounded_channel::<OwnerOutcome>();
     let shared = if owners.contains(&me) {
-        write_own_copy(shard, address, bytes, len, version, &outcomes).await?
+        write_own_copy(shard, address, bytes, len, version, &outcomes).await
     } else {
         bytes.shared()
     };
@@ -225,32 +226,36 @@ async fn write_own_copy(
     len: usize,
     version: VersionId,
     outcomes: &mpsc::UnboundedSender<OwnerOutcome>,
-) -> Result<SharedBuffer, ChunkError> {
+) -> SharedBuffer {
     let me = shard.node.id();
     let claim = match shard.store.hold(&address, &version).await {
         Ok(Hold::Absent(claim)) => claim,
         Ok(Hold::Held) => {
             let _ = outcomes.send((me, Ok(false)));
-            return Ok(bytes.shared());
+            return bytes.shared();
         }
         Err(error) => {
             let _ = outcomes.send((me, Err(own_error(&error))));
-            return Ok(bytes.shared());
+            return bytes.shared();
         }
     };
-    if !shard.store.has_room() {
-        let _ = outcomes.send((me, Err(OwnerError::NoSpace)));
-        return Ok(bytes.shared());
-    }
     let buffer = bytes.own(shard, len).await;
-    let staged = shard.store.stage(claim, buffer, len, &version, 0).await.map_err(store_error)?;
+    let staged = match shard.store.stage(claim, buffer, len, &version, 0).await {
+        Ok(staged) => staged,
+        // The other owners may still make a quorum.
+        Err(Refused { error, buffer }) => {
+            tracing::debug!(?address, %error, "this node's own copy was not written");
+            let _ = outcomes.send((me, Err(own_error(&error))));
+            return buffer.freeze();
+        }
+    };
     let shared = staged.buffer().clone();
     let outcomes = outcomes.clone();
     spawn(async move {
         let outcome = staged.commit().await.map(|()| true).map_err(|error| own_error(&error));
         let _ = outcomes.send((me, outcome));
     });
-    Ok(shared)
+    shared
 }
 
 fn own_error(error: &StoreError) -> OwnerError {

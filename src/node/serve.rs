@@ -195,7 +195,8 @@ impl Serve {
         }
         self.check_alive(&version).await?;
         if let Hold::Absent(claim) = self.shard.store.hold(&request.header.address, &version).await? {
-            let staged = self.shard.store.stage(claim, payload.buffer, payload.len, &version, flags).await?;
+            let staged = self.shard.store.stage(claim, payload.buffer, payload.len, &version, flags).await;
+            let staged = staged.map_err(StoreError::from)?;
             staged.commit().await?;
         }
         answer(Vec::new())
