@@ -87,7 +87,7 @@ class Piped(Gabion):
     def facts_of(self, stage: str) -> Facts:
         if stage == "piped_put":
             return Facts("at rest", "-", "before it says so", "input in the page cache; chunks go past it")
-        return Facts("at rest", "BLAKE3, each chunk", "-", "whatever the page cache holds of the chunks")
+        return Facts("at rest", "BLAKE3, each chunk", "-", "nothing: chunks went past the page cache")
 
     def piped_put(self) -> Own:
         with other_end("feed", self.given.pipe_source, self.piped_bytes) as feeder:
