@@ -40,18 +40,22 @@ use crate::store::{SmallRecord, StoreError};
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Room among the pending deaths for what a write will replace, kept until this is dropped.
-pub struct Room(Arc<Shared>);
+pub struct Room {
+    node: Arc<Shared>,
+    versions: usize,
+}
 
 impl Drop for Room {
     fn drop(&mut self) {
-        lock(&self.0.deaths).release();
+        lock(&self.node.deaths).release(self.versions);
     }
 }
 
-/// Asked for before the name is written: a death that cannot be signed afterwards would leak what it is about.
-pub fn reserve(shard: &Rc<Shard>) -> Result<Room, Failure> {
-    lock(&shard.node.deaths).reserve().map_err(|error| Failure::new(code::SPACE, error.to_string()))?;
-    Ok(Room(shard.node.clone()))
+/// Asked for before names are written, of which so many versions may be replaced: a death that cannot be signed afterwards
+/// would leak what it is about.
+pub fn reserve(shard: &Rc<Shard>, versions: usize) -> Result<Room, Failure> {
+    lock(&shard.node.deaths).reserve(versions).map_err(|error| Failure::new(code::SPACE, error.to_string()))?;
+    Ok(Room { node: shard.node.clone(), versions })
 }
 
 /// Signs the deaths of all that these writes have replaced, where the rule allows it and nobody has, many versions in one

@@ -306,7 +306,7 @@ async fn bear_witness(
     let Some(record) = &found.record else { return Ok(()) };
     let replaced = vec![superseded];
     let written = Written { order: record.order(), holders: found.holders, quorums: found.quorums, replaced };
-    let _room = deaths::reserve(shard).map_err(|failure| failure.message)?;
+    let _room = deaths::reserve(shard, 1).map_err(|failure| failure.message)?;
     deaths::sign_replaced(shard, &[written]).await.map_err(|failure| failure.message)
 }
 

@@ -86,6 +86,38 @@ fn p3_what_is_put_while_nodes_join_is_read_by_those_who_joined() {
 }
 
 #[test]
+fn p3_names_stay_while_many_join_at_once() {
+    let mut random = random();
+    let mut network = Network::start(1, 3, 0);
+    let bytes = noise(&mut random, 300);
+    // Many buckets: of some, owners come and go from layout to layout before they have brought in anything.
+    let names: Vec<String> = (0..24).map(|number| format!("b{number}/file")).collect();
+    names.iter().for_each(|name| network[0].put(name, &bytes));
+    let ticket = network[0].ticket(&["--member"]);
+    let joined = std::thread::scope(|threads| {
+        let joining: Vec<_> = (1..7)
+            .map(|number| {
+                let (path, ticket) = (network.path(&number.to_string()), &ticket);
+                threads.spawn(move || Node::join(&path, ticket))
+            })
+            .collect();
+        joining.into_iter().map(|node| node.join().unwrap()).collect::<Vec<_>>()
+    });
+    network.nodes.extend(joined);
+    // Not known yet may be said, and then it is known who has to be heard; absent may not.
+    for name in &names {
+        for node in &network.nodes {
+            let output = node.run(&["cat", name]);
+            assert_ne!(output.status.code(), Some(4), "{name}: {}", crate::node::text(&output.stderr));
+        }
+    }
+    network.wait_ready();
+    for name in &names {
+        network.nodes.iter().for_each(|node| node.holds(name, &bytes));
+    }
+}
+
+#[test]
 fn restarted_nodes_find_each_other_without_any_ticket() {
     let mut random = random();
     let mut network = Network::start(3, 3, 1);

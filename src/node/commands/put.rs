@@ -102,7 +102,7 @@ pub(super) async fn read_earlier(
 /// Room for the death of what a put replaces, if that is a file.
 pub(super) fn reserve_death(shard: &Rc<Shard>, earlier: Option<&NameRecord>) -> Result<Option<Room>, Failure> {
     match earlier.is_some_and(|earlier| !earlier.tombstone) {
-        true => deaths::reserve(shard).map(Some),
+        true => deaths::reserve(shard, 1).map(Some),
         false => Ok(None),
     }
 }
