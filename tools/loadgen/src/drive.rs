@@ -1,7 +1,7 @@
 //! Runs a phase: its workers, and beside them the watch that samples, shows and stops.
 //!
 //! A run is stopped by Ctrl-C, by the first wrong byte, and by too many failures. Stopped workers take no further
-//! operation; those that wait for a node have their connections cut, and what they then report is not counted.
+//! operation; those that wait for a node have their connections cut, which is no failure of the node's, and counted apart.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -63,7 +63,7 @@ impl<'a> Run<'a> {
 
     pub fn phase(&self, phase: &Phase) -> Result<PhaseReport, Failure> {
         let idle = self.idle_connections(phase.idle)?;
-        let recorder = Recorder::new();
+        let recorder = Recorder::new(phase.mode);
         let pacer = Pacer::new(phase.mode, phase.limit);
         let lines: Vec<Line> = (0..phase.workers).map(|_| Line::default()).collect();
         let gate = Gate::default();
@@ -235,13 +235,15 @@ impl Worker<'_> {
         match outcome {
             Ok(bytes) => self.recorder.done(self.index, kind, timing, bytes),
             Err(Trouble::Wrong(message)) => {
-                self.recorder.fail(self.index, kind, gabion::cli::exit::Exit::Integrity.code(), message.clone());
+                let code = gabion::cli::exit::Exit::Integrity.code();
+                self.recorder.fail(self.index, kind, timing, code, message.clone());
                 self.run.note_wrong(message);
             }
-            // Its connection was cut: that says nothing of the node.
-            Err(Trouble::Failed(_)) if self.run.is_stopped() || interrupt::requested() => {}
+            Err(Trouble::Failed(_)) if self.run.is_stopped() || interrupt::requested() => {
+                self.recorder.cut_off(self.index, kind, timing);
+            }
             Err(Trouble::Failed(failure)) => {
-                self.recorder.fail(self.index, kind, failure.code, failure.message);
+                self.recorder.fail(self.index, kind, timing, failure.code, failure.message);
                 if self.recorder.failed() >= self.run.failures_max {
                     self.run.stop.store(true, Ordering::Relaxed);
                 }

@@ -1,6 +1,10 @@
 //! What was measured: HdrHistograms of latency in microseconds (three significant digits), counts and bytes, by kind of
 //! operation.
 //!
+//! Failures have a histogram of their own. In an open loop they count in the latencies too: whoever asked waited for them,
+//! and an operation that fails after 30 s must not make the others look better. So do operations that were cut off when
+//! the run was stopped, with the time that they had taken by then.
+//!
 //! Workers record into a few locked shards. The sampler drains these into the totals every interval, so that it also
 //! knows the percentiles of that interval alone.
 
@@ -11,7 +15,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::pacing::Timing;
+use crate::pacing::{Loop, Timing};
 
 const SHARDS: usize = 8;
 const DIGITS: u8 = 3;
@@ -87,8 +91,12 @@ impl Durations {
 pub struct Totals {
     pub latency: Durations,
     pub service: Durations,
+    /// Of failures, from the intended start.
+    pub failures: Durations,
     pub operations: u64,
     pub failed: u64,
+    /// Running when the run was stopped.
+    pub cut_off: u64,
     pub bytes: u64,
 }
 
@@ -96,8 +104,10 @@ impl Totals {
     fn add(&mut self, other: &Self) {
         self.latency.add(&other.latency);
         self.service.add(&other.service);
+        self.failures.add(&other.failures);
         self.operations += other.operations;
         self.failed += other.failed;
+        self.cut_off += other.cut_off;
         self.bytes += other.bytes;
     }
 }
@@ -120,6 +130,7 @@ pub struct Failed {
 
 #[derive(Debug)]
 pub struct Recorder {
+    mode: Loop,
     shards: Vec<Mutex<ByKind>>,
     failures: Mutex<BTreeMap<u8, Failed>>,
     failed: AtomicU64,
@@ -128,8 +139,9 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    pub fn new() -> Self {
+    pub fn new(mode: Loop) -> Self {
         Self {
+            mode,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             failures: Mutex::default(),
             failed: AtomicU64::new(0),
@@ -158,10 +170,29 @@ impl Recorder {
         });
     }
 
-    pub fn fail(&self, worker: usize, kind: Kind, code: u8, message: String) {
-        self.with(worker, kind, |totals| totals.failed += 1);
+    pub fn fail(&self, worker: usize, kind: Kind, timing: Timing, code: u8, message: String) {
+        self.with(worker, kind, |totals| {
+            totals.failed += 1;
+            totals.failures.record(timing.latency, 1);
+            self.count_waiting(totals, timing);
+        });
         self.failed.fetch_add(1, Ordering::Relaxed);
         locked(&self.failures).entry(code).or_insert(Failed { count: 0, message }).count += 1;
+    }
+
+    /// Its connection was cut because the run was stopped: that says nothing of the node but how long it had taken.
+    pub fn cut_off(&self, worker: usize, kind: Kind, timing: Timing) {
+        self.with(worker, kind, |totals| {
+            totals.cut_off += 1;
+            self.count_waiting(totals, timing);
+        });
+    }
+
+    fn count_waiting(&self, totals: &mut Totals, timing: Timing) {
+        if self.mode != Loop::Closed {
+            totals.latency.record(timing.latency, 1);
+            totals.service.record(timing.service, 1);
+        }
     }
 
     /// Operations of an open loop that never began.
@@ -200,7 +231,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_right_to_three_digits_and_nothing_is_lost_by_draining() {
-        let recorder = Recorder::new();
+        let recorder = Recorder::new(Loop::Closed);
         let mut all = ByKind::new();
         for micros in 1..=100_000u64 {
             let time = Duration::from_micros(micros);
@@ -221,13 +252,28 @@ mod tests {
 
     #[test]
     fn failures_are_counted_by_code_with_the_first_message() {
-        let recorder = Recorder::new();
+        let recorder = Recorder::new(Loop::Closed);
         for (code, message) in [(5, "no node"), (5, "other"), (8, "full")] {
-            recorder.fail(0, Kind::Put, code, message.to_owned());
+            recorder.fail(0, Kind::Put, HANGING, code, message.to_owned());
         }
         let failures = recorder.failures();
         assert_eq!(failures[&5], Failed { count: 2, message: "no node".to_owned() });
         assert_eq!(failures[&8].count, 1);
         assert_eq!((recorder.failed(), recorder.drain()[&Kind::Put].failed), (3, 3));
+    }
+
+    const HANGING: Timing = Timing { latency: Duration::from_secs(31), service: Duration::from_secs(30) };
+
+    #[test]
+    fn what_hangs_and_fails_is_in_the_percentiles_of_an_open_loop() {
+        for (mode, counted) in [(Loop::Open(10.0), 2), (Loop::Closed, 0)] {
+            let recorder = Recorder::new(mode);
+            recorder.fail(0, Kind::Get, HANGING, 5, String::new());
+            recorder.cut_off(0, Kind::Get, HANGING);
+            let totals = &recorder.drain()[&Kind::Get];
+            assert_eq!((totals.operations, totals.failed, totals.cut_off), (0, 1, 1));
+            assert_eq!((totals.failures.count(), totals.latency.count()), (1, counted));
+            assert!(totals.failures.micros_max() >= 31_000_000);
+        }
     }
 }

@@ -6,9 +6,11 @@
 //!   moment, also when every worker was still busy: whoever would have had to wait is counted as having waited.
 //!
 //! An open loop ends at its duration. What is still late then may begin for [`DRAIN_MAX`] more; what does not even
-//! then is reported as never started, with the wait so far as its latency (a lower bound).
+//! then is reported as never started, with the wait so far as its latency (a lower bound). So is a turn that a worker had
+//! taken when the run was stopped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long an open loop that is late goes on behind its end.
@@ -72,11 +74,13 @@ pub struct Pacer {
     pub mode: Loop,
     limit: Limit,
     next: AtomicU64,
+    /// Intended starts of turns that were taken and given up, because the run was stopped.
+    abandoned: Mutex<Vec<Duration>>,
 }
 
 impl Pacer {
     pub fn new(mode: Loop, limit: Limit) -> Self {
-        Self { mode, limit, next: AtomicU64::new(0) }
+        Self { mode, limit, next: AtomicU64::new(0), abandoned: Mutex::default() }
     }
 
     /// One worker: takes turns until there is none left or `is_stopped`.
@@ -95,6 +99,7 @@ impl Pacer {
                 }
             }
             if is_stopped() {
+                self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).push(turn.intended);
                 return;
             }
             let began = clock.now();
@@ -135,7 +140,10 @@ impl Pacer {
         let next = self.next.load(Ordering::Relaxed);
         let stride = due.saturating_sub(next).div_ceil(WAITS_MAX).max(1);
         let wait = |index| end.saturating_sub(Self::intended(index, rate));
-        (next..due).step_by(stride as usize).map(|index| (wait(index), stride.min(due - index))).collect()
+        let never_taken = (next..due).step_by(stride as usize).map(|index| (wait(index), stride.min(due - index)));
+        let abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        let abandoned = abandoned.iter().filter(|intended| **intended < end).map(|intended| (end - *intended, 1));
+        never_taken.chain(abandoned).collect()
     }
 }
 
@@ -240,5 +248,18 @@ mod tests {
         pacer.work(&clock, stopped, |_| clock.sleep(MS), |_, ()| count += 1);
         assert_eq!(count, 1);
         assert!(clock.now() < 200 * MS, "the second was due after 1000 s");
+        assert_eq!(pacer.never_started(clock.now()), [], "and is none that never began");
+    }
+
+    #[test]
+    fn a_turn_that_was_taken_and_given_up_never_started() {
+        let clock = VirtualClock::default();
+        let pacer = Pacer::new(Loop::Open(100.0), seconds(1));
+        let mut count = 0;
+        // The second operation is due after 10 ms; the run is stopped while the first one goes on.
+        pacer.work(&clock, || clock.now() > 20 * MS, |_| clock.sleep(50 * MS), |_, ()| count += 1);
+        assert_eq!((count, clock.now()), (1, 50 * MS));
+        let waits = pacer.never_started(clock.now());
+        assert_eq!(waits, [(30 * MS, 1), (20 * MS, 1), (10 * MS, 1), (40 * MS, 1)]);
     }
 }

@@ -202,11 +202,17 @@ impl RunReport {
 
 fn kind_text(name: &str, totals: &Totals, mode: Loop) -> String {
     let mut text = format!("\n  {name:<6} {:>8} ok {:>4} failed", totals.operations, totals.failed);
+    if totals.cut_off > 0 {
+        let _ = write!(text, " {} cut off", totals.cut_off);
+    }
     if totals.latency.count() > 0 {
         let _ = write!(text, "  latency {}", latency_text(&totals.latency));
     }
     if mode != Loop::Closed && totals.service.count() > 0 {
         let _ = write!(text, "\n{:34}service {}", "", latency_text(&totals.service));
+    }
+    if totals.failures.count() > 0 {
+        let _ = write!(text, "\n{:34}failed  {}", "", latency_text(&totals.failures));
     }
     text
 }
@@ -223,9 +229,11 @@ fn totals_json(totals: &Totals) -> Value {
     json!({
         "operations": totals.operations,
         "failed": totals.failed,
+        "cut_off": totals.cut_off,
         "bytes": totals.bytes,
         "latency_us": durations_json(&totals.latency),
         "service_us": durations_json(&totals.service),
+        "failed_us": durations_json(&totals.failures),
     })
 }
 
@@ -295,12 +303,13 @@ pub mod tests {
 
     /// Two seconds of an open loop: 1,000 gets of 100 bytes that took 1 to 1,000 ms, and one failed put.
     pub fn sample() -> RunReport {
-        let recorder = Recorder::new();
+        let recorder = Recorder::new(Loop::Open(600.0));
         for millis in 1..=1000 {
             let (latency, service) = (Duration::from_millis(millis), Duration::from_millis(1));
             recorder.done(0, Kind::Get, Timing { latency, service }, 100);
         }
-        recorder.fail(0, Kind::Put, 8, "no space <on> \"disk\" & more".to_owned());
+        let timing = Timing { latency: Duration::from_secs(30), service: Duration::from_secs(30) };
+        recorder.fail(0, Kind::Put, timing, 8, "no space <on> \"disk\" & more".to_owned());
         let interval = |began: u64, operations| Interval {
             began: Duration::from_secs(began),
             ended: Duration::from_secs(began + 1),
@@ -361,7 +370,9 @@ pub mod tests {
         }
         assert!(get["service_us"]["max"].as_f64().unwrap() < 1010.0);
         assert_eq!(phase["failures"][0]["code"], json!(8));
-        assert_eq!(phase["kinds"]["put"]["failed"], json!(1));
+        let put = &phase["kinds"]["put"];
+        assert_eq!((&put["failed"], &put["failed_us"]["count"]), (&json!(1), &json!(1)));
+        assert!(put["latency_us"]["max"].as_f64().unwrap() >= 30e6, "who waited for a failure waited");
         assert_eq!(phase["intervals"].as_array().unwrap().len(), 2);
         assert_eq!(phase["nodes"][0]["data_dir"], json!("/tmp/a"));
     }
