@@ -202,7 +202,11 @@ mod tests {
         let svg = draw(&sample());
         assert!(elements(&svg) > 30);
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-        assert_eq!(svg.matches("<polyline").count(), 4, "bytes, operations, latency of the gets and of the put that failed");
+        assert_eq!(
+            svg.matches("<polyline").count(),
+            4,
+            "bytes, operations, latency of the gets and of the put that failed"
+        );
     }
 
     #[test]

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use gabion::cli::exit::Failure;
 use gabion::node::control::client::Client;
 
+use crate::content::Content;
 use crate::dice::Dice;
 use crate::interrupt;
 use crate::measure::{Kind, Recorder};
 use crate::nodes::{Node, Nodes};
-use crate::operation::{Line, Operation, Subject, Trouble, Wanted};
+use crate::operation::{Line, Operation, Source, Subject, Trouble, Wanted};
 use crate::pacing::{Clock, Pacer, RealClock, Timing, Turn};
 use crate::progress::Progress;
 use crate::report::PhaseReport;
@@ -160,6 +161,23 @@ impl Gate {
     }
 }
 
+/// An operation whose time can begin.
+enum Prepared {
+    /// First byte and length of the range.
+    Read {
+        number: u64,
+        range: Option<(u64, u64)>,
+    },
+    Put {
+        number: u64,
+        content: Content,
+        source: Result<Source, Trouble>,
+    },
+    Remove {
+        number: u64,
+    },
+}
+
 struct Worker<'a> {
     run: &'a Run<'a>,
     phase: &'a Phase,
@@ -176,51 +194,72 @@ impl Worker<'_> {
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
         let clock = gate.wait();
         let is_stopped = || self.run.is_stopped();
-        self.pacer.work(&clock, is_stopped, |turn| self.operate(turn), |timing, outcome| self.note(timing, outcome));
+        self.pacer.work(
+            &clock,
+            is_stopped,
+            |turn| self.prepare(turn),
+            |prepared| self.operate(prepared),
+            |timing, outcome| self.note(timing, outcome),
+        );
         drop(ended);
     }
 
-    fn operate(&self, turn: Turn) -> (Kind, Result<u64, Trouble>) {
+    /// Decides on the operation, and makes what a put reads.
+    fn prepare(&self, turn: Turn) -> (Turn, Prepared) {
         let mut dice = Dice::new(&[self.run.subject.contents.seed, turn.index, 3]);
+        let prepared = match self.phase.choice.task(turn.index, &mut dice) {
+            Task::Write { number } => self.prepare_write(number),
+            Task::Read { number, range: None } => Prepared::Read { number, range: None },
+            Task::Read { number, range: Some(sizes) } => {
+                let contents = &self.run.subject.contents;
+                let length = contents.of(number, self.run.subject.ledger.floor(number)).len;
+                let range = (length > 0).then(|| {
+                    let len = sizes.draw(&mut dice).clamp(1, length);
+                    (dice.below(length - len + 1), len)
+                });
+                Prepared::Read { number, range }
+            }
+        };
+        (turn, prepared)
+    }
+
+    /// The next generation of the object, or of a near one that nobody else writes just now.
+    fn prepare_write(&self, number: u64) -> Prepared {
+        let Subject { contents, ledger, .. } = self.run.subject;
+        for number in self.near(number) {
+            let Some(generation) = ledger.begin_write(number) else { continue };
+            if ledger.is_absent(number, generation) {
+                return Prepared::Remove { number };
+            }
+            let content = contents.of(number, generation);
+            return Prepared::Put { number, content, source: self.run.subject.source(&content) };
+        }
+        Prepared::Read { number, range: None }
+    }
+
+    fn operate(&self, (turn, prepared): (Turn, Prepared)) -> (Kind, Result<u64, Trouble>) {
         let index = self.phase.route.node(turn.index, self.run.nodes.all.len());
         let Some(node) = self.run.nodes.all.get(index) else {
             return (Kind::Get, Err(Trouble::Failed(Failure::other("no node"))));
         };
         let operation = Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line };
-        match self.phase.choice.task(turn.index, &mut dice) {
-            Task::Write { number } => self.write(&operation, number),
-            Task::Read { number, range: None } => (Kind::Get, self.read(&operation, number, None)),
-            Task::Read { number, range: Some(sizes) } => {
-                let contents = &self.run.subject.contents;
-                let length = contents.of(number, self.run.subject.ledger.floor(number)).len;
-                if length == 0 {
-                    return (Kind::Range, self.read(&operation, number, None));
-                }
-                let len = sizes.draw(&mut dice).clamp(1, length);
-                let first = dice.below(length - len + 1);
-                (Kind::Range, self.read(&operation, number, Some((first, len))))
+        let ledger = &self.run.subject.ledger;
+        match prepared {
+            Prepared::Read { number, range } => {
+                let kind = if range.is_some() { Kind::Range } else { Kind::Get };
+                (kind, operation.read(Wanted { number, range, remote: self.phase.remote }))
+            }
+            Prepared::Put { number, content, source } => {
+                let outcome = source.and_then(|source| operation.put(number, &content, source));
+                ledger.end_write(number, outcome.is_ok());
+                (Kind::Put, outcome)
+            }
+            Prepared::Remove { number } => {
+                let outcome = operation.remove(number);
+                ledger.end_write(number, outcome.is_ok());
+                (Kind::Remove, outcome.map(|()| 0))
             }
         }
-    }
-
-    fn read(&self, operation: &Operation<'_>, number: u64, range: Option<(u64, u64)>) -> Result<u64, Trouble> {
-        operation.read(Wanted { number, range, remote: self.phase.remote })
-    }
-
-    /// The next generation of the object, or of a near one that nobody else writes just now.
-    fn write(&self, operation: &Operation<'_>, number: u64) -> (Kind, Result<u64, Trouble>) {
-        let ledger = &self.run.subject.ledger;
-        for number in self.near(number) {
-            let Some(generation) = ledger.begin_write(number) else { continue };
-            let (kind, outcome) = if ledger.is_absent(number, generation) {
-                (Kind::Remove, operation.remove(number).map(|()| 0))
-            } else {
-                (Kind::Put, operation.put(number, generation))
-            };
-            ledger.end_write(number, outcome.is_ok());
-            return (kind, outcome);
-        }
-        (Kind::Get, self.read(operation, number, None))
     }
 
     fn near(&self, number: u64) -> impl Iterator<Item = u64> {

@@ -5,8 +5,11 @@
 //! | what | descriptor |
 //! | --- | --- |
 //! | put, fits a pipe | a pipe that holds the content already |
-//! | put, longer | a pipe that a second thread feeds; with `--via memfd` or `file` a file that was written before |
+//! | put, longer | a pipe that a second thread feeds; with `--via memfd` or `file` a file |
 //! | get, range | a pipe, checked while it runs; by a second thread when it may run for long |
+//!
+//! What a put reads is made before its time is taken, and a file is on the disk by then: neither making nor writing back
+//! counts against the node. A pipe that must be fed is the exception: its bytes are made while the node reads.
 //!
 //! A pipe's size is asked for, not assumed: the kernel gives small ones to a user who has many.
 
@@ -102,6 +105,15 @@ pub struct Operation<'a> {
     pub line: &'a Line,
 }
 
+/// What a put reads.
+#[derive(Debug)]
+pub enum Source {
+    /// A pipe or a file that holds all of it.
+    Whole(OwnedFd),
+    /// A pipe that is fed while the node reads.
+    Fed(PipeReader, PipeWriter),
+}
+
 /// What a read asks for.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
@@ -112,26 +124,52 @@ pub struct Wanted {
     pub remote: bool,
 }
 
-impl Operation<'_> {
-    /// Writes this generation of the object; the bytes written.
-    pub fn put(&self, number: u64, generation: u32) -> Result<u64, Trouble> {
-        let content = self.subject.contents.of(number, generation);
-        let (reader, mut writer) = io::pipe().map_err(Trouble::here)?;
-        let answer = if content.len <= capacity(&writer) {
-            feed(&mut writer, &content, self.recorder).map_err(Trouble::here)?;
-            drop(writer);
-            self.send_content(number, &content, reader.into())
-        } else if self.subject.via == Via::Pipe {
+impl Subject {
+    /// Makes what a put of this content reads.
+    pub fn source(&self, content: &Content) -> Result<Source, Trouble> {
+        self.make_source(content).map_err(Trouble::here)
+    }
+
+    fn make_source(&self, content: &Content) -> io::Result<Source> {
+        let (reader, mut writer) = io::pipe()?;
+        if content.len <= capacity(&writer) {
+            feed(&mut writer, content, |_| ())?;
+            return Ok(Source::Whole(reader.into()));
+        }
+        if self.via == Via::Pipe {
             widen(&writer);
-            std::thread::scope(|scope| {
+            return Ok(Source::Fed(reader, writer));
+        }
+        let mut file = self.file()?;
+        feed(&mut file, content, |_| ())?;
+        if self.via == Via::File {
+            file.sync_data()?;
+        }
+        Ok(Source::Whole(file.into()))
+    }
+
+    /// An empty file that nobody else sees.
+    fn file(&self) -> io::Result<File> {
+        if self.via == Via::Memfd {
+            return Ok(rustix::fs::memfd_create("loadgen", MemfdFlags::CLOEXEC)?.into());
+        }
+        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&self.scratch, flags, rustix::fs::Mode::RUSR)?.into())
+    }
+}
+
+impl Operation<'_> {
+    /// Writes this content to the object; the bytes written.
+    pub fn put(&self, number: u64, content: &Content, source: Source) -> Result<u64, Trouble> {
+        let answer = match source {
+            Source::Whole(descriptor) => self
+                .send_content(number, content, descriptor)
+                .inspect(|stored| self.recorder.moved(stored.unwrap_or(0))),
+            Source::Fed(reader, mut writer) => std::thread::scope(|scope| {
                 // It ends with a broken pipe when the node stops reading; the node's answer then says why.
-                scope.spawn(move || feed(&mut writer, &content, self.recorder));
-                self.send_content(number, &content, reader.into())
-            })
-        } else {
-            let mut file = self.file().map_err(Trouble::here)?;
-            feed(&mut file, &content, self.recorder).map_err(Trouble::here)?;
-            self.send_content(number, &content, file.into())
+                scope.spawn(move || feed(&mut writer, content, |bytes| self.recorder.moved(bytes)));
+                self.send_content(number, content, reader.into())
+            }),
         };
         match answer.map_err(|failure| Trouble::Failed(failure.at(format!("put of {}", key(number)))))? {
             Some(bytes) if bytes == content.len => Ok(bytes),
@@ -293,15 +331,6 @@ impl Operation<'_> {
         self.line.release();
         answer
     }
-
-    /// An empty file that nobody else sees.
-    fn file(&self) -> io::Result<File> {
-        if self.subject.via == Via::Memfd {
-            return Ok(rustix::fs::memfd_create("loadgen", MemfdFlags::CLOEXEC)?.into());
-        }
-        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
-        Ok(rustix::fs::open(&self.subject.scratch, flags, rustix::fs::Mode::RUSR)?.into())
-    }
 }
 
 /// An object's key in its bucket.
@@ -309,7 +338,7 @@ pub fn key(number: u64) -> String {
     format!("object-{number}")
 }
 
-fn feed(out: &mut impl Write, content: &Content, recorder: &Recorder) -> io::Result<()> {
+fn feed(out: &mut impl Write, content: &Content, moved: impl Fn(u64)) -> io::Result<()> {
     let mut piece = vec![0; PIECE_BYTES.min(content.len as usize)];
     let mut offset = 0;
     while offset < content.len {
@@ -317,7 +346,7 @@ fn feed(out: &mut impl Write, content: &Content, recorder: &Recorder) -> io::Res
         let part = piece.get_mut(..count as usize).unwrap_or_default();
         content.fill(offset, part);
         out.write_all(part)?;
-        recorder.moved(count);
+        moved(count);
         offset += count;
     }
     Ok(())

@@ -83,15 +83,19 @@ impl Pacer {
         Self { mode, limit, next: AtomicU64::new(0), abandoned: Mutex::default() }
     }
 
-    /// One worker: takes turns until there is none left or `is_stopped`.
-    pub fn work<T>(
+    /// One worker: takes turns until there is none left or `is_stopped`. What `prepare` does for a turn is in no timing.
+    pub fn work<P, T>(
         &self,
         clock: &impl Clock,
         is_stopped: impl Fn() -> bool,
-        mut operation: impl FnMut(Turn) -> T,
+        mut prepare: impl FnMut(Turn) -> P,
+        mut operation: impl FnMut(P) -> T,
         mut done: impl FnMut(Timing, T),
     ) {
         while let Some(turn) = self.take(clock) {
+            let taken = clock.now();
+            let prepared = prepare(turn);
+            let ready = clock.now();
             while !is_stopped() {
                 match turn.intended.checked_sub(clock.now()) {
                     Some(early) if !early.is_zero() => clock.sleep(early.min(NAP_MAX)),
@@ -103,10 +107,12 @@ impl Pacer {
                 return;
             }
             let began = clock.now();
-            let outcome = operation(turn);
+            let outcome = operation(prepared);
             let ended = clock.now();
-            let timing = Timing { latency: ended.saturating_sub(turn.intended), service: ended.saturating_sub(began) };
-            done(timing, outcome);
+            // Preparing that fell behind the intended start: no wait of the node's making.
+            let own = ready.saturating_sub(taken.max(turn.intended));
+            let latency = ended.saturating_sub(turn.intended).saturating_sub(own);
+            done(Timing { latency, service: ended.saturating_sub(began) }, outcome);
         }
     }
 
@@ -170,7 +176,13 @@ mod tests {
     fn run(pacer: &Pacer, service: impl Fn(u64) -> Duration) -> (Vec<Timing>, Duration) {
         let clock = VirtualClock::default();
         let mut timings = Vec::new();
-        pacer.work(&clock, || false, |turn| clock.sleep(service(turn.index)), |timing, ()| timings.push(timing));
+        pacer.work(
+            &clock,
+            || false,
+            |turn| turn.index,
+            |index| clock.sleep(service(index)),
+            |timing, ()| timings.push(timing),
+        );
         (timings, clock.now())
     }
 
@@ -245,10 +257,24 @@ mod tests {
         let pacer = Pacer::new(Loop::Open(0.001), Limit { operations: None, duration: None });
         let stopped = || clock.now() > 20 * MS;
         let mut count = 0;
-        pacer.work(&clock, stopped, |_| clock.sleep(MS), |_, ()| count += 1);
+        pacer.work(&clock, stopped, |_| (), |()| clock.sleep(MS), |_, ()| count += 1);
         assert_eq!(count, 1);
         assert!(clock.now() < 200 * MS, "the second was due after 1000 s");
         assert_eq!(pacer.never_started(clock.now()), [], "and is none that never began");
+    }
+
+    #[test]
+    fn preparing_is_in_no_timing_and_a_wait_for_the_node_is() {
+        for (mode, latencies) in [(Loop::Closed, [50, 50, 50]), (Loop::Open(100.0), [50, 95, 140])] {
+            let clock = VirtualClock::default();
+            let pacer = Pacer::new(mode, Limit { operations: Some(3), duration: None });
+            let mut timings = Vec::new();
+            let (prepare, operate) = (|_| clock.sleep(5 * MS), |()| clock.sleep(50 * MS));
+            pacer.work(&clock, || false, prepare, operate, |timing, ()| timings.push(timing));
+            assert!(timings.iter().all(|timing| timing.service == 50 * MS));
+            let found: Vec<_> = timings.iter().map(|timing| timing.latency.as_millis()).collect();
+            assert_eq!(found, latencies, "{mode:?}");
+        }
     }
 
     #[test]
@@ -257,7 +283,7 @@ mod tests {
         let pacer = Pacer::new(Loop::Open(100.0), seconds(1));
         let mut count = 0;
         // The second operation is due after 10 ms; the run is stopped while the first one goes on.
-        pacer.work(&clock, || clock.now() > 20 * MS, |_| clock.sleep(50 * MS), |_, ()| count += 1);
+        pacer.work(&clock, || clock.now() > 20 * MS, |_| (), |()| clock.sleep(50 * MS), |_, ()| count += 1);
         assert_eq!((count, clock.now()), (1, 50 * MS));
         let waits = pacer.never_started(clock.now());
         assert_eq!(waits, [(30 * MS, 1), (20 * MS, 1), (10 * MS, 1), (40 * MS, 1)]);
