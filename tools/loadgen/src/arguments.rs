@@ -20,6 +20,7 @@ Examples (after cargo build --release --workspace):
   loadgen small --spawn 1 --objects 10000 --size 1-4K      many small objects: all put, then read
   loadgen huge --spawn 1 --objects 2 --size 2G             few huge ones: all put, then read
   loadgen connections --spawn 1 --concurrency 500 --idle 500
+  loadgen beside --spawn 1 --put 10G --rate 500            small gets alone, and while a long put runs
   loadgen peers --spawn 3 --size 256M                      one reader, chunks from all other nodes
   loadgen crowd --spawn 3 --concurrency 24 --size 256M     one file, 24 receivers at once
   loadgen get --node ~/a --node ~/b --json --chart get.svg on nodes that run already, by their data directories
@@ -121,6 +122,10 @@ pub struct LoadArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_sizes)]
     pub range_size: Option<Sizes>,
 
+    /// beside: length of the put that runs beside the gets
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub put: Option<u64>,
+
     /// Connections that are held open and say nothing, on each node
     #[arg(long, value_name = "N")]
     pub idle: Option<u32>,
@@ -203,6 +208,8 @@ pub enum Scenario {
     Huge,
     /// Many connections at once, and many that say nothing
     Connections,
+    /// Small objects in an open loop: alone, then while a long put runs
+    Beside,
     /// Whole objects past the asked node's own copies, from all other nodes
     Peers,
     /// One object, many receivers that begin at the same moment

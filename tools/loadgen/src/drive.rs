@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use gabion::cli::exit::Failure;
 use gabion::node::control::client::Client;
 
+use crate::beside::{PutBeside, PutReport, Repeated};
 use crate::content::Content;
 use crate::dice::Dice;
 use crate::interrupt;
@@ -64,9 +65,11 @@ impl<'a> Run<'a> {
 
     pub fn phase(&self, phase: &Phase) -> Result<PhaseReport, Failure> {
         let idle = self.idle_connections(phase.idle)?;
+        let put = phase.put.map(|put| self.prepare_put(put)).transpose()?;
         let recorder = Recorder::new(phase.mode);
         let pacer = Pacer::new(phase.mode, phase.limit);
         let lines: Vec<Line> = (0..phase.workers).map(|_| Line::default()).collect();
+        let put_line = Line::default();
         let gate = Gate::default();
         let (ended, all_ended) = channel();
         let report = std::thread::scope(|scope| {
@@ -83,10 +86,16 @@ impl<'a> Run<'a> {
                     break;
                 }
             }
+            let putter = put.map(|(put, content, source)| {
+                let worker = Worker { run: self, phase, pacer: &pacer, recorder: &recorder, line: &put_line, index: 0 };
+                let (gate, ended) = (&gate, ended.clone());
+                scope.spawn(move || worker.put_beside(gate, ended, put, &content, source))
+            });
             drop(ended);
             let mut sampler = Sampler::start(phase, self.nodes, self.interval);
             let clock = gate.open();
-            self.watch(&recorder, &lines, &mut sampler, clock, &all_ended);
+            self.watch(&recorder, &lines, &put_line, &mut sampler, clock, &all_ended);
+            sampler.report.put = putter.and_then(|putter| putter.join().ok().flatten());
             started.map(|()| {
                 let end = clock.now();
                 for (wait, count) in pacer.never_started(end) {
@@ -106,6 +115,7 @@ impl<'a> Run<'a> {
         &self,
         recorder: &Recorder,
         lines: &[Line],
+        put_line: &Line,
         sampler: &mut Sampler<'_>,
         clock: RealClock,
         all_ended: &Receiver<()>,
@@ -115,11 +125,21 @@ impl<'a> Run<'a> {
                 self.stop.store(true, Ordering::Relaxed);
             }
             if self.is_stopped() {
-                lines.iter().for_each(Line::hang_up);
+                lines.iter().chain([put_line]).for_each(Line::hang_up);
             }
             if sampler.look(recorder, clock.now()) {
                 self.progress.show(&sampler.line());
             }
+        }
+    }
+
+    /// What is put beside the workers is made before the phase begins.
+    fn prepare_put(&self, put: PutBeside) -> Result<(PutBeside, Repeated, Source), Failure> {
+        let content = Repeated { content: self.subject.contents.of(put.number, 1), bytes: put.bytes };
+        match self.subject.source(&content) {
+            Ok(source) => Ok((put, content, source)),
+            Err(Trouble::Failed(failure)) => Err(failure),
+            Err(Trouble::Wrong(message)) => Err(Failure::other(message)),
         }
     }
 
@@ -237,6 +257,33 @@ impl Worker<'_> {
         Prepared::Read { number, range: None }
     }
 
+    /// The put beside the workers: the phase ends with it.
+    fn put_beside(
+        &self,
+        gate: &Gate,
+        ended: Sender<()>,
+        put: PutBeside,
+        content: &Repeated,
+        source: Source,
+    ) -> Option<PutReport> {
+        let node = self.run.nodes.all.first()?;
+        let operation = Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line };
+        let ledger = &self.run.subject.ledger;
+        let clock = gate.wait();
+        ledger.begin_write(put.number);
+        let began = clock.now();
+        let outcome = operation.put(put.number, content, source, true);
+        let elapsed = clock.now().saturating_sub(began);
+        self.pacer.end(clock.now());
+        ledger.end_write(put.number, outcome.is_ok());
+        let report = outcome.as_ref().ok().map(|bytes| PutReport { bytes: *bytes, elapsed });
+        if outcome.is_err() {
+            self.note(Timing { latency: elapsed, service: elapsed }, (Kind::Put, outcome));
+        }
+        drop(ended);
+        report
+    }
+
     fn operate(&self, (turn, prepared): (Turn, Prepared)) -> (Kind, Result<u64, Trouble>) {
         let index = self.phase.route.node(turn.index, self.run.nodes.all.len());
         let Some(node) = self.run.nodes.all.get(index) else {
@@ -250,7 +297,8 @@ impl Worker<'_> {
                 (kind, operation.read(Wanted { number, range, remote: self.phase.remote }))
             }
             Prepared::Put { number, content, source } => {
-                let outcome = source.and_then(|source| operation.put(number, &content, source));
+                let outcome =
+                    source.and_then(|source| operation.put(number, &content, source, self.run.subject.no_dedup));
                 ledger.end_write(number, outcome.is_ok());
                 (Kind::Put, outcome)
             }

@@ -13,6 +13,7 @@
 //! | `nodes` | nodes that run already, or are started and ended here |
 //! | `operation` | one put, get, range or removal |
 //! | `pacing` | when operations begin: closed and open loop |
+//! | `beside` | the put beside gets, and the comparison |
 //! | `drive` | workers, and the watch beside them |
 //! | `measure`, `sampling`, `usage` | histograms; what happened in each interval; CPU and memory |
 //! | `report`, `chart`, `progress` | text and JSON, SVG, the live line |
@@ -28,6 +29,7 @@
 //! as wrong too.
 
 mod arguments;
+mod beside;
 mod chart;
 mod clean;
 mod content;
@@ -186,6 +188,9 @@ fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
     if let Some(path) = &arguments.output.chart {
         std::fs::write(path, chart::draw(report))
             .map_err(|error| Failure::other(format!("the chart {} cannot be written: {error}", path.display())))?;
+    }
+    if let Some(comparison) = beside::text(report).filter(|_| !arguments.output.json) {
+        println!("{comparison}");
     }
     outcome(report)?;
     if !arguments.output.json {

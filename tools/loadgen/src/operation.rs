@@ -105,6 +105,34 @@ pub struct Operation<'a> {
     pub line: &'a Line,
 }
 
+/// Contents as a put reads them.
+pub trait Feed: Sync {
+    fn len_bytes(&self) -> u64;
+
+    /// Writes all of it, and says piece by piece how much went.
+    fn feed(&self, out: &mut dyn Write, moved: &dyn Fn(u64)) -> io::Result<()>;
+}
+
+impl Feed for Content {
+    fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
+    fn feed(&self, out: &mut dyn Write, moved: &dyn Fn(u64)) -> io::Result<()> {
+        let mut piece = vec![0; PIECE_BYTES.min(self.len as usize)];
+        let mut offset = 0;
+        while offset < self.len {
+            let count = (self.len - offset).min(PIECE_BYTES as u64);
+            let part = piece.get_mut(..count as usize).unwrap_or_default();
+            self.fill(offset, part);
+            out.write_all(part)?;
+            moved(count);
+            offset += count;
+        }
+        Ok(())
+    }
+}
+
 /// What a put reads.
 #[derive(Debug)]
 pub enum Source {
@@ -126,14 +154,14 @@ pub struct Wanted {
 
 impl Subject {
     /// Makes what a put of this content reads.
-    pub fn source(&self, content: &Content) -> Result<Source, Trouble> {
+    pub fn source(&self, content: &impl Feed) -> Result<Source, Trouble> {
         self.make_source(content).map_err(Trouble::here)
     }
 
-    fn make_source(&self, content: &Content) -> io::Result<Source> {
+    fn make_source(&self, content: &impl Feed) -> io::Result<Source> {
         let (reader, mut writer) = io::pipe()?;
-        if content.len <= capacity(&writer) {
-            feed(&mut writer, content, |_| ())?;
+        if content.len_bytes() <= capacity(&writer) {
+            content.feed(&mut writer, &|_| ())?;
             return Ok(Source::Whole(reader.into()));
         }
         if self.via == Via::Pipe {
@@ -141,7 +169,7 @@ impl Subject {
             return Ok(Source::Fed(reader, writer));
         }
         let mut file = self.file()?;
-        feed(&mut file, content, |_| ())?;
+        content.feed(&mut file, &|_| ())?;
         if self.via == Via::File {
             file.sync_data()?;
         }
@@ -160,35 +188,32 @@ impl Subject {
 
 impl Operation<'_> {
     /// Writes this content to the object; the bytes written.
-    pub fn put(&self, number: u64, content: &Content, source: Source) -> Result<u64, Trouble> {
+    pub fn put(&self, number: u64, content: &impl Feed, source: Source, no_dedup: bool) -> Result<u64, Trouble> {
+        let len = content.len_bytes();
         let answer = match source {
             Source::Whole(descriptor) => self
-                .send_content(number, content, descriptor)
+                .send_content(number, len, descriptor, no_dedup)
                 .inspect(|stored| self.recorder.moved(stored.unwrap_or(0))),
             Source::Fed(reader, mut writer) => std::thread::scope(|scope| {
                 // It ends with a broken pipe when the node stops reading; the node's answer then says why.
-                scope.spawn(move || feed(&mut writer, content, |bytes| self.recorder.moved(bytes)));
-                self.send_content(number, content, reader.into())
+                scope.spawn(move || content.feed(&mut writer, &|bytes| self.recorder.moved(bytes)));
+                self.send_content(number, len, reader.into(), no_dedup)
             }),
         };
         match answer.map_err(|failure| Trouble::Failed(failure.at(format!("put of {}", key(number)))))? {
-            Some(bytes) if bytes == content.len => Ok(bytes),
-            stored => Err(Trouble::Wrong(format!(
-                "put of {}: the node stored {stored:?} bytes of {}",
-                key(number),
-                content.len
-            ))),
+            Some(bytes) if bytes == len => Ok(bytes),
+            stored => Err(Trouble::Wrong(format!("put of {}: the node stored {stored:?} bytes of {len}", key(number)))),
         }
     }
 
-    fn send_content(&self, number: u64, content: &Content, descriptor: OwnedFd) -> Result<Option<u64>, Failure> {
+    fn send_content(&self, number: u64, len: u64, descriptor: OwnedFd, no_dedup: bool) -> Result<Option<u64>, Failure> {
         let request = ControlRequest::Put {
             bucket: self.subject.bucket.clone(),
             key: key(number),
-            no_dedup: self.subject.no_dedup,
+            no_dedup,
             no_clobber: false,
             metadata: Metadata { mode: 0o100_644, ..Metadata::default() },
-            length_hint: Some(content.len),
+            length_hint: Some(len),
         };
         let mut stored = None;
         self.ask(&request, Some(descriptor), |event| {
@@ -336,20 +361,6 @@ impl Operation<'_> {
 /// An object's key in its bucket.
 pub fn key(number: u64) -> String {
     format!("object-{number}")
-}
-
-fn feed(out: &mut impl Write, content: &Content, moved: impl Fn(u64)) -> io::Result<()> {
-    let mut piece = vec![0; PIECE_BYTES.min(content.len as usize)];
-    let mut offset = 0;
-    while offset < content.len {
-        let count = (content.len - offset).min(PIECE_BYTES as u64);
-        let part = piece.get_mut(..count as usize).unwrap_or_default();
-        content.fill(offset, part);
-        out.write_all(part)?;
-        moved(count);
-        offset += count;
-    }
-    Ok(())
 }
 
 /// What goes into a pipe before its writer must wait.

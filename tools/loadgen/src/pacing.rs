@@ -10,7 +10,7 @@
 //! taken when the run was stopped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long an open loop that is late goes on behind its end.
@@ -74,13 +74,26 @@ pub struct Pacer {
     pub mode: Loop,
     limit: Limit,
     next: AtomicU64,
+    /// When the phase was ended from outside.
+    ended: OnceLock<Duration>,
     /// Intended starts of turns that were taken and given up, because the run was stopped.
     abandoned: Mutex<Vec<Duration>>,
 }
 
 impl Pacer {
     pub fn new(mode: Loop, limit: Limit) -> Self {
-        Self { mode, limit, next: AtomicU64::new(0), abandoned: Mutex::default() }
+        Self { mode, limit, next: AtomicU64::new(0), ended: OnceLock::new(), abandoned: Mutex::default() }
+    }
+
+    /// The duration is over now, whatever the limit was.
+    pub fn end(&self, now: Duration) {
+        // Only the first end counts.
+        let _ = self.ended.set(now);
+    }
+
+    fn duration(&self) -> Duration {
+        let limit = self.limit.duration.unwrap_or(Duration::MAX);
+        self.ended.get().map_or(limit, |ended| limit.min(*ended))
     }
 
     /// One worker: takes turns until there is none left or `is_stopped`. What `prepare` does for a turn is in no timing.
@@ -96,11 +109,14 @@ impl Pacer {
             let taken = clock.now();
             let prepared = prepare(turn);
             let ready = clock.now();
-            while !is_stopped() {
+            while !is_stopped() && turn.intended < self.duration() {
                 match turn.intended.checked_sub(clock.now()) {
                     Some(early) if !early.is_zero() => clock.sleep(early.min(NAP_MAX)),
                     _ => break,
                 }
+            }
+            if turn.intended >= self.duration() {
+                return;
             }
             if is_stopped() {
                 self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).push(turn.intended);
@@ -124,7 +140,7 @@ impl Pacer {
     }
 
     fn turn(&self, index: u64, now: Duration) -> Option<Turn> {
-        let duration = self.limit.duration.unwrap_or(Duration::MAX);
+        let duration = self.duration();
         let (intended, last) = match self.mode {
             Loop::Closed => (now, duration),
             Loop::Open(rate) => (Self::intended(index, rate), duration.saturating_add(DRAIN_MAX)),
@@ -141,7 +157,7 @@ impl Pacer {
     /// about so long.
     pub fn never_started(&self, end: Duration) -> Vec<(Duration, u64)> {
         let Loop::Open(rate) = self.mode else { return Vec::new() };
-        let until = end.min(self.limit.duration.unwrap_or(Duration::MAX));
+        let until = end.min(self.duration());
         let due = ((until.as_secs_f64() * rate).ceil() as u64).min(self.limit.operations.unwrap_or(u64::MAX));
         let next = self.next.load(Ordering::Relaxed);
         let stride = due.saturating_sub(next).div_ceil(WAITS_MAX).max(1);
@@ -261,6 +277,21 @@ mod tests {
         assert_eq!(count, 1);
         assert!(clock.now() < 200 * MS, "the second was due after 1000 s");
         assert_eq!(pacer.never_started(clock.now()), [], "and is none that never began");
+    }
+
+    #[test]
+    fn a_phase_that_is_ended_from_outside_owes_nothing_behind_that() {
+        let clock = VirtualClock::default();
+        let pacer = Pacer::new(Loop::Open(100.0), Limit { operations: None, duration: None });
+        let mut count = 0;
+        let operate = |()| {
+            if clock.now() >= 300 * MS {
+                pacer.end(clock.now())
+            }
+        };
+        pacer.work(&clock, || false, |_| (), operate, |_, ()| count += 1);
+        assert_eq!((count, clock.now()), (31, 300 * MS), "at 0, 10, … 300 ms");
+        assert_eq!(pacer.never_started(clock.now()), []);
     }
 
     #[test]

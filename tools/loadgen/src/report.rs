@@ -8,6 +8,7 @@ use std::time::Duration;
 use gabion::cli::units::{show_rate, show_size};
 use serde_json::{Value, json};
 
+use crate::beside::{self, PutReport};
 use crate::measure::{ByKind, Durations, Failed, Totals};
 use crate::pacing::Loop;
 
@@ -58,6 +59,8 @@ pub struct PhaseReport {
     /// Operations of an open loop that the workers did not get to in time.
     pub never_started: u64,
     pub intervals: Vec<Interval>,
+    /// The put that ran beside the operations.
+    pub put: Option<PutReport>,
     pub client_cpu: Duration,
     pub nodes: Vec<NodeUsage>,
 }
@@ -74,6 +77,7 @@ impl Default for PhaseReport {
             failures: BTreeMap::new(),
             never_started: 0,
             intervals: Vec::new(),
+            put: None,
             client_cpu: Duration::ZERO,
             nodes: Vec::new(),
         }
@@ -195,6 +199,7 @@ impl RunReport {
             "wrong": self.wrong,
             "interrupted": self.is_interrupted,
             "left_behind": self.left_behind,
+            "beside": beside::json(self),
             "phases": self.phases.iter().map(PhaseReport::json).collect::<Vec<_>>(),
         })
     }
@@ -237,7 +242,7 @@ fn totals_json(totals: &Totals) -> Value {
     })
 }
 
-fn durations_json(durations: &Durations) -> Value {
+pub fn durations_json(durations: &Durations) -> Value {
     let mut object = serde_json::Map::new();
     for (name, percent) in PERCENTILES {
         object.insert(name.to_owned(), durations.micros_at(percent / 100.0).into());

@@ -11,6 +11,7 @@
 //! | huge | 2 | 1G | get each | 2 |
 //! | connections | 1,000 | 4K | get, 10 s, 256 idle ones beside | 256 |
 //! | peers | 4 | 256M | get each, past local copies | 1 |
+//! | beside | 1,000 | 4K | get, 10 s at 500 a second; then the same for as long as a put of 10G runs | 64 |
 //! | crowd | 1 | 256M | every receiver once; the first node has the file, the others are asked | 16 |
 
 use std::time::Duration;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use gabion::cli::exit::Failure;
 
 use crate::arguments::{LoadArguments, Scenario};
+use crate::beside::PutBeside;
 use crate::content::Sizes;
 use crate::dice::Dice;
 use crate::measure::Kind;
@@ -28,6 +30,9 @@ const DURATION: Duration = Duration::from_secs(10);
 /// Puts at a time beforehand.
 const FILLERS_MIN: u32 = 4;
 const FILLERS_MAX: u32 = 16;
+/// Of the gets that a put runs beside.
+const BESIDE_RATE: f64 = 500.0;
+const BESIDE_PUT_BYTES: u64 = 10 << 30;
 
 /// What the operations of a phase are.
 #[derive(Debug)]
@@ -110,6 +115,8 @@ pub struct Phase {
     pub limit: Limit,
     /// Silent connections on each node meanwhile.
     pub idle: u32,
+    /// Runs beside the operations, which end with it.
+    pub put: Option<PutBeside>,
 }
 
 /// A scenario with everything decided.
@@ -176,6 +183,7 @@ impl Usual {
             Scenario::Small => each("small", 5000, upto(4 * KIB), 32),
             Scenario::Huge => each("huge", 2, exactly(1024 * MIB), 2),
             Scenario::Connections => Self { idle: 256, ..drawn("connections", 1000, exactly(4 * KIB), 256) },
+            Scenario::Beside => drawn("beside", 1000, exactly(4 * KIB), 64),
             Scenario::Peers => Self { remote: true, ..each("peers", 4, exactly(256 * MIB), 1) },
             Scenario::Crowd => each("crowd", 1, exactly(256 * MIB), 16),
         }
@@ -195,7 +203,10 @@ impl Plan {
         if objects > 0 && scenario != Scenario::Put && !load.reuse {
             phases.push(measured.fill());
         }
-        phases.push(measured.phase());
+        match scenario {
+            Scenario::Beside => phases.extend(measured.beside()),
+            _ => phases.push(measured.phase()),
+        }
         Ok(Self {
             name: usual.name,
             sizes: load.size.unwrap_or(usual.sizes),
@@ -216,6 +227,7 @@ impl Plan {
             mode: Loop::Closed,
             limit: Limit { operations: Some(objects), duration: None },
             idle: 0,
+            put: None,
         }
     }
 }
@@ -241,7 +253,22 @@ impl Measured<'_> {
             mode: Loop::Closed,
             limit: Limit { operations: Some(self.objects), duration: None },
             idle: 0,
+            put: None,
         }
+    }
+
+    /// Every object once, so that all are hot; gets alone; the same gets beside a put.
+    fn beside(&self) -> [Phase; 3] {
+        let hot = Phase { name: "read once", ..Plan::read_back(FILLERS_MAX, self.objects) };
+        let alone = || Phase {
+            name: "alone",
+            route: Route::First,
+            mode: Loop::Open(self.load.rate.unwrap_or(BESIDE_RATE)),
+            ..self.phase()
+        };
+        let put = PutBeside { number: self.objects, bytes: self.load.put.unwrap_or(BESIDE_PUT_BYTES) };
+        let limit = Limit { operations: None, duration: None };
+        [hot, alone(), Phase { name: "beside", put: Some(put), limit, ..alone() }]
     }
 
     fn phase(&self) -> Phase {
@@ -264,6 +291,7 @@ impl Measured<'_> {
             mode: load.rate.map_or(Loop::Closed, Loop::Open),
             limit: self.limit(),
             idle: load.idle.unwrap_or(usual.idle),
+            put: None,
         }
     }
 
@@ -301,9 +329,15 @@ mod tests {
             let plan = plan(&format!("loadgen {name} --spawn 3"), 3).unwrap();
             assert_eq!(plan.name, name);
             for phase in &plan.phases {
-                assert!(phase.limit.operations.is_some() || phase.limit.duration.is_some(), "{name}");
+                let Limit { operations, duration } = phase.limit;
+                assert!(operations.is_some() || duration.is_some() || phase.put.is_some(), "{name}");
             }
-            assert_eq!(plan.phases.len(), if *scenario == Scenario::Put { 1 } else { 2 }, "{name}");
+            let phases = match scenario {
+                Scenario::Put => 1,
+                Scenario::Beside => 4,
+                _ => 2,
+            };
+            assert_eq!(plan.phases.len(), phases, "{name}");
         }
     }
 

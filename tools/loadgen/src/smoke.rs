@@ -13,7 +13,7 @@ use crate::scenario::Plan;
 const NODES: u8 = 3;
 
 /// As after `loadgen`, without the nodes.
-const RUNS: [&str; 13] = [
+const RUNS: [&str; 14] = [
     "put --count 40 --size 100K-2M --read-back",
     "put --count 12 --size 3M --via memfd --read-back",
     "put --count 12 --size 3M --via file --no-dedup --read-back",
@@ -25,6 +25,7 @@ const RUNS: [&str; 13] = [
     "small --objects 1000 --size 0-4K",
     "huge --objects 2 --size 40M",
     "connections --objects 50 --count 600 --concurrency 150 --idle 50",
+    "beside --objects 50 --rate 200 --duration 1s --put 200M",
     "peers --objects 2 --size 16M",
     "crowd --concurrency 9 --size 16M",
 ];
