@@ -66,7 +66,7 @@ impl<'a> Run<'a> {
     pub fn phase(&self, phase: &Phase) -> Result<PhaseReport, Failure> {
         let idle = self.idle_connections(phase.idle)?;
         let put = phase.put.map(|put| self.prepare_put(put)).transpose()?;
-        let recorder = Recorder::new(phase.mode);
+        let recorder = Recorder::new(phase.mode, self.nodes.all.len());
         let pacer = Pacer::new(phase.mode, phase.limit);
         let lines: Vec<Line> = (0..phase.workers).map(|_| Line::default()).collect();
         let put_line = Line::default();
@@ -294,7 +294,8 @@ impl Worker<'_> {
         match prepared {
             Prepared::Read { number, range } => {
                 let kind = if range.is_some() { Kind::Range } else { Kind::Get };
-                (kind, operation.read(Wanted { number, range, remote: self.phase.remote }))
+                let read = operation.read(Wanted { number, range, remote: self.phase.remote });
+                (kind, read.inspect(|bytes| self.recorder.read_through(index, *bytes)))
             }
             Prepared::Put { number, content, source } => {
                 let outcome =

@@ -136,16 +136,19 @@ pub struct Recorder {
     failed: AtomicU64,
     /// Moved so far, also by operations that have not ended.
     bytes: AtomicU64,
+    /// Read through each node.
+    read_bytes: Vec<AtomicU64>,
 }
 
 impl Recorder {
-    pub fn new(mode: Loop) -> Self {
+    pub fn new(mode: Loop, nodes: usize) -> Self {
         Self {
             mode,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             failures: Mutex::default(),
             failed: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            read_bytes: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -155,6 +158,16 @@ impl Recorder {
 
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn read_through(&self, node: usize, bytes: u64) {
+        if let Some(read) = self.read_bytes.get(node) {
+            read.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub fn read_bytes(&self) -> impl Iterator<Item = u64> {
+        self.read_bytes.iter().map(|read| read.load(Ordering::Relaxed))
     }
 
     pub fn failed(&self) -> u64 {
@@ -231,7 +244,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_right_to_three_digits_and_nothing_is_lost_by_draining() {
-        let recorder = Recorder::new(Loop::Closed);
+        let recorder = Recorder::new(Loop::Closed, 1);
         let mut all = ByKind::new();
         for micros in 1..=100_000u64 {
             let time = Duration::from_micros(micros);
@@ -252,7 +265,7 @@ mod tests {
 
     #[test]
     fn failures_are_counted_by_code_with_the_first_message() {
-        let recorder = Recorder::new(Loop::Closed);
+        let recorder = Recorder::new(Loop::Closed, 1);
         for (code, message) in [(5, "no node"), (5, "other"), (8, "full")] {
             recorder.fail(0, Kind::Put, HANGING, code, message.to_owned());
         }
@@ -267,7 +280,7 @@ mod tests {
     #[test]
     fn what_hangs_and_fails_is_in_the_percentiles_of_an_open_loop() {
         for (mode, counted) in [(Loop::Open(10.0), 2), (Loop::Closed, 0)] {
-            let recorder = Recorder::new(mode);
+            let recorder = Recorder::new(mode, 1);
             recorder.fail(0, Kind::Get, HANGING, 5, String::new());
             recorder.cut_off(0, Kind::Get, HANGING);
             let totals = &recorder.drain()[&Kind::Get];

@@ -53,6 +53,21 @@ pub struct Node {
     log: Option<PathBuf>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+}
+
+impl Traffic {
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            sent_bytes: self.sent_bytes.saturating_sub(before.sent_bytes),
+            received_bytes: self.received_bytes.saturating_sub(before.received_bytes),
+        }
+    }
+}
+
 /// All nodes of a run.
 #[derive(Debug)]
 pub struct Nodes {
@@ -163,6 +178,12 @@ impl Node {
 
     pub fn connect(&self) -> Result<Client, ClientError> {
         Client::connect(&self.dir)
+    }
+
+    /// Payloads sent to other nodes and received from them since it began; none when it does not say.
+    pub fn traffic(&self) -> Option<Traffic> {
+        let status = self.status().ok()?;
+        Some(Traffic { sent_bytes: status.payload_bytes_sent, received_bytes: status.payload_bytes_received })
     }
 
     pub fn status(&self) -> Result<StatusReport, ClientError> {

@@ -9,7 +9,8 @@ use gabion::cli::units::{show_rate, show_size};
 use serde_json::{Value, json};
 
 use crate::beside::{self, PutReport};
-use crate::measure::{ByKind, Durations, Failed, Totals};
+use crate::measure::{ByKind, Durations, Failed, Kind, Totals};
+use crate::nodes::Traffic;
 use crate::pacing::Loop;
 
 /// The percentiles that are reported, in percent.
@@ -45,6 +46,17 @@ pub struct NodeUsage {
     pub cpu: Duration,
     pub resident_bytes_max: u64,
     pub anonymous_bytes_max: u64,
+    /// That gets through this node brought.
+    pub read_bytes: u64,
+    /// Payloads to and from other nodes meanwhile; none where the node does not say.
+    pub traffic: Option<Traffic>,
+}
+
+impl NodeUsage {
+    /// Of what was read through it, what no other node sent: none where it cannot be told.
+    fn local_bytes(&self) -> Option<u64> {
+        self.traffic.map(|traffic| self.read_bytes.saturating_sub(traffic.received_bytes))
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -94,6 +106,11 @@ impl PhaseReport {
         self.kinds.values().map(|totals| totals.bytes).sum()
     }
 
+    /// Whether nothing but reads ran: then what a node received was read through it.
+    fn is_reading(&self) -> bool {
+        self.kinds.keys().all(|kind| matches!(kind, Kind::Get | Kind::Range))
+    }
+
     fn seconds(&self) -> f64 {
         self.elapsed.as_secs_f64().max(1e-6)
     }
@@ -137,6 +154,15 @@ impl PhaseReport {
         for (index, node) in self.nodes.iter().enumerate() {
             let (resident, anonymous) = (show_size(node.resident_bytes_max), show_size(node.anonymous_bytes_max));
             let _ = write!(text, "\n  node {index}: {}, memory {resident}, anonymous {anonymous}", cores(node.cpu));
+            if let Some(Traffic { sent_bytes, received_bytes }) = node.traffic
+                && self.nodes.len() > 1
+            {
+                let (sent, received) = (show_size(sent_bytes), show_size(received_bytes));
+                let _ = write!(text, "; from other nodes {received}, to other nodes {sent}");
+            }
+            if let Some(local) = node.local_bytes().filter(|_| self.nodes.len() > 1 && self.is_reading()) {
+                let _ = write!(text, "; read {}, {} of it its own", show_size(node.read_bytes), show_size(local));
+            }
         }
         text
     }
@@ -149,7 +175,7 @@ impl PhaseReport {
             .iter()
             .map(|(code, failed)| json!({ "code": code, "count": failed.count, "first": failed.message }))
             .collect();
-        let nodes: Vec<Value> = self.nodes.iter().map(node_json).collect();
+        let nodes: Vec<Value> = self.nodes.iter().map(|node| node_json(node, self.is_reading())).collect();
         json!({
             "name": self.name,
             "loop": match self.mode { Loop::Closed => "closed", Loop::Open(_) => "open" },
@@ -253,12 +279,16 @@ pub fn durations_json(durations: &Durations) -> Value {
     Value::Object(object)
 }
 
-fn node_json(node: &NodeUsage) -> Value {
+fn node_json(node: &NodeUsage, is_reading: bool) -> Value {
     json!({
         "data_dir": node.dir.display().to_string(),
         "cpu_s": node.cpu.as_secs_f64(),
         "resident_bytes_max": node.resident_bytes_max,
         "anonymous_bytes_max": node.anonymous_bytes_max,
+        "read_bytes": node.read_bytes,
+        "read_locally_bytes": node.local_bytes().filter(|_| is_reading),
+        "payload_bytes_sent": node.traffic.map(|traffic| traffic.sent_bytes),
+        "payload_bytes_received": node.traffic.map(|traffic| traffic.received_bytes),
     })
 }
 
@@ -303,12 +333,12 @@ pub fn show_micros(micros: u64) -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::measure::{Kind, Recorder};
+    use crate::measure::Recorder;
     use crate::pacing::Timing;
 
     /// Two seconds of an open loop: 1,000 gets of 100 bytes that took 1 to 1,000 ms, and one failed put.
     pub fn sample() -> RunReport {
-        let recorder = Recorder::new(Loop::Open(600.0));
+        let recorder = Recorder::new(Loop::Open(600.0), 1);
         for millis in 1..=1000 {
             let (latency, service) = (Duration::from_millis(millis), Duration::from_millis(1));
             recorder.done(0, Kind::Get, Timing { latency, service }, 100);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gabion::cli::units::{show_rate, show_size};
 
 use crate::measure::{ByKind, Durations, Recorder, add_all};
-use crate::nodes::Nodes;
+use crate::nodes::{Node, Nodes, Traffic};
 use crate::report::{Interval, NodeUsage, PhaseReport, show_micros};
 use crate::scenario::Phase;
 use crate::usage::Usage;
@@ -21,11 +21,12 @@ pub struct Sampler<'a> {
     failed_before: u64,
     client_before: Usage,
     nodes_before: Vec<Usage>,
+    traffic_before: Vec<Option<Traffic>>,
 }
 
 impl<'a> Sampler<'a> {
     pub fn start(phase: &Phase, nodes: &'a Nodes, interval: Duration) -> Self {
-        let node = |node: &crate::nodes::Node| NodeUsage { dir: node.dir.clone(), ..NodeUsage::default() };
+        let node = |node: &Node| NodeUsage { dir: node.dir.clone(), ..NodeUsage::default() };
         Self {
             report: PhaseReport {
                 name: phase.name,
@@ -42,6 +43,7 @@ impl<'a> Sampler<'a> {
             failed_before: 0,
             client_before: Usage::of_this_process(),
             nodes_before: usages(nodes),
+            traffic_before: nodes.all.iter().map(Node::traffic).collect(),
         }
     }
 
@@ -57,6 +59,11 @@ impl<'a> Sampler<'a> {
     pub fn finish(mut self, recorder: &Recorder, now: Duration) -> PhaseReport {
         self.end_interval(recorder, now);
         self.report.elapsed = now;
+        let nodes = self.report.nodes.iter_mut().zip(&self.nodes.all).zip(&self.traffic_before);
+        for (((usage, node), before), read_bytes) in nodes.zip(recorder.read_bytes()) {
+            usage.read_bytes = read_bytes;
+            usage.traffic = node.traffic().zip(*before).map(|(after, before)| after.since(before));
+        }
         self.report.failures = recorder.failures();
         self.report
     }

@@ -10,7 +10,7 @@
 //! | small | 5,000 | 1-4K | get each, in number as many | 32 |
 //! | huge | 2 | 1G | get each | 2 |
 //! | connections | 1,000 | 4K | get, 10 s, 256 idle ones beside | 256 |
-//! | peers | 4 | 256M | get each, past local copies | 1 |
+//! | peers | 4 | 256M | get each through the first node, past its own copies | 1 |
 //! | beside | 1,000 | 4K | get, 10 s at 500 a second; then the same for as long as a put of 10G runs | 64 |
 //! | crowd | 1 | 256M | every receiver once; the first node has the file, the others are asked | 16 |
 
@@ -285,7 +285,12 @@ impl Measured<'_> {
         Phase {
             name: usual.name,
             choice,
-            route: if self.scenario == Scenario::Crowd { Route::AllButFirst } else { Route::InTurn },
+            route: match self.scenario {
+                Scenario::Crowd => Route::AllButFirst,
+                // One reader: else each node would serve the others, and nothing say that several served one.
+                Scenario::Peers => Route::First,
+                _ => Route::InTurn,
+            },
             remote: load.remote || usual.remote,
             workers: self.workers,
             mode: load.rate.map_or(Loop::Closed, Loop::Open),

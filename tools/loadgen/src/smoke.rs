@@ -5,12 +5,14 @@ use std::time::Instant;
 use clap::Parser;
 use gabion::cli::exit::{Exit, Failure};
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, Scenario};
 use crate::nodes::Nodes;
-use crate::report::RunReport;
+use crate::report::{NodeUsage, RunReport};
 use crate::scenario::Plan;
 
 const NODES: u8 = 3;
+/// Who sent less than this part of what was read did not serve.
+const SERVED_SHARE: u64 = 10;
 
 /// As after `loadgen`, without the nodes.
 const RUNS: [&str; 14] = [
@@ -41,7 +43,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         let scenario = one.scenario.ok_or_else(|| Failure::other("a scenario has no name"))?;
         let report = crate::run(&Plan::new(scenario, &one.load, nodes.all.len())?, &one, &nodes)?;
         show(&report, line);
-        crate::outcome(&report).map_err(|failure| failure.at(format!("{line} --seed {seed}")))?;
+        let outcome = crate::outcome(&report).and_then(|()| check_traffic(scenario, &report));
+        outcome.map_err(|failure| failure.at(format!("{line} --seed {seed}")))?;
     }
     println!("every byte came back as it went in, {:.1} s", began.elapsed().as_secs_f64());
     Ok(())
@@ -56,6 +59,18 @@ fn arguments_of(line: &str, seed: u64, outer: &Arguments) -> Result<Arguments, F
     arguments.output = outer.output.clone();
     arguments.where_ = outer.where_.clone();
     Ok(arguments)
+}
+
+/// Whether the bytes came from where the scenario says.
+fn check_traffic(scenario: Scenario, report: &RunReport) -> Result<(), Failure> {
+    let Some(phase) = report.phases.last().filter(|_| scenario == Scenario::Peers) else { return Ok(()) };
+    let sent = |node: &NodeUsage| node.traffic.map_or(0, |traffic| traffic.sent_bytes);
+    let servers = phase.nodes.iter().filter(|node| sent(node) >= phase.bytes() / SERVED_SHARE).count();
+    if servers >= 2 {
+        return Ok(());
+    }
+    let sent: Vec<u64> = phase.nodes.iter().map(sent).collect();
+    Err(Failure::other(format!("only {servers} nodes served: bytes sent by each: {sent:?}")))
 }
 
 fn show(report: &RunReport, line: &str) {
@@ -78,7 +93,6 @@ mod tests {
     use clap::ValueEnum;
 
     use super::*;
-    use crate::arguments::Scenario;
 
     #[test]
     fn the_smoke_run_walks_every_scenario() {
