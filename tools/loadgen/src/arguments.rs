@@ -22,7 +22,7 @@ Examples (after cargo build --release --workspace):
   loadgen connections --spawn 1 --concurrency 500 --idle 500
   loadgen beside --spawn 1 --put 10G --rate 500            small gets alone, and while a long put runs
   loadgen peers --spawn 3 --size 256M                      one reader, chunks from all other nodes
-  loadgen crowd --spawn 3 --concurrency 24 --size 256M     one file, 24 receivers at once
+  loadgen crowd --spawn 4 --size 256M                      one node has the file, three fetch it at once
   loadgen get --node ~/a --node ~/b --json --chart get.svg on nodes that run already, by their data directories
   loadgen --smoke                                          every scenario, small
 
@@ -66,7 +66,7 @@ pub struct WhereArguments {
     #[arg(long, value_name = "N", conflicts_with = "nodes", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub spawn: Option<u8>,
 
-    /// Copies of everything on the nodes that --spawn starts; 2 at most when not given
+    /// Copies of everything on the nodes that --spawn starts; when not given 2 at most, and 1 of a crowd's file
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub replicas: Option<u8>,
 
@@ -212,7 +212,7 @@ pub enum Scenario {
     Beside,
     /// Whole objects past the asked node's own copies, from all other nodes
     Peers,
-    /// One object, many receivers that begin at the same moment
+    /// One object on one node, receivers on all others that begin at the same moment
     Crowd,
 }
 

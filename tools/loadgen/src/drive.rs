@@ -34,7 +34,6 @@ const FREE_OBJECT_TRIES: u64 = 16;
 
 pub struct Run<'a> {
     pub subject: &'a Subject,
-    pub nodes: &'a Nodes,
     pub progress: &'a Progress,
     pub interval: Duration,
     pub failures_max: u64,
@@ -43,15 +42,9 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub fn new(
-        subject: &'a Subject,
-        nodes: &'a Nodes,
-        progress: &'a Progress,
-        interval: Duration,
-        failures_max: u64,
-    ) -> Self {
+    pub fn new(subject: &'a Subject, progress: &'a Progress, interval: Duration, failures_max: u64) -> Self {
         let (stop, wrong) = (AtomicBool::new(false), Mutex::new(None));
-        Self { subject, nodes, progress, interval, failures_max, stop, wrong }
+        Self { subject, progress, interval, failures_max, stop, wrong }
     }
 
     pub fn is_stopped(&self) -> bool {
@@ -63,10 +56,10 @@ impl<'a> Run<'a> {
         self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn phase(&self, phase: &Phase) -> Result<PhaseReport, Failure> {
-        let idle = self.idle_connections(phase.idle)?;
+    pub fn phase(&self, phase: &Phase, nodes: &Nodes) -> Result<PhaseReport, Failure> {
+        let idle = idle_connections(nodes, phase.idle)?;
         let put = phase.put.map(|put| self.prepare_put(put)).transpose()?;
-        let recorder = Recorder::new(phase.mode, self.nodes.all.len());
+        let recorder = Recorder::new(phase.mode, nodes.all.len());
         let pacer = Pacer::new(phase.mode, phase.limit);
         let lines: Vec<Line> = (0..phase.workers).map(|_| Line::default()).collect();
         let put_line = Line::default();
@@ -75,7 +68,7 @@ impl<'a> Run<'a> {
         let report = std::thread::scope(|scope| {
             let mut started = Ok(());
             for (index, line) in lines.iter().enumerate() {
-                let worker = Worker { run: self, phase, pacer: &pacer, recorder: &recorder, line, index };
+                let worker = Worker { run: self, nodes, phase, pacer: &pacer, recorder: &recorder, line, index };
                 let (gate, ended) = (&gate, ended.clone());
                 let work = move || worker.work(gate, ended);
                 if let Err(error) = Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work) {
@@ -87,12 +80,13 @@ impl<'a> Run<'a> {
                 }
             }
             let putter = put.map(|(put, content, source)| {
-                let worker = Worker { run: self, phase, pacer: &pacer, recorder: &recorder, line: &put_line, index: 0 };
+                let worker =
+                    Worker { run: self, nodes, phase, pacer: &pacer, recorder: &recorder, line: &put_line, index: 0 };
                 let (gate, ended) = (&gate, ended.clone());
                 scope.spawn(move || worker.put_beside(gate, ended, put, &content, source))
             });
             drop(ended);
-            let mut sampler = Sampler::start(phase, self.nodes, self.interval);
+            let mut sampler = Sampler::start(phase, nodes, self.interval);
             let clock = gate.open();
             self.watch(&recorder, &lines, &put_line, &mut sampler, clock, &all_ended);
             sampler.report.put = putter.and_then(|putter| putter.join().ok().flatten());
@@ -143,16 +137,16 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Connections that say nothing, held while they are kept.
-    fn idle_connections(&self, count: u32) -> Result<Vec<Client>, Failure> {
-        let connect = |node: &Node| node.connect().map_err(|error| Failure::from(error).at("idle connection"));
-        (0..count).flat_map(|_| self.nodes.all.iter().map(connect)).collect()
-    }
-
     fn note_wrong(&self, message: String) {
         self.wrong.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Connections that say nothing, held while they are kept.
+fn idle_connections(nodes: &Nodes, count: u32) -> Result<Vec<Client>, Failure> {
+    let connect = |node: &Node| node.connect().map_err(|error| Failure::from(error).at("idle connection"));
+    (0..count).flat_map(|_| nodes.all.iter().map(connect)).collect()
 }
 
 /// Holds all workers back until the last one is there: they begin at the same moment.
@@ -200,6 +194,7 @@ enum Prepared {
 
 struct Worker<'a> {
     run: &'a Run<'a>,
+    nodes: &'a Nodes,
     phase: &'a Phase,
     pacer: &'a Pacer,
     recorder: &'a Recorder,
@@ -266,7 +261,7 @@ impl Worker<'_> {
         content: &Repeated,
         source: Source,
     ) -> Option<PutReport> {
-        let node = self.run.nodes.all.first()?;
+        let node = self.nodes.all.first()?;
         let operation = Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line };
         let ledger = &self.run.subject.ledger;
         let clock = gate.wait();
@@ -285,8 +280,8 @@ impl Worker<'_> {
     }
 
     fn operate(&self, (turn, prepared): (Turn, Prepared)) -> (Kind, Result<u64, Trouble>) {
-        let index = self.phase.route.node(turn.index, self.run.nodes.all.len());
-        let Some(node) = self.run.nodes.all.get(index) else {
+        let index = self.phase.route.node(turn.index, self.nodes.all.len());
+        let Some(node) = self.nodes.all.get(index) else {
             return (Kind::Get, Err(Trouble::Failed(Failure::other("no node"))));
         };
         let operation = Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line };

@@ -96,29 +96,33 @@ fn start() -> Result<(), Failure> {
 fn one(scenario: Scenario, arguments: &Arguments) -> Result<(), Failure> {
     let node_count = arguments.where_.spawn.map_or(arguments.where_.nodes.len(), usize::from);
     let plan = Plan::new(scenario, &arguments.load, node_count)?;
-    let nodes = find_nodes(&arguments.where_)?;
-    let report = run(&plan, arguments, &nodes)?;
+    let mut nodes = find_nodes(&arguments.where_, scenario)?;
+    let report = run(&plan, arguments, &mut nodes)?;
     finish(&report, arguments)
 }
 
-fn find_nodes(places: &WhereArguments) -> Result<Nodes, Failure> {
+fn find_nodes(places: &WhereArguments, scenario: Scenario) -> Result<Nodes, Failure> {
     match places.spawn {
-        Some(count) => Nodes::spawn(&spawn_options(places, count)?),
+        Some(count) => Nodes::spawn(spawn_options(places, count, scenario)?),
         None => Nodes::attach(&places.nodes),
     }
 }
 
-fn spawn_options(places: &WhereArguments, count: u8) -> Result<SpawnOptions, Failure> {
+fn spawn_options(places: &WhereArguments, count: u8, scenario: Scenario) -> Result<SpawnOptions, Failure> {
+    // One node has the file, whole, and the others must ask for it.
+    let is_crowd = scenario == Scenario::Crowd;
+    let replicas_usual = if is_crowd { 1 } else { REPLICAS_USUAL };
     Ok(SpawnOptions {
         count: usize::from(count),
         gabion: places.gabion.clone().map_or_else(nodes::beside_this_program, Ok)?,
         parent: places.dir.clone().unwrap_or_else(std::env::temp_dir),
-        replicas: places.replicas.unwrap_or(count.min(REPLICAS_USUAL)),
+        replicas: places.replicas.unwrap_or(count.min(replicas_usual)),
+        one_first: is_crowd,
     })
 }
 
 /// All phases of a plan; stopped ones are in the report as far as they got.
-fn run(plan: &Plan, arguments: &Arguments, nodes: &Nodes) -> Result<RunReport, Failure> {
+fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunReport, Failure> {
     let load = &arguments.load;
     let subject = Subject {
         contents: Contents { seed: load.seed, sizes: plan.sizes },
@@ -133,7 +137,7 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &Nodes) -> Result<RunReport, F
     }
     let progress = Progress::new(arguments.output.progress);
     let interval = Duration::from_millis(arguments.output.interval_ms);
-    let run = Run::new(&subject, nodes, &progress, interval, load.failures_max);
+    let run = Run::new(&subject, &progress, interval, load.failures_max);
     let mut report = RunReport {
         scenario: plan.name,
         seed: load.seed,
@@ -144,7 +148,10 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &Nodes) -> Result<RunReport, F
     };
     let mut step = |phase: &Phase| -> Result<(), Failure> {
         if !run.is_stopped() {
-            let phase = run.phase(phase)?;
+            if phase.after_joining {
+                nodes.join_rest()?;
+            }
+            let phase = run.phase(phase, nodes)?;
             if !arguments.output.json && !arguments.smoke {
                 println!("{}", phase.text());
             }

@@ -12,7 +12,10 @@
 //! | connections | 1,000 | 4K | get, 10 s, 256 idle ones beside | 256 |
 //! | peers | 4 | 256M | get each through the first node, past its own copies | 1 |
 //! | beside | 1,000 | 4K | get, 10 s at 500 a second; then the same for as long as a put of 10G runs | 64 |
-//! | crowd | 1 | 256M | every receiver once; the first node has the file, the others are asked | 16 |
+//! | crowd | 1 | 256M | every receiver once, through all nodes but the first | one for each of these nodes |
+//!
+//! Of a crowd, with `--spawn`, the first node is alone when the file is put, with one copy; the others join then: it has the
+//! whole file, and every receiver's node must fetch. On nodes that run already the layout says who has which chunk.
 
 use std::time::Duration;
 
@@ -117,6 +120,8 @@ pub struct Phase {
     pub idle: u32,
     /// Runs beside the operations, which end with it.
     pub put: Option<PutBeside>,
+    /// All nodes must have joined.
+    pub after_joining: bool,
 }
 
 /// A scenario with everything decided.
@@ -185,7 +190,8 @@ impl Usual {
             Scenario::Connections => Self { idle: 256, ..drawn("connections", 1000, exactly(4 * KIB), 256) },
             Scenario::Beside => drawn("beside", 1000, exactly(4 * KIB), 64),
             Scenario::Peers => Self { remote: true, ..each("peers", 4, exactly(256 * MIB), 1) },
-            Scenario::Crowd => each("crowd", 1, exactly(256 * MIB), 16),
+            // Receivers: as many as nodes that ask.
+            Scenario::Crowd => each("crowd", 1, exactly(256 * MIB), 1),
         }
     }
 }
@@ -195,7 +201,15 @@ impl Plan {
         if scenario == Scenario::Peers && nodes < 2 {
             return Err(Failure::usage("peers needs at least two nodes: --spawn 3, or --node several times"));
         }
-        let usual = Usual::of(scenario);
+        if scenario == Scenario::Crowd && nodes < 2 {
+            return Err(Failure::usage(
+                "crowd needs at least two nodes, one that has the file and one that asks: --spawn 3",
+            ));
+        }
+        let mut usual = Usual::of(scenario);
+        if scenario == Scenario::Crowd {
+            usual.workers = (nodes - 1) as u32;
+        }
         let objects = if scenario == Scenario::Crowd { 1 } else { load.objects.unwrap_or(usual.objects) };
         let workers = load.concurrency.unwrap_or(usual.workers);
         let measured = Measured { scenario, load, usual: &usual, objects, workers };
@@ -228,6 +242,7 @@ impl Plan {
             limit: Limit { operations: Some(objects), duration: None },
             idle: 0,
             put: None,
+            after_joining: true,
         }
     }
 }
@@ -254,6 +269,7 @@ impl Measured<'_> {
             limit: Limit { operations: Some(self.objects), duration: None },
             idle: 0,
             put: None,
+            after_joining: self.scenario != Scenario::Crowd,
         }
     }
 
@@ -297,6 +313,7 @@ impl Measured<'_> {
             limit: self.limit(),
             idle: load.idle.unwrap_or(usual.idle),
             put: None,
+            after_joining: true,
         }
     }
 
@@ -355,6 +372,14 @@ mod tests {
         assert_eq!(asked, [1, 2, 1, 2]);
         assert_eq!(crowd.route.node(5, 1), 0);
         assert_eq!((crowd.workers, crowd.limit.operations), (9, Some(9)));
+        assert_eq!((fill.after_joining, crowd.after_joining), (false, true), "the first node alone has the file");
+    }
+
+    #[test]
+    fn a_crowd_has_a_receiver_for_each_node_that_asks() {
+        assert_eq!(plan("loadgen crowd --spawn 1", 1).unwrap_err().code, 2);
+        let plan = plan("loadgen crowd --spawn 5", 5).unwrap();
+        assert_eq!(plan.phases.last().map(|crowd| crowd.workers), Some(4));
     }
 
     #[test]
