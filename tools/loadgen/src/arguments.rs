@@ -126,7 +126,7 @@ pub struct LoadArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub put: Option<u64>,
 
-    /// Connections that are held open and say nothing, on each node
+    /// Connections to each node's control socket that say nothing until the end, when each must still be answered
     #[arg(long, value_name = "N")]
     pub idle: Option<u32>,
 
@@ -206,7 +206,7 @@ pub enum Scenario {
     Small,
     /// Few huge objects: all put, then read
     Huge,
-    /// Many connections at once, and many that say nothing
+    /// Many connections to the control socket at once, and many that say nothing
     Connections,
     /// Small objects in an open loop: alone, then while a long put runs
     Beside,

@@ -10,6 +10,7 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use gabion::cli::exit::Failure;
+use gabion::node::control::ControlRequest;
 use gabion::node::control::client::Client;
 
 use crate::beside::{PutBeside, PutReport, Repeated};
@@ -31,6 +32,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 const STACK_BYTES: usize = 256 << 10;
 /// Objects tried for an overwrite before it becomes a read, when others are being written.
 const FREE_OBJECT_TRIES: u64 = 16;
+const IDLE_ANSWER_MAX: Duration = Duration::from_secs(10);
 
 pub struct Run<'a> {
     pub subject: &'a Subject,
@@ -99,8 +101,10 @@ impl<'a> Run<'a> {
                 sampler.finish(&recorder, end)
             })
         });
-        drop(idle);
         self.progress.clear();
+        if !self.is_stopped() {
+            check_idle(idle)?;
+        }
         report
     }
 
@@ -147,6 +151,18 @@ impl<'a> Run<'a> {
 fn idle_connections(nodes: &Nodes, count: u32) -> Result<Vec<Client>, Failure> {
     let connect = |node: &Node| node.connect().map_err(|error| Failure::from(error).at("idle connection"));
     (0..count).flat_map(|_| nodes.all.iter().map(connect)).collect()
+}
+
+/// Each of them must still be answered: a node that dropped it held fewer than it seemed.
+fn check_idle(idle: Vec<Client>) -> Result<(), Failure> {
+    let count = idle.len();
+    for (index, mut client) in idle.into_iter().enumerate() {
+        // Without a limit it would only wait longer.
+        let _ = client.set_answer_max(IDLE_ANSWER_MAX);
+        let answer = client.run(&ControlRequest::Status, None, |_| ());
+        answer.map_err(|error| Failure::from(error).at(format!("idle connection {index} of {count}")))?;
+    }
+    Ok(())
 }
 
 /// Holds all workers back until the last one is there: they begin at the same moment.

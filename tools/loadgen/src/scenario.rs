@@ -14,6 +14,9 @@
 //! | beside | 1,000 | 4K | get, 10 s at 500 a second; then the same for as long as a put of 10G runs | 64 |
 //! | crowd | 1 | 256M | every receiver once, through all nodes but the first | one for each of these nodes |
 //!
+//! Connections are those of commands to the control socket; the idle ones must answer in the end. (How many sessions of
+//! other nodes a node bears, and how many strangers, is another question: `tools/acceptance` asks the second.)
+//!
 //! Of a crowd, with `--spawn`, the first node is alone when the file is put, with one copy; the others join then: it has the
 //! whole file, and every receiver's node must fetch. On nodes that run already the layout says who has which chunk.
 
