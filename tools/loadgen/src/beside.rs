@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::content::Content;
 use crate::measure::{Durations, Kind};
 use crate::operation::Feed;
-use crate::report::{PhaseReport, RunReport, durations_json, show_micros};
+use crate::report::{PhaseReport, RunReport, UNSUPPORTED, durations_json, show_micros};
 
 /// As long as a chunk.
 const BLOCK_BYTES: u64 = 1 << 20;
@@ -80,7 +80,10 @@ impl<'a> Comparison<'a> {
 pub fn text(report: &RunReport) -> Option<String> {
     let found = Comparison::of(report)?;
     let line = |durations: &Durations| {
-        let at = |quantile| show_micros(durations.micros_at(quantile));
+        let at = |quantile| {
+            let mark = if durations.supports(quantile) { "" } else { UNSUPPORTED };
+            format!("{}{mark}", show_micros(durations.micros_at(quantile)))
+        };
         format!("p50 {}  p99 {}  p99.9 {}", at(0.5), at(0.99), at(0.999))
     };
     Some(format!(

@@ -77,6 +77,12 @@ impl Durations {
         self.0.as_ref().map_or(0, |histogram| histogram.value_at_quantile(quantile))
     }
 
+    /// Whether at least one of those counted lies above this quantile: where none does, it is the longest by another name.
+    pub fn supports(&self, quantile: f64) -> bool {
+        // A whole one, but for the rounding of 1 - 0.9999.
+        self.count() as f64 * (1.0 - quantile) > 1.0 - 1e-6
+    }
+
     pub fn micros_mean(&self) -> f64 {
         self.0.as_ref().map_or(0.0, Histogram::mean)
     }
@@ -261,6 +267,18 @@ mod tests {
             assert!((found / wanted - 1.0).abs() < 0.001, "{quantile}: {found}");
         }
         assert!(totals.latency.micros_max() >= 100_000);
+    }
+
+    #[test]
+    fn a_percentile_needs_operations_above_it() {
+        let mut durations = Durations::default();
+        assert!(!durations.supports(0.5));
+        durations.record(Duration::from_millis(1), 500);
+        assert!(durations.supports(0.99) && !durations.supports(0.999));
+        durations.record(Duration::from_millis(1), 9_499);
+        assert!(durations.supports(0.999) && !durations.supports(0.9999));
+        durations.record(Duration::from_millis(1), 1);
+        assert!(durations.supports(0.9999));
     }
 
     #[test]

@@ -17,6 +17,9 @@ use crate::pacing::Loop;
 pub const PERCENTILES: [(&str, f64); 7] =
     [("p50", 50.0), ("p75", 75.0), ("p90", 90.0), ("p95", 95.0), ("p99", 99.0), ("p99_9", 99.9), ("p99_99", 99.99)];
 
+/// Behind a percentile that not one operation lies above.
+pub const UNSUPPORTED: &str = " (too few)";
+
 #[derive(Debug, Clone, Default)]
 pub struct Interval {
     /// Since the phase began.
@@ -251,7 +254,9 @@ fn kind_text(name: &str, totals: &Totals, mode: Loop) -> String {
 fn latency_text(durations: &Durations) -> String {
     let mut text = String::new();
     for (name, percent) in PERCENTILES.iter().filter(|(name, _)| !matches!(*name, "p75" | "p95")) {
-        let _ = write!(text, "{} {}  ", name.replace('_', "."), show_micros(durations.micros_at(percent / 100.0)));
+        let mark = if durations.supports(percent / 100.0) { "" } else { UNSUPPORTED };
+        let shown = show_micros(durations.micros_at(percent / 100.0));
+        let _ = write!(text, "{} {shown}{mark}  ", name.replace('_', "."));
     }
     text + &format!("max {}", show_micros(durations.micros_max()))
 }
@@ -273,6 +278,8 @@ pub fn durations_json(durations: &Durations) -> Value {
     for (name, percent) in PERCENTILES {
         object.insert(name.to_owned(), durations.micros_at(percent / 100.0).into());
     }
+    let unsupported = PERCENTILES.iter().filter(|(_, percent)| !durations.supports(percent / 100.0));
+    object.insert("too_few_for".to_owned(), unsupported.map(|(name, _)| *name).collect::<Vec<_>>().into());
     object.insert("count".to_owned(), durations.count().into());
     object.insert("mean".to_owned(), durations.micros_mean().into());
     object.insert("max".to_owned(), durations.micros_max().into());
@@ -404,6 +411,7 @@ pub mod tests {
             assert!((found / wanted - 1.0).abs() < 0.002, "{name}: {found}");
         }
         assert!(get["service_us"]["max"].as_f64().unwrap() < 1010.0);
+        assert_eq!(get["latency_us"]["too_few_for"], json!(["p99_99"]), "of 1,000 operations");
         assert_eq!(phase["failures"][0]["code"], json!(8));
         let put = &phase["kinds"]["put"];
         assert_eq!((&put["failed"], &put["failed_us"]["count"]), (&json!(1), &json!(1)));
