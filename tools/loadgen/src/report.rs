@@ -33,8 +33,9 @@ pub struct Interval {
     pub micros_p99: u64,
     pub micros_max: u64,
     pub client_cpu: Duration,
-    pub nodes_cpu: Duration,
-    pub nodes_resident_bytes: u64,
+    /// Of all nodes together; none where one is not visible.
+    pub nodes_cpu: Option<Duration>,
+    pub nodes_resident_bytes: Option<u64>,
 }
 
 impl Interval {
@@ -46,9 +47,11 @@ impl Interval {
 #[derive(Debug, Clone, Default)]
 pub struct NodeUsage {
     pub dir: PathBuf,
-    pub cpu: Duration,
-    pub resident_bytes_max: u64,
-    pub anonymous_bytes_max: u64,
+    /// None, as of memory, where its process is not visible or has ended.
+    pub cpu: Option<Duration>,
+    /// Resident, since it began.
+    pub peak_bytes: Option<u64>,
+    pub anonymous_bytes_max: Option<u64>,
     /// That gets through this node brought.
     pub read_bytes: u64,
     /// Payloads to and from other nodes meanwhile; none where the node does not say.
@@ -155,8 +158,9 @@ impl PhaseReport {
             |cpu: Duration| format!("{:.2} s ({:.2} cores)", cpu.as_secs_f64(), cpu.as_secs_f64() / self.seconds());
         let mut text = format!("\n  CPU: client {}", cores(self.client_cpu));
         for (index, node) in self.nodes.iter().enumerate() {
-            let (resident, anonymous) = (show_size(node.resident_bytes_max), show_size(node.anonymous_bytes_max));
-            let _ = write!(text, "\n  node {index}: {}, memory {resident}, anonymous {anonymous}", cores(node.cpu));
+            let cpu = known(node.cpu, cores);
+            let (peak, anonymous) = (known(node.peak_bytes, show_size), known(node.anonymous_bytes_max, show_size));
+            let _ = write!(text, "\n  node {index}: CPU {cpu}, memory {peak} at most, anonymous {anonymous}");
             if let Some(Traffic { sent_bytes, received_bytes }) = node.traffic
                 && self.nodes.len() > 1
             {
@@ -289,8 +293,8 @@ pub fn durations_json(durations: &Durations) -> Value {
 fn node_json(node: &NodeUsage, is_reading: bool) -> Value {
     json!({
         "data_dir": node.dir.display().to_string(),
-        "cpu_s": node.cpu.as_secs_f64(),
-        "resident_bytes_max": node.resident_bytes_max,
+        "cpu_s": node.cpu.map(|cpu| cpu.as_secs_f64()),
+        "peak_bytes": node.peak_bytes,
         "anonymous_bytes_max": node.anonymous_bytes_max,
         "read_bytes": node.read_bytes,
         "read_locally_bytes": node.local_bytes().filter(|_| is_reading),
@@ -310,9 +314,14 @@ fn interval_json(interval: &Interval) -> Value {
         "p99_us": interval.micros_p99,
         "max_us": interval.micros_max,
         "client_cpu_s": interval.client_cpu.as_secs_f64(),
-        "nodes_cpu_s": interval.nodes_cpu.as_secs_f64(),
+        "nodes_cpu_s": interval.nodes_cpu.map(|cpu| cpu.as_secs_f64()),
         "nodes_resident_bytes": interval.nodes_resident_bytes,
     })
+}
+
+/// What is not known is not 0.
+pub fn known<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
+    value.map_or_else(|| "unknown".to_owned(), show)
 }
 
 pub fn show_mode(mode: Loop) -> String {
@@ -434,6 +443,7 @@ pub mod tests {
     #[test]
     fn the_text_names_what_went_wrong() {
         let text = sample().phases[0].text();
+        assert!(text.contains("node 0: CPU unknown, memory unknown"), "{text}");
         for part in ["open loop of 600/s", "4 at a time", "1000 operations", "500.0/s", "NOT KEPT UP: 3", "code 8"] {
             assert!(text.contains(part), "{part} in {text}");
         }
