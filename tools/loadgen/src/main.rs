@@ -16,6 +16,7 @@
 //! | `beside` | the put beside gets, and the comparison |
 //! | `drive` | workers, and the watch beside them |
 //! | `measure`, `sampling`, `usage` | histograms; what happened in each interval; CPU and memory |
+//! | `machine` | what figures depend on beside the code |
 //! | `report`, `chart`, `progress` | text and JSON, SVG, the live line |
 //! | `smoke` | every scenario, small |
 //! | `interrupt`, `clean` | Ctrl-C; removing what was put |
@@ -37,6 +38,7 @@ mod dice;
 mod drive;
 mod interrupt;
 mod ledger;
+mod machine;
 mod measure;
 mod nodes;
 mod operation;
@@ -59,6 +61,7 @@ use arguments::{Arguments, Scenario, WhereArguments};
 use content::Contents;
 use drive::Run;
 use ledger::Ledger;
+use machine::Machine;
 use nodes::{Nodes, SpawnOptions};
 use operation::Subject;
 use progress::Progress;
@@ -140,6 +143,7 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunRepor
     let run = Run::new(&subject, &progress, interval, load.failures_max);
     let mut report = RunReport {
         scenario: plan.name,
+        machine: Machine::default(),
         seed: load.seed,
         phases: Vec::new(),
         wrong: None,
@@ -163,6 +167,7 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunRepor
     if load.read_back {
         step(&Plan::read_back(READERS, subject.ledger.written()))?;
     }
+    report.machine = Machine::of(nodes);
     report.wrong = run.wrong();
     report.is_interrupted = interrupt::requested();
     if !nodes.are_ours() && !load.keep {
@@ -195,6 +200,9 @@ fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
     if let Some(path) = &arguments.output.chart {
         std::fs::write(path, chart::draw(report))
             .map_err(|error| Failure::other(format!("the chart {} cannot be written: {error}", path.display())))?;
+    }
+    if !arguments.output.json {
+        println!("{}", report.machine.text());
     }
     if let Some(comparison) = beside::text(report).filter(|_| !arguments.output.json) {
         println!("{comparison}");

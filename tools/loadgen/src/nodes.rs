@@ -18,7 +18,7 @@ use gabion::node::control::client::{Client, ClientError};
 use gabion::node::control::{ControlEvent, ControlRequest, NodeClass, NodeState, SOCKET_NAME, StatusReport};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::interrupt;
+use crate::{interrupt, machine};
 
 const READY_MAX: Duration = Duration::from_secs(60);
 const ASK_INTERVAL: Duration = Duration::from_millis(20);
@@ -106,6 +106,7 @@ impl Nodes {
 
     /// Starts nodes of one new network and waits until each sees all of them.
     pub fn spawn(options: SpawnOptions) -> Result<Self, Failure> {
+        machine::warn_of_memory(&options.parent);
         let scratch = options.parent.join(format!("gabion-loadgen-{}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&scratch).map_err(|error| {
             Failure::other(format!("the directory {} cannot be made: {error}; give --dir DIR", scratch.display()))

@@ -9,6 +9,7 @@ use gabion::cli::units::{show_rate, show_size};
 use serde_json::{Value, json};
 
 use crate::beside::{self, PutReport};
+use crate::machine::Machine;
 use crate::measure::{ByKind, Durations, Failed, Kind, Totals};
 use crate::nodes::Traffic;
 use crate::pacing::Loop;
@@ -208,6 +209,7 @@ impl PhaseReport {
 #[derive(Debug, Clone)]
 pub struct RunReport {
     pub scenario: &'static str,
+    pub machine: Machine,
     pub seed: u64,
     pub phases: Vec<PhaseReport>,
     /// What was wrong with the first wrong byte.
@@ -227,6 +229,7 @@ impl RunReport {
     pub fn json(&self) -> Value {
         json!({
             "scenario": self.scenario,
+            "machine": self.machine.json(),
             "seed": self.seed,
             "verified": self.wrong.is_none() && self.failure_code().is_none() && !self.is_interrupted,
             "wrong": self.wrong,
@@ -386,6 +389,7 @@ pub mod tests {
         };
         RunReport {
             scenario: "mixed",
+            machine: Machine::default(),
             seed: 9,
             phases: vec![phase],
             wrong: None,
