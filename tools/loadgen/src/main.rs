@@ -54,7 +54,6 @@ mod usage;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use gabion::cli::exit::{Exit, Failure};
 
 use arguments::{Arguments, Scenario, WhereArguments};
@@ -74,7 +73,7 @@ const REPLICAS_USUAL: u8 = 2;
 const READERS: u32 = 16;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let outcome = start().and_then(|()| match (&arguments.scenario, arguments.smoke) {
         (Some(scenario), false) => one(*scenario, &arguments),
         _ => smoke::run(&arguments),

@@ -3,7 +3,6 @@
 
 use std::time::Instant;
 
-use clap::Parser;
 use gabion::cli::exit::{Exit, Failure};
 
 use crate::arguments::{Arguments, Scenario};
@@ -63,8 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn arguments_of(line: &str, seed: u64, outer: &Arguments) -> Result<Arguments, Failure> {
     let seed = seed.to_string();
     let words = ["loadgen", "--spawn", "1", "--seed", &seed].into_iter().chain(line.split_whitespace());
-    let mut arguments =
-        Arguments::try_parse_from(words).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    let mut arguments = Arguments::of(words).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
     arguments.smoke = true;
     arguments.output = outer.output.clone();
     arguments.where_ = outer.where_.clone();
@@ -125,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_smoke_run_walks_every_scenario() {
-        let outer = Arguments::try_parse_from(["loadgen", "--smoke"]).unwrap();
+        let outer = Arguments::of(["loadgen", "--smoke"]).unwrap();
         let walked: Vec<_> = RUNS.iter().map(|line| arguments_of(line, 7, &outer).unwrap().scenario.unwrap()).collect();
         for scenario in Scenario::value_variants() {
             assert!(walked.contains(scenario), "{scenario:?}");
