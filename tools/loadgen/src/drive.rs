@@ -1,6 +1,6 @@
 //! Runs a phase: its workers, and beside them the watch that samples, shows and stops.
 //!
-//! A run is stopped by Ctrl-C, by the first wrong byte, and by too many failures. Stopped workers take no further
+//! A run is stopped by Ctrl-C, by the first wrong byte or missing object, and by too many failures. Stopped workers take no further
 //! operation; those that wait for a node have their connections cut, which is no failure of the node's, and counted apart.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use gabion::cli::exit::Failure;
+use gabion::cli::exit::{Exit, Failure};
 use gabion::node::control::ControlRequest;
 use gabion::node::control::client::Client;
 
@@ -32,6 +32,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 const STACK_BYTES: usize = 256 << 10;
 /// Objects tried for an overwrite before it becomes a read, when others are being written.
 const FREE_OBJECT_TRIES: u64 = 16;
+const INTEGRITY: u8 = Exit::Integrity as u8;
 const IDLE_ANSWER_MAX: Duration = Duration::from_secs(10);
 
 pub struct Run<'a> {
@@ -40,7 +41,7 @@ pub struct Run<'a> {
     pub interval: Duration,
     pub failures_max: u64,
     stop: AtomicBool,
-    wrong: Mutex<Option<String>>,
+    wrong: Mutex<Option<Failure>>,
 }
 
 impl<'a> Run<'a> {
@@ -53,8 +54,8 @@ impl<'a> Run<'a> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// The first wrong byte.
-    pub fn wrong(&self) -> Option<String> {
+    /// The first wrong byte, or else the first object that is not there.
+    pub fn wrong(&self) -> Option<Failure> {
         self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -136,13 +137,16 @@ impl<'a> Run<'a> {
         let content = Repeated { content: self.subject.contents.of(put.number, 1), bytes: put.bytes };
         match self.subject.source(&content) {
             Ok(source) => Ok((put, content, source)),
-            Err(Trouble::Failed(failure)) => Err(failure),
-            Err(Trouble::Wrong(message)) => Err(Failure::other(message)),
+            Err(Trouble::Failed(failure) | Trouble::Wrong(failure)) => Err(failure),
         }
     }
 
-    fn note_wrong(&self, message: String) {
-        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
+    fn note_wrong(&self, wrong: Failure) {
+        let mut first = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_worse = first.as_ref().is_none_or(|first| first.code != wrong.code && wrong.code == INTEGRITY);
+        if is_worse {
+            *first = Some(wrong);
+        }
         self.stop.store(true, Ordering::Relaxed);
     }
 }
@@ -333,10 +337,9 @@ impl Worker<'_> {
     fn note(&self, timing: Timing, (kind, outcome): (Kind, Result<u64, Trouble>)) {
         match outcome {
             Ok(bytes) => self.recorder.done(self.index, kind, timing, bytes),
-            Err(Trouble::Wrong(message)) => {
-                let code = gabion::cli::exit::Exit::Integrity.code();
-                self.recorder.fail(self.index, kind, timing, code, message.clone());
-                self.run.note_wrong(message);
+            Err(Trouble::Wrong(wrong)) => {
+                self.recorder.fail(self.index, kind, timing, wrong.code, wrong.message.clone());
+                self.run.note_wrong(wrong);
             }
             Err(Trouble::Failed(_)) if self.run.is_stopped() || interrupt::requested() => {
                 self.recorder.cut_off(self.index, kind, timing);

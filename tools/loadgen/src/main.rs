@@ -24,10 +24,10 @@
 //! What it measures includes what every use of a node has: a connection to the control socket and a descriptor passed
 //! for each operation, since the protocol serves one command a connection.
 //!
-//! Exit codes are those of `gabion`: 0 ok, 1 other, 2 usage, 5 network, 6 a wrong or missing byte, 130 interrupted;
+//! Exit codes are those of `gabion`: 0 ok, 1 other, 2 usage, 4 an acknowledged object is not there, 5 network, 6 a wrong or
+//! missing byte, 130 interrupted;
 //! failed operations end with the code of the node's error, objects that could not be removed again with 3. A byte counts as wrong when it is not what the newest
-//! acknowledged write put there, or a write that runs at the same time; an acknowledged object that is not there counts
-//! as wrong too.
+//! acknowledged write put there, or a write that runs at the same time. Either ends the run at once.
 
 mod arguments;
 mod beside;
@@ -215,7 +215,7 @@ fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
 
 fn outcome(report: &RunReport) -> Result<(), Failure> {
     if let Some(wrong) = &report.wrong {
-        return Err(Failure::new(Exit::Integrity, format!("WRONG: {wrong}")));
+        return Err(Failure { code: wrong.code, message: format!("WRONG: {}", wrong.message) });
     }
     if report.is_interrupted {
         return Err(Failure::interrupted("interrupted: what was measured so far is above"));

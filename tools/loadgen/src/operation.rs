@@ -49,12 +49,17 @@ pub enum Via {
 /// How an operation went wrong.
 #[derive(Debug)]
 pub enum Trouble {
-    /// A byte that is not the one put in, or a file that is not there: exit code 6 whatever else happens.
-    Wrong(String),
+    /// A byte that is not the one put in (exit code 6), or an acknowledged object that is not there (exit code 4): ends the
+    /// run, whatever else happens.
+    Wrong(Failure),
     Failed(Failure),
 }
 
 impl Trouble {
+    fn wrong(message: String) -> Self {
+        Self::Wrong(Failure::new(Exit::Integrity, message))
+    }
+
     fn here(error: io::Error) -> Self {
         Self::Failed(Failure::other(format!("loadgen itself: {error}")))
     }
@@ -202,7 +207,7 @@ impl Operation<'_> {
         };
         match answer.map_err(|failure| Trouble::Failed(failure.at(format!("put of {}", key(number)))))? {
             Some(bytes) if bytes == len => Ok(bytes),
-            stored => Err(Trouble::Wrong(format!("put of {}: the node stored {stored:?} bytes of {len}", key(number)))),
+            stored => Err(Trouble::wrong(format!("put of {}: the node stored {stored:?} bytes of {len}", key(number)))),
         }
     }
 
@@ -264,14 +269,15 @@ impl Operation<'_> {
         match answer {
             Ok(()) => match check.finish() {
                 Ok(()) => Ok(check.seen()),
-                Err(at) => Err(Trouble::Wrong(format!("{}: nothing more came from byte {at} on", what()))),
+                Err(at) => Err(Trouble::wrong(format!("{}: nothing more came from byte {at} on", what()))),
             },
             Err(failure) if failure.code == Exit::NotFound.code() => {
                 let mut generations = self.subject.ledger.acceptable(wanted.number, floor);
                 if generations.any(|generation| self.subject.ledger.is_absent(wanted.number, generation)) {
                     return Ok(0);
                 }
-                Err(Trouble::Wrong(format!("{}: acknowledged and not there: {}", what(), failure.message)))
+                let message = format!("{}: acknowledged and not there: {}", what(), failure.message);
+                Err(Trouble::Wrong(Failure::new(Exit::NotFound, message)))
             }
             Err(failure) => Err(Trouble::Failed(failure.at(what()))),
         }
@@ -324,7 +330,7 @@ impl Operation<'_> {
             None => "no write of it has these bytes there".to_owned(),
         };
         let (name, node) = (key(wanted.number), self.node.dir.display());
-        Trouble::Wrong(format!("get of {name} at {node}: wrong from byte {at} on: {instead}"))
+        Trouble::wrong(format!("get of {name} at {node}: wrong from byte {at} on: {instead}"))
     }
 
     /// One connection, one command.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gabion::cli::exit::Failure;
 use gabion::cli::units::{show_rate, show_size};
 use serde_json::{Value, json};
 
@@ -212,8 +213,8 @@ pub struct RunReport {
     pub machine: Machine,
     pub seed: u64,
     pub phases: Vec<PhaseReport>,
-    /// What was wrong with the first wrong byte.
-    pub wrong: Option<String>,
+    /// The first wrong byte or missing object.
+    pub wrong: Option<Failure>,
     pub is_interrupted: bool,
     /// Objects that should have been removed from the nodes and could not be.
     pub left_behind: u64,
@@ -232,7 +233,7 @@ impl RunReport {
             "machine": self.machine.json(),
             "seed": self.seed,
             "verified": self.wrong.is_none() && self.failure_code().is_none() && !self.is_interrupted,
-            "wrong": self.wrong,
+            "wrong": self.wrong.as_ref().map(|wrong| &wrong.message),
             "interrupted": self.is_interrupted,
             "left_behind": self.left_behind,
             "beside": beside::json(self),
