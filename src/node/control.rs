@@ -40,7 +40,7 @@ use field::{Field, structure, tagged};
 
 pub use field::{Bytes, SecretText};
 
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// The socket's file name in the data directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -270,6 +270,9 @@ structure! {
         pub versions: u64,
         pub deaths_pending: u64,
         pub cache_bytes: u64,
+        /// Payloads to and from other nodes, since it began.
+        pub payload_bytes_sent: u64,
+        pub payload_bytes_received: u64,
         pub registered_buffers: u32,
         pub rss_anon_bytes: u64,
         pub uptime_s: u64,

@@ -15,6 +15,7 @@
 
 use std::cell::OnceCell;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use super::membership::{self, Standing};
 use super::name_scan::NAME_PAGE_RECORDS;
@@ -85,6 +86,14 @@ impl Handler for Serve {
         tracing::debug!(peer = ?connection.peer().certificate.node_id, %reason, "connection closed");
         self.shard.connections.forget(connection);
         membership::on_closed(&self.shard, &self.standing);
+    }
+
+    fn payload_sent(&self, bytes: usize) {
+        self.shard.node.traffic.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn payload_received(&self, bytes: usize) {
+        self.shard.node.traffic.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 

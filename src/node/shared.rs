@@ -44,6 +44,7 @@ pub struct Shared {
     pub clock: Mutex<Clock>,
     pub deaths: Mutex<PendingDeaths>,
     pub cache: Cache,
+    pub traffic: Traffic,
     pub admission: Arc<Admission>,
     pub replay: Arc<ReplayFilter>,
     pub shards: Vec<mpsc::UnboundedSender<Job>>,
@@ -65,6 +66,14 @@ pub struct Shared {
     pub name_locks: NameLocks,
     pub witnessed: Witnessed,
     pub document_serial: AtomicU64,
+}
+
+/// Payloads that went to other nodes and came from them since this node began: chunks, but for small ones that are
+/// stored many in one message.
+#[derive(Default)]
+pub struct Traffic {
+    pub sent_bytes: AtomicU64,
+    pub received_bytes: AtomicU64,
 }
 
 /// Nodes that may hold a chunk: those that own it, and those that did under an earlier layout.

@@ -246,6 +246,7 @@ async fn open(
         clock: Mutex::new(Clock::new(floor)),
         deaths: Mutex::new(PendingDeaths::default()),
         cache,
+        traffic: Default::default(),
         admission: Admission::new(Instant::now()),
         replay: Arc::new(replay_filter),
         shards,

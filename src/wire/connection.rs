@@ -70,7 +70,7 @@ impl Connection {
         let Established { stream, certificate, network_key_generation, sealer, unsealer } = established;
         let peer = PeerInfo { certificate, address, dialled, network_key_generation };
         let link = Link::new(stream, peer, pool);
-        spawn(writer::write(link.clone(), sealer));
+        spawn(writer::write(link.clone(), sealer, handler.clone()));
         spawn(reader::read(link.clone(), Decoder::new(unsealer, dialled), handler));
         spawn(watch(link.clone()));
         Connection(link)

@@ -1,6 +1,7 @@
 //! `status`, `peers`, `ticket`, `key export`: the node and its network.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use super::{Client, Failure, code};
 use crate::crypto::identity::InviteTerms;
@@ -74,6 +75,8 @@ async fn report(shard: &Rc<Shard>) -> Result<StatusReport, Failure> {
         versions: counts.versions,
         deaths_pending: lock(&node.deaths).len() as u64,
         cache_bytes: node.cache.bytes(),
+        payload_bytes_sent: node.traffic.sent_bytes.load(Ordering::Relaxed),
+        payload_bytes_received: node.traffic.received_bytes.load(Ordering::Relaxed),
         registered_buffers: shard.pool.registered() as u32,
         rss_anon_bytes: crate::io::rss().anon_bytes,
         uptime_s: node.started.elapsed().as_secs(),
