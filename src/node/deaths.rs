@@ -29,7 +29,7 @@ use crate::cluster::deaths::{DOCUMENT_PREFIX, Superseded, may_sign};
 use crate::cluster::{DeathId, PendingDeaths};
 use crate::crypto::identity::{sign_death, verify_death};
 use crate::crypto::keys::VaultKey;
-use crate::format::certificate::Death;
+use crate::format::certificate::{Class, Death};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::{Address, NodeId, VersionId, message};
 use crate::io::spawn;
@@ -124,7 +124,7 @@ pub async fn accept(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), Status> {
         tracing::warn!(%error, "a death was refused");
         Status::Forbidden
     })?;
-    if !shard.node.is_admitted(&death.signer.node) {
+    if shard.node.admitted_as(&death.signer.node) != Some(Class::Member) {
         return Err(Status::Forbidden);
     }
     let mut is_known = true;

@@ -22,7 +22,7 @@ use crate::cluster::membership::{ConnectionId, Known};
 use crate::cluster::{ActiveLayout, MembershipAction, MembershipEvent};
 use crate::crypto::identity::{sign_layout, verify_certificate, verify_layout, verify_role};
 use crate::crypto::keys::VaultKey;
-use crate::format::certificate::{Class, Layout, LayoutEntry, NodeCertificate, Role};
+use crate::format::certificate::{Layout, LayoutEntry, NodeCertificate, Role};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::message::{self, Hello};
 use crate::format::{Address, NodeId};
@@ -525,10 +525,12 @@ pub fn catch_up(shard: &Rc<Shard>, connection: &Connection, wanted: u32) {
     spawn(async move { fetch_layout(&shard, &connection, wanted).await });
 }
 
-/// A member without the vault key asks the first other member that it meets.
+/// A member without the vault key asks the first other member that it meets and that a layout has admitted: whoever has
+/// nothing but a certificate (its invite may have expired long ago) could hand it a key of its own, and read all that is
+/// put under it. Once there is such a layout, every connection says hello again, and comes by here.
 async fn fetch_vault_key(shard: &Rc<Shard>, connection: &Connection) {
     let node = &shard.node;
-    if !node.is_member() || node.vault_key().is_some() || connection.peer().certificate.class != Class::Member {
+    if !node.is_member() || node.vault_key().is_some() || !node.is_fellow_member(&connection.peer().certificate) {
         return;
     }
     let answer = connection.request(FrameKind::VaultKey, Address::ZERO, 0, Vec::new(), None, STALL_MAX).await;
@@ -546,3 +548,6 @@ async fn fetch_vault_key(shard: &Rc<Shard>, connection: &Connection) {
         Err(error) => tracing::warn!(%error, "a vault key was malformed"),
     }
 }
+    if !node.is_fellow_member(&connection.peer().certificate) {
+        return tracing::warn!(peer = ?connection.peer().certificate.node_id, "a vault key of no admitted member was refused");
+    }

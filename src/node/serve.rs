@@ -1,6 +1,6 @@
 //! What this node answers its peers.
 //!
-//! Every request is checked against the asker's certificate and, where it changes anything, against the layout that it
+//! Every request is checked against what a layout has admitted the asker as and, where it changes anything, against the layout that it
 //! runs under: an owner refuses any other than its own newest, and the asker starts over.
 //!
 //! Who is in no layout known here has not been admitted: hello, roles and layout are all that is answered.
@@ -22,7 +22,6 @@ use super::shard::Shard;
 use crate::catalog::CatalogError;
 use crate::crypto::hash::{address_of, proof_of_holding};
 use crate::crypto::keys::VaultKey;
-use crate::format::certificate::Class;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
 use crate::format::record::FLAG_STAND_IN;
@@ -47,7 +46,7 @@ impl Serve {
 
 impl Handler for Serve {
     async fn handle(self: Rc<Self>, peer: Rc<PeerInfo>, request: Request) -> Reply {
-        let is_member = peer.certificate.class == Class::Member;
+        let is_member = self.shard.node.is_fellow_member(&peer.certificate);
         let is_admitted = self.shard.node.is_admitted(&peer.certificate.node_id);
         let outcome = match request.kind {
             FrameKind::Hello => self.hello(&request).await,

@@ -122,8 +122,20 @@ impl Shared {
 
     /// Whether a layout that is known here names this node.
     pub fn is_admitted(&self, node: &NodeId) -> bool {
+        self.admitted_as(node).is_some()
+    }
+
+    /// As what the newest of the layouts known here that names this node has admitted it. A certificate alone says what an
+    /// invite once allowed: the invite may have expired, and a node may have several.
+    pub fn admitted_as(&self, node: &NodeId) -> Option<Class> {
         let layouts = self.layouts();
-        layouts.active().iter().chain(layouts.earlier()).any(|layout| layout.node(node).is_some())
+        let mut layouts = layouts.active().iter().rev().chain(layouts.earlier());
+        layouts.find_map(|layout| layout.node(node)).map(|node| node.class)
+    }
+
+    /// Whether whoever showed this certificate may be treated as a member: it claims to be one, and was admitted as one.
+    pub fn is_fellow_member(&self, certificate: &CheckedCertificate) -> bool {
+        certificate.class == Class::Member && self.admitted_as(&certificate.node_id) == Some(Class::Member)
     }
 
     /// The newest layout; none before this node has joined.
