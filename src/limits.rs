@@ -152,6 +152,8 @@ pub const PARTITIONS: usize = 65_536;
 pub const REPLICAS_DEFAULT: u8 = 3;
 pub const REPLICAS_MAX: u8 = 7;
 pub const NODES_MAX: usize = 4096;
+/// Nodes in no layout that a node remembers of those who come with one invite.
+pub const CANDIDATES_PER_INVITE_MAX: usize = 64;
 pub const ADDRESSES_PER_NODE_MAX: usize = 8;
 pub const LAYOUTS_ACTIVE_MAX: usize = 2;
 /// Layouts before the active ones that a node still asks the owners of.

@@ -105,9 +105,11 @@ async fn sign(shard: &Rc<Shard>, versions: &[VersionId]) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Every other node of the newest layout, and every other that is known: all of them must hear of a death.
+/// Every other node of the newest layout, and every other that is known and was admitted: all of them must hear of a death.
+/// Who was not holds nothing yet, and hears of all that are pending once it is.
 fn others(node: &Arc<Shared>) -> Vec<NodeId> {
     let mut nodes: Vec<NodeId> = node.peers.known_nodes();
+    nodes.retain(|known| node.is_admitted(known));
     if let Ok(layout) = node.layout() {
         nodes.extend(layout.nodes().iter().map(|known| known.node));
     }

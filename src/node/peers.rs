@@ -13,7 +13,7 @@ use crate::cluster::{Membership, MembershipAction, MembershipEvent};
 use crate::config::NodeConfig;
 use crate::crypto::identity::{CheckedCertificate, sign_role};
 use crate::crypto::keys::NodeKeys;
-use crate::format::certificate::{Role, RoleState};
+use crate::format::certificate::{Layout, Role, RoleState};
 use crate::format::{Incarnation, Malformed, NodeId};
 use crate::node::control::PeerReport;
 
@@ -51,7 +51,7 @@ impl Peers {
         sign_role(&mut own, keys, &certificate.network);
         let mut machine = Membership::new(certificate.node_id, bootstrap, rand::random());
         let known = vec![Known { certificate: certificate.certificate().clone(), role: own.clone() }];
-        let first = machine.handle(MembershipEvent::Roles { from: certificate.node_id, known }, Duration::ZERO);
+        let first = machine.handle(MembershipEvent::Roles { from: certificate.node_id, known, wall_s: wall_ms() / 1000 }, Duration::ZERO);
         Self {
             machine: Mutex::new(machine),
             first: Mutex::new(first),
@@ -150,13 +150,16 @@ impl Peers {
         lock(&self.machine).encode()
     }
 
-    /// Takes in, at start, whom a layout names.
-    pub fn remember(&self, known: &Known) {
-        lock(&self.machine).remember(known);
+    /// Takes in whom a layout names; gives back what the machine wants done.
+    pub fn admit(&self, layout: &Layout) -> Vec<MembershipAction> {
+        let mut machine = lock(&self.machine);
+        let known =
+            layout.entries.iter().map(|entry| Known { certificate: entry.certificate.clone(), role: entry.role.clone() });
+        known.flat_map(|known| machine.admit(&known)).collect()
     }
 
     pub fn restore(&self, book: &[u8]) -> Result<(), Malformed> {
-        lock(&self.machine).restore(book)
+        lock(&self.machine).restore(book, wall_ms() / 1000)
     }
 }
 

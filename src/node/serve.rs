@@ -50,7 +50,7 @@ impl Handler for Serve {
         let is_admitted = self.shard.node.is_admitted(&peer.certificate.node_id);
         let outcome = match request.kind {
             FrameKind::Hello => self.hello(&request).await,
-            FrameKind::Roles => self.roles(&peer, &request).await,
+            FrameKind::Roles => self.roles(&request).await,
             FrameKind::Layout => self.layout(&request),
             // A certificate alone is an application: its invite may have expired. The founder's layout is the answer.
             _ if !is_admitted => Err(Refusal::plain(Status::Forbidden)),
@@ -330,9 +330,10 @@ impl Serve {
         answer(membership::own_hello(&self.shard))
     }
 
-    async fn roles(&self, peer: &PeerInfo, request: &Request) -> Result<Reply, Refusal> {
+    async fn roles(&self, request: &Request) -> Result<Reply, Refusal> {
+        let connection = self.connection.get().ok_or(Refusal::plain(Status::Unavailable))?;
         let items = message::decode_page(&request.body, "role")?;
-        membership::on_roles(&self.shard, peer.certificate.node_id, items).await?;
+        membership::on_roles(&self.shard, connection, items).await?;
         answer(Vec::new())
     }
 
