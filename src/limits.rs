@@ -186,6 +186,10 @@ pub const DEATH_RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Locks that the names of a node share while their records are compared and made durable.
 pub const NAME_LOCKS: usize = 1024;
+/// How long an owner keeps a name for the put that has claimed it.
+pub const NAME_CLAIM_MAX: Duration = Duration::from_secs(5);
+/// Such claims at a time, for the whole node.
+pub const NAME_CLAIMS_MAX: usize = 16_384;
 /// Replaced versions that a node looks after at a time because nobody may have declared them dead.
 pub const WITNESSES_MAX: usize = 4096;
 

@@ -51,7 +51,10 @@ impl Peers {
         sign_role(&mut own, keys, &certificate.network);
         let mut machine = Membership::new(certificate.node_id, bootstrap, rand::random());
         let known = vec![Known { certificate: certificate.certificate().clone(), role: own.clone() }];
-        let first = machine.handle(MembershipEvent::Roles { from: certificate.node_id, known, wall_s: wall_ms() / 1000 }, Duration::ZERO);
+        let first = machine.handle(
+            MembershipEvent::Roles { from: certificate.node_id, known, wall_s: wall_ms() / 1000 },
+            Duration::ZERO,
+        );
         Self {
             machine: Mutex::new(machine),
             first: Mutex::new(first),
@@ -153,8 +156,10 @@ impl Peers {
     /// Takes in whom a layout names; gives back what the machine wants done.
     pub fn admit(&self, layout: &Layout) -> Vec<MembershipAction> {
         let mut machine = lock(&self.machine);
-        let known =
-            layout.entries.iter().map(|entry| Known { certificate: entry.certificate.clone(), role: entry.role.clone() });
+        let known = layout
+            .entries
+            .iter()
+            .map(|entry| Known { certificate: entry.certificate.clone(), role: entry.role.clone() });
         known.flat_map(|known| machine.admit(&known)).collect()
     }
 

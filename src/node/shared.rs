@@ -12,6 +12,7 @@ use super::names::{NameLocks, Witnessed};
 use super::peers::Peers;
 use super::shard::Job;
 use crate::catalog::{Catalog, Clock, versions};
+use crate::cluster::claims::NameClaims;
 use crate::cluster::{ActiveLayout, Layouts, PendingDeaths};
 use crate::config::NodeConfig;
 use crate::crypto::identity::CheckedCertificate;
@@ -63,6 +64,8 @@ pub struct Shared {
     pub layout_changed: Notify,
     /// Held while a name record is compared and made durable.
     pub name_locks: NameLocks,
+    /// Names that puts with `--no-clobber` have claimed here.
+    pub name_claims: Mutex<NameClaims>,
     pub witnessed: Witnessed,
     pub document_serial: AtomicU64,
 }

@@ -258,6 +258,7 @@ async fn open(
         names_synced: AtomicU32::new(synced),
         layout_changed: Notify::new(),
         name_locks: Default::default(),
+        name_claims: Default::default(),
         witnessed: Default::default(),
         document_serial: AtomicU64::new(0),
     });

@@ -209,8 +209,7 @@ fn p5_a_member_that_was_never_admitted_cannot_plant_the_vault_key() {
 #[test]
 fn p6_who_comes_with_an_expired_ticket_stays_out_of_every_address_book() {
     let mut network = Network::start(2, 2, 0);
-    let late: Vec<Node> =
-        ["late-0", "late-1"].iter().map(|name| come_too_late(&network, name, |_, _| {})).collect();
+    let late: Vec<Node> = ["late-0", "late-1"].iter().map(|name| come_too_late(&network, name, |_, _| {})).collect();
     // Others are admitted all the same, and hear of nobody else.
     let third = Node::join(&network.path("2"), &network[0].ticket(&["--member"]));
     network.nodes.push(third);

@@ -344,9 +344,11 @@ fn big_network_is_dialled_only_in_part_unless_a_node_is_wanted() {
 fn barred_node_is_closed_forgotten_and_refused() {
     let mut membership = Membership::new(node(0), vec![], 1);
     membership.handle(connected(1, 5, false), Duration::ZERO);
-    membership.handle(MembershipEvent::Roles { from: node(5), known: vec![known(5, 1)], wall_s: NOW_S }, Duration::ZERO);
+    membership
+        .handle(MembershipEvent::Roles { from: node(5), known: vec![known(5, 1)], wall_s: NOW_S }, Duration::ZERO);
     assert_eq!(closes(&membership.handle(MembershipEvent::Barred(node(5)), Duration::ZERO)), [1]);
-    membership.handle(MembershipEvent::Roles { from: node(1), known: vec![known(5, 9)], wall_s: NOW_S }, Duration::ZERO);
+    membership
+        .handle(MembershipEvent::Roles { from: node(1), known: vec![known(5, 9)], wall_s: NOW_S }, Duration::ZERO);
     assert!(membership.role(&node(5)).is_none() && membership.known().is_empty());
     assert_eq!(closes(&membership.handle(connected(2, 5, false), Duration::ZERO)), [2]);
 }
