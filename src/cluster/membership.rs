@@ -130,6 +130,8 @@ struct Entry {
     connection: Option<Link>,
     dialling: Dialling,
     wanted: bool,
+    /// The last connection to it has ended, and there was none since.
+    lost: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -204,6 +206,13 @@ impl Membership {
         *node == self.me || self.connection(node).is_some()
     }
 
+    /// Whether it was tried and cannot be reached: its connection has ended or a dial has failed, and none has worked since.
+    /// Unlike a node that is not alive because nobody needed a connection to it yet.
+    pub fn is_lost(&self, node: &NodeId) -> bool {
+        let lost = |entry: &Entry| entry.connection.is_none() && (entry.lost || entry.dialling.failures > 0);
+        self.nodes.get(node).is_some_and(lost)
+    }
+
     pub fn connection(&self, node: &NodeId) -> Option<ConnectionId> {
         self.nodes.get(node)?.connection.map(|link| link.id)
     }
@@ -274,6 +283,7 @@ impl Membership {
         entry.certificate = certificate;
         entry.last_seen_ms = entry.last_seen_ms.max(wall_ms);
         entry.wanted = false;
+        entry.lost = false;
         entry.dialling.failures = 0;
         let link = Link { id: connection, dialled: dialled.is_some() };
         match entry.connection {
@@ -312,6 +322,7 @@ impl Membership {
         let held = |entry: &&mut Entry| entry.connection.is_some_and(|link| link.id == connection);
         let Some(entry) = self.nodes.values_mut().find(held) else { return };
         entry.connection = None;
+        entry.lost = true;
         entry.dialling.at = now + pause_after(1, lot);
         let (node, is_nobody) = (entry.certificate.node, entry.role.is_none());
         if is_nobody && !self.admitted.contains(&node) {
@@ -551,6 +562,7 @@ impl Entry {
             connection: None,
             dialling: Dialling::default(),
             wanted: false,
+            lost: false,
         }
     }
 

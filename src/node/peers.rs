@@ -99,6 +99,10 @@ impl Peers {
         lock(&self.machine).is_alive(node)
     }
 
+    pub fn is_lost(&self, node: &NodeId) -> bool {
+        lock(&self.machine).is_lost(node)
+    }
+
     pub fn known(&self) -> Vec<Known> {
         lock(&self.machine).known()
     }

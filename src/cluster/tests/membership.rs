@@ -457,3 +457,16 @@ fn full_book_lets_candidates_go_for_whoever_is_admitted() {
     assert!((1..3).all(|admitted| membership.role(&node(admitted)).is_some()));
     assert_eq!(membership.known().len(), NODES_MAX);
 }
+
+#[test]
+fn node_is_lost_once_it_was_tried_in_vain_and_not_before() {
+    let mut membership = with_layout(0..3);
+    assert!(!membership.is_lost(&node(1)), "nobody has tried");
+    membership.handle(MembershipEvent::Tick, Duration::ZERO);
+    membership.handle(MembershipEvent::DialFailed { address: address(1) }, Duration::ZERO);
+    assert!(membership.is_lost(&node(1)) && !membership.is_lost(&node(2)));
+    membership.handle(connected(1, 1, false), Duration::ZERO);
+    assert!(!membership.is_lost(&node(1)));
+    membership.handle(MembershipEvent::Closed { connection: 1 }, Duration::ZERO);
+    assert!(membership.is_lost(&node(1)));
+}
