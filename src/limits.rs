@@ -155,6 +155,8 @@ pub const NODES_MAX: usize = 4096;
 /// Nodes in no layout that a node remembers of those who come with one invite.
 pub const CANDIDATES_PER_INVITE_MAX: usize = 64;
 pub const ADDRESSES_PER_NODE_MAX: usize = 8;
+/// Of tickets, that a node keeps until it knows a layout.
+pub const BOOTSTRAP_ADDRESSES_MAX: usize = 64;
 pub const LAYOUTS_ACTIVE_MAX: usize = 2;
 /// Layouts before the active ones that a node still asks the owners of.
 pub const LAYOUTS_EARLIER_MAX: usize = 32;

@@ -385,6 +385,7 @@ async fn keep_layout(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), String> {
     adopt(node, bytes)?;
     tracing::info!(number = layout.number, nodes = layout.entries.len(), "layout");
     node.peers.admit(&layout).into_iter().for_each(|action| carry_out(shard, action));
+    super::bootstrap::forget(&node.config.data_dir);
     node.book_changed.notify_one();
     feed(shard, MembershipEvent::Joined);
     super::deaths::on_layout(node);

@@ -35,8 +35,8 @@ impl Peers {
         keys: &NodeKeys,
         incarnation: Incarnation,
         listen: SocketAddr,
+        bootstrap: Vec<String>,
     ) -> Self {
-        let bootstrap = config.join.iter().flat_map(|ticket| ticket.addresses.iter().cloned()).collect();
         let mut own = Role {
             node: certificate.node_id,
             incarnation,

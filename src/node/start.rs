@@ -16,7 +16,8 @@ use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
 use super::{
-    NodeError, Ready, checkpoints, chunks, commands, deaths, log, membership, name_sync, names, reclaim, wall_ms,
+    NodeError, Ready, bootstrap, checkpoints, chunks, commands, deaths, log, membership, name_sync, names, reclaim,
+    wall_ms,
 };
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
@@ -127,7 +128,12 @@ fn keys(config: &NodeConfig) -> Result<(KeyRing, bool), NodeError> {
     }
     let zone = config.zone.as_deref().unwrap_or_default();
     match config.join.first() {
-        Some(ticket) => Ok((KeyRing::join(dir, ticket, zone)?, false)),
+        Some(ticket) => {
+            // Before the keys: with them alone there would be nobody to turn to.
+            bootstrap::keep(config)
+                .map_err(|error| NodeError::DataDir { path: dir.clone(), reason: error.to_string() })?;
+            Ok((KeyRing::join(dir, ticket, zone)?, false))
+        }
         None => Ok((KeyRing::found(dir, zone)?, true)),
     }
 }
@@ -231,7 +237,7 @@ async fn open(
         config.capacity.map_or(config.cache, |capacity| config.cache.min(capacity / CACHE_SHARE_OF_CAPACITY));
     let cache = Cache::new(cache_bytes);
     let node = Arc::new(Shared {
-        peers: Peers::new(&config, &certificate, keys.node(), incarnation, listen),
+        peers: Peers::new(&config, &certificate, keys.node(), incarnation, listen, bootstrap::addresses(&config)),
         config,
         listen,
         started: Instant::now(),

@@ -135,3 +135,19 @@ fn a_node_that_hangs_is_not_waited_for() {
     network[2].holds("long/1", &bytes);
     assert_eq!(text(&network[2].ok(&["ls", "before/"]).stdout).lines().count(), 5);
 }
+
+#[test]
+fn a_node_that_reached_nobody_with_its_ticket_finds_the_network_after_a_restart_without_it() {
+    let mut network = Network::start(1, 2, 0);
+    let ticket = network[0].ticket(&["--member"]);
+    network[0].stop();
+    let mut second = Node::join(&network.path("1"), &ticket);
+    second.stop();
+    second.start();
+    network[0].start();
+    network.nodes.push(second);
+    network.wait_ready();
+    network[0].put("file", b"found");
+    network[1].holds("file", b"found");
+    assert!(!network.path("1").join("bootstrap").exists(), "it knows a layout now");
+}
