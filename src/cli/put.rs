@@ -84,9 +84,11 @@ pub fn store(
         length_hint: source.length,
     };
     let mut stored = None;
+    let mut is_being_named = false;
     let result = context.run(&request, source.descriptor.as_ref().map(AsFd::as_fd), |event| {
         match event {
             ControlEvent::Progress { done, total, .. } => progress.update(done, total),
+            ControlEvent::Naming => is_being_named = true,
             ControlEvent::Stored { content, bytes, bytes_new, .. } => {
                 stored = Some(Stored { name: name.clone(), content, bytes, bytes_new });
             }
@@ -96,11 +98,18 @@ pub fn store(
     });
     match result {
         Ok(()) => stored.ok_or_else(unanswered),
-        Err(failure) if failure.code == Exit::Interrupted.code() => Err(Failure::interrupted(format!(
-            "interrupted: {name} is not stored; the same put started again sends only what is missing"
-        ))),
+        Err(failure) if failure.code == Exit::Interrupted.code() => Err(interrupted(name, is_being_named)),
         Err(failure) => Err(failure),
     }
+}
+
+/// What is known of a put that was cut off: as long as the node has not begun to name it, it will not.
+fn interrupted(name: &Name, is_being_named: bool) -> Failure {
+    Failure::interrupted(if is_being_named {
+        format!("interrupted: {name} may or may not be stored: see gabion stat {name}")
+    } else {
+        format!("interrupted: {name} is not stored; the same put started again sends only what is missing")
+    })
 }
 
 pub fn print(context: &Context, stored: &Stored, quiet: bool) -> Result<(), Failure> {
