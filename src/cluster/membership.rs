@@ -519,11 +519,22 @@ impl Membership {
         writer.finish()
     }
 
-    /// Takes in what a layout that was checked says of a node: it is admitted.
-    pub fn admit(&mut self, known: &Known) -> Vec<MembershipAction> {
+    /// Takes in what a layout that was checked says of its nodes: they are admitted. Whom nobody may admit any more, and who
+    /// was remembered while no layout was known here, is forgotten.
+    pub fn admit(&mut self, known: &[Known], wall_s: u64) -> Vec<MembershipAction> {
         let mut actions = Vec::new();
-        self.admitted.insert(known.role.node);
-        self.learn(known, 0, &mut actions);
+        self.admitted.extend(known.iter().map(|known| known.role.node));
+        for known in known {
+            self.learn(known, wall_s, &mut actions);
+        }
+        let admitted = &self.admitted;
+        self.nodes.retain(|node, entry| {
+            if admitted.contains(node) || entry.certificate.invite.admits(wall_s) {
+                return true;
+            }
+            entry.role = None;
+            entry.connection.is_some()
+        });
         actions
     }
 

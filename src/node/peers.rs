@@ -13,7 +13,7 @@ use crate::cluster::{Membership, MembershipAction, MembershipEvent};
 use crate::config::NodeConfig;
 use crate::crypto::identity::{CheckedCertificate, sign_role};
 use crate::crypto::keys::NodeKeys;
-use crate::format::certificate::{Layout, Role, RoleState};
+use crate::format::certificate::{Layout, LayoutEntry, Role, RoleState};
 use crate::format::{Incarnation, Malformed, NodeId};
 use crate::node::control::PeerReport;
 
@@ -159,12 +159,9 @@ impl Peers {
 
     /// Takes in whom a layout names; gives back what the machine wants done.
     pub fn admit(&self, layout: &Layout) -> Vec<MembershipAction> {
-        let mut machine = lock(&self.machine);
-        let known = layout
-            .entries
-            .iter()
-            .map(|entry| Known { certificate: entry.certificate.clone(), role: entry.role.clone() });
-        known.flat_map(|known| machine.admit(&known)).collect()
+        let known = |entry: &LayoutEntry| Known { certificate: entry.certificate.clone(), role: entry.role.clone() };
+        let known: Vec<Known> = layout.entries.iter().map(known).collect();
+        lock(&self.machine).admit(&known, wall_ms() / 1000)
     }
 
     pub fn restore(&self, book: &[u8]) -> Result<(), Malformed> {

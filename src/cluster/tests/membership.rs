@@ -324,7 +324,7 @@ fn failed_dials_pause_longer_and_longer_but_never_stop() {
 #[test]
 fn big_network_is_dialled_only_in_part_unless_a_node_is_wanted() {
     let mut membership = Membership::new(node(0), vec![], 1);
-    (1..400).for_each(|number| drop(membership.admit(&known(number, 1))));
+    (1..400).for_each(|number| drop(membership.admit(&[known(number, 1)], NOW_S)));
     let actions = membership.handle(MembershipEvent::Tick, Duration::ZERO);
     let dialled: BTreeSet<NodeId> = actions
         .iter()
@@ -389,7 +389,7 @@ fn is_kept(membership: &mut Membership, from: u16, candidate: Known) -> bool {
 
 fn with_layout(admitted: std::ops::Range<u16>) -> Membership {
     let mut membership = Membership::new(node(0), vec![], 1);
-    admitted.for_each(|number| drop(membership.admit(&known(number, 1))));
+    admitted.for_each(|number| drop(membership.admit(&[known(number, 1)], NOW_S)));
     membership
 }
 
@@ -405,6 +405,8 @@ fn role_by_an_expired_invite_is_kept_of_the_admitted_alone() {
     assert_eq!(membership.role(&node(2)).map(|role| role.serial), Some(9), "it was admitted in time");
     let mut newcomer = Membership::new(node(0), vec![], 1);
     assert!(is_kept(&mut newcomer, 1, candidate(5, 5, NOW_S - 1)), "without a layout nobody can be told apart");
+    newcomer.admit(&[known(1, 1)], NOW_S);
+    assert!(newcomer.role(&node(5)).is_none() && newcomer.role(&node(1)).is_some(), "now they can");
 }
 
 #[test]
@@ -451,7 +453,7 @@ fn full_book_lets_candidates_go_for_whoever_is_admitted() {
     }
     assert_eq!(membership.known().len(), NODES_MAX);
     for admitted in number..number + 500 {
-        membership.admit(&known(admitted, 1));
+        membership.admit(&[known(admitted, 1)], NOW_S);
         assert!(membership.role(&node(admitted)).is_some(), "{admitted}");
     }
     assert!((1..3).all(|admitted| membership.role(&node(admitted)).is_some()));
