@@ -80,7 +80,7 @@ tagged! {
 tagged! {
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub enum ControlRequest {
-        /// Answers: `Progress`…, `Stored`, `Done`. With a descriptor open for reading, unless `metadata` is of a
+        /// Answers: `Progress`…, `Naming`, `Stored`, `Done`. With a descriptor open for reading, unless `metadata` is of a
         /// symbolic link.
         0 => Put {
             bucket: String,
@@ -207,6 +207,8 @@ tagged! {
         16 => Listed { more: bool, },
         /// One name of many; where it was not removed, with the exit code and the reason.
         17 => Removed { key: String, failure: Option<(u8, String)>, },
+        /// From here on the name of a `Put` may be written, whatever becomes of the command. Not before.
+        18 => Naming,
         254 => Done,
         /// `code` is the exit code of the command.
         255 => Error { code: u8, message: String, },

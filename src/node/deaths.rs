@@ -29,7 +29,7 @@ use crate::cluster::deaths::{DOCUMENT_PREFIX, Superseded, may_sign};
 use crate::cluster::{DeathId, PendingDeaths};
 use crate::crypto::identity::{sign_death, verify_death};
 use crate::crypto::keys::VaultKey;
-use crate::format::certificate::Death;
+use crate::format::certificate::{Class, Death};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::{Address, NodeId, VersionId, message};
 use crate::io::spawn;
@@ -109,9 +109,11 @@ async fn sign(shard: &Rc<Shard>, versions: &[VersionId]) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Every other node of the newest layout, and every other that is known: all of them must hear of a death.
+/// Every other node of the newest layout, and every other that is known and was admitted: all of them must hear of a death.
+/// Who was not holds nothing yet, and hears of all that are pending once it is.
 fn others(node: &Arc<Shared>) -> Vec<NodeId> {
     let mut nodes: Vec<NodeId> = node.peers.known_nodes();
+    nodes.retain(|known| node.is_admitted(known));
     if let Ok(layout) = node.layout() {
         nodes.extend(layout.nodes().iter().map(|known| known.node));
     }
@@ -128,7 +130,7 @@ pub async fn accept(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), Status> {
         tracing::warn!(%error, "a death was refused");
         Status::Forbidden
     })?;
-    if !shard.node.is_admitted(&death.signer.node) {
+    if shard.node.admitted_as(&death.signer.node) != Some(Class::Member) {
         return Err(Status::Forbidden);
     }
     let mut is_known = true;

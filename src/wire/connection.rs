@@ -103,6 +103,11 @@ impl Connection {
         self.0.in_flight()
     }
 
+    /// When the peer last sent a byte: no later than a keepalive ago, unless it hangs or the way to it is cut.
+    pub fn heard_at(&self) -> Instant {
+        self.0.heard_at()
+    }
+
     /// Answers that wait are still sent (those without a payload), then a goodbye with `reason`; then it is over.
     pub async fn close(&self, reason: &str) {
         self.0.leave(CloseReason::Here(reason.to_owned())).await;

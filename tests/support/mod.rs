@@ -262,6 +262,7 @@ fn put(
     memory.names.insert(name.clone(), stored);
     vec![
         ControlEvent::Progress { done: len, total: None, new: len },
+        ControlEvent::Naming,
         ControlEvent::Stored {
             bucket: name.0,
             key: name.1,
