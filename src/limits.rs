@@ -160,6 +160,9 @@ pub const BOOTSTRAP_ADDRESSES_MAX: usize = 64;
 pub const LAYOUTS_ACTIVE_MAX: usize = 2;
 /// Layouts before the active ones that a node still asks the owners of.
 pub const LAYOUTS_EARLIER_MAX: usize = 32;
+/// Layouts that the founder makes ahead of the last one for which it has brought names in: those that names may still lie
+/// under must be remembered.
+pub const LAYOUTS_UNSYNCED_MAX: u32 = LAYOUTS_EARLIER_MAX as u32 / 2;
 /// Nodes that a node keeps connections to unasked; others are dialled when they are needed.
 pub const PEERS_DIALLED_UNASKED_MAX: usize = 256;
 pub const DIAL_RETRY_MIN: Duration = Duration::from_millis(100);

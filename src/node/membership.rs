@@ -27,7 +27,7 @@ use crate::format::frame::{FrameKind, Status};
 use crate::format::message::{self, Hello};
 use crate::format::{Address, NodeId};
 use crate::io::spawn;
-use crate::limits::{DOCUMENT_VALUE_BYTES_MAX, STALL_MAX};
+use crate::limits::{DOCUMENT_VALUE_BYTES_MAX, LAYOUTS_UNSYNCED_MAX, STALL_MAX};
 use crate::wire::Connection;
 
 const BOOK_FILE: &str = "address-book";
@@ -274,8 +274,13 @@ async fn learn(shard: &Rc<Shard>, connection: &Connection, heard: Vec<(NodeCerti
         }
     }
     feed(shard, MembershipEvent::Roles { from, known, wall_s });
-    if shard.node.key_ring().authority().is_some() {
-        send_job(&shard.node, 0, |shard| async move { propose_layout(&shard).await });
+    propose_soon(&shard.node);
+}
+
+/// Something may be new: the founder looks whether the next layout is due.
+pub fn propose_soon(node: &Arc<Shared>) {
+    if node.key_ring().authority().is_some() {
+        send_job(node, 0, |shard| async move { propose_layout(&shard).await });
     }
 }
 
@@ -316,6 +321,10 @@ fn next_layout(node: &Arc<Shared>) -> Option<Layout> {
     let ring = node.key_ring();
     let authority = ring.authority()?;
     let newest = node.layout().ok();
+    if newest.as_ref().is_some_and(|newest| newest.number().saturating_sub(node.names_synced()) > LAYOUTS_UNSYNCED_MAX)
+    {
+        return None; // asked again once names were brought in
+    }
     let now_s = wall_ms() / 1000;
     let mut next: Option<Layout> = None;
     for known in node.peers.known() {

@@ -84,6 +84,7 @@ async fn sync(shard: &Rc<Shard>) -> Result<(), String> {
     shard.store.append(document).await.map_err(|error| error.to_string())?;
     node.names_synced.store(layout.number(), Ordering::Release);
     tracing::info!(layout = layout.number(), "names brought in");
+    super::membership::propose_soon(node); // it may have waited for this
     Ok(())
 }
 

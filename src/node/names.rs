@@ -53,6 +53,7 @@ use super::shared::lock;
 use super::{deaths, log, wall_ms};
 use crate::catalog::hlc::check_ahead;
 use crate::catalog::{CatalogError, ClockAhead, check_age};
+use crate::cluster::coverage::NameGroup;
 use crate::cluster::names::{ClaimStep, NameReadStep, NameWriteStep};
 use crate::cluster::{NameClaim, NameRead, NameWrite, Quorum};
 use crate::format::frame::{FrameKind, Status};
@@ -289,8 +290,12 @@ async fn find(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result<Fou
 /// `None`: an owner runs under another layout, start over.
 async fn find_once(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result<Option<Found>, NameError> {
     let quorums = quorums(shard, bucket)?;
-    let (mut machine, mut asked) = (NameRead::new(quorums.clone()), Asked::new(shard));
+    let layout = layout_of(&quorums);
+    let (mut machine, mut asked) = (NameRead::new(quorums.clone()), Asked::new(shard, layout));
     let groups = name_groups(shard, Some(bucket));
+    if !are_of(&groups, layout) {
+        return Ok(None);
+    }
     let body = message::encode_name_read(bucket, name);
     let Some(gathered) = gather(&mut asked, &groups, &machine.owners(), &body).await? else { return Ok(None) };
     let mut seen: BTreeSet<(Stamp, VersionId)> = BTreeSet::new();
@@ -429,7 +434,7 @@ impl WriteName<'_> {
         make: impl Fn(Stamp) -> NameRecord,
         sent: Option<NameRecord>,
     ) -> Result<Written, NameError> {
-        let mut attempt = Attempt { sent, replaced: Vec::new() };
+        let mut attempt = Attempt { sent, replaced: Vec::new(), latest: None };
         if let Some(earlier) = self.earlier.filter(|earlier| !earlier.tombstone) {
             attempt.replaced.push(earlier.order());
         }
@@ -480,8 +485,9 @@ impl WriteName<'_> {
         attempt: &mut Attempt,
     ) -> Result<Attempted, NameError> {
         let quorums = quorums(shard, self.bucket)?;
-        let (mut machine, mut asked) = (NameWrite::new(quorums.clone()), Asked::new(shard));
-        let Some(latest) = self.clock_round(shard, &mut machine, &mut asked, attempt).await? else {
+        let layout = layout_of(&quorums);
+        let (mut machine, mut asked) = (NameWrite::new(quorums.clone()), Asked::new(shard, layout));
+        let Some(latest) = self.clock_round(shard, layout, &mut machine, &mut asked, attempt).await? else {
             return Ok(Attempted::Refused);
         };
         let record = match &attempt.sent {
@@ -491,7 +497,7 @@ impl WriteName<'_> {
         asked.forget_running();
         let is_new = self.no_clobber && !record.tombstone;
         if is_new && quorums.iter().any(|quorum| quorum.owners.len() > 1) {
-            match self.claim(&mut asked, &quorums, &record).await? {
+            match self.claim(&mut asked, &quorums, &record, attempt.latest.as_ref()).await? {
                 Claimed::Granted => {}
                 Claimed::Contended => return Ok(Attempted::Contended),
                 Claimed::Refused => return Ok(Attempted::Refused),
@@ -543,7 +549,14 @@ impl WriteName<'_> {
     }
 
     /// Claims the name for a record that must be the first, with a majority of its owners or not at all.
-    async fn claim(&self, asked: &mut Asked, quorums: &[Quorum], record: &NameRecord) -> Result<Claimed, NameError> {
+    /// `latest`: what the name is now, as a quorum knows.
+    async fn claim(
+        &self,
+        asked: &mut Asked,
+        quorums: &[Quorum],
+        record: &NameRecord,
+        latest: Option<&NameRecord>,
+    ) -> Result<Claimed, NameError> {
         let (began, mut machine) = (Instant::now(), NameClaim::new(quorums.to_vec()));
         for owner in machine.owners() {
             asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::Claim, record));
@@ -552,6 +565,12 @@ impl WriteName<'_> {
         let outcome = loop {
             let Some((owner, answer)) = asked.next().await else { break Err(asked.too_few(0, 1)) };
             let step = match answer {
+                // It was away when that file was removed.
+                Answer::Written(NameWriteAnswer::Taken(clock, version))
+                    if latest.is_some_and(|latest| (clock, version) < latest.order()) =>
+                {
+                    machine.on_fail(owner)
+                }
                 Answer::Written(NameWriteAnswer::Taken(..)) => break Err(NameError::Taken),
                 Answer::Written(NameWriteAnswer::Claimed) => {
                     is_contended = true;
@@ -586,24 +605,29 @@ impl WriteName<'_> {
     async fn clock_round(
         &self,
         shard: &Rc<Shard>,
+        layout: u32,
         machine: &mut NameWrite,
         asked: &mut Asked,
         attempt: &mut Attempt,
     ) -> Result<Option<Stamp>, NameError> {
         let groups = name_groups(shard, Some(self.bucket));
+        if !are_of(&groups, layout) {
+            return Ok(None);
+        }
+        attempt.see(self.earlier);
         let body = message::encode_name_read(self.bucket, self.name);
         let Some(gathered) = gather(asked, &groups, &machine.owners(), &body).await? else { return Ok(None) };
         let mut latest = self.earlier.map_or(Stamp::ZERO, |earlier| earlier.clock);
         for (_, record) in &gathered.earlier {
             latest = latest.max(record.clock);
-            self.note(record, attempt)?;
+            attempt.note(record);
         }
         let mut known = gathered.answers;
         // All that came together is taken note of, though a quorum of it may do.
         for (_, answer) in &known {
             if let Answer::Record(Some(record), _) = answer {
                 latest = latest.max(record.clock);
-                self.note(record, attempt)?;
+                attempt.note(record);
             }
         }
         loop {
@@ -616,7 +640,7 @@ impl WriteName<'_> {
             let step = match answer {
                 Answer::Record(record, _) => {
                     if let Some(record) = &record {
-                        self.note(record, attempt)?;
+                        attempt.note(record);
                     }
                     machine.on_clock(owner, record.map(|record| record.clock))
                 }
@@ -624,6 +648,10 @@ impl WriteName<'_> {
                 Answer::Written(_) | Answer::Failed => machine.on_fail(owner),
             };
             match step {
+                // The latest decides: an owner that was away may still hold what was removed since.
+                NameWriteStep::PickClock { .. } if self.no_clobber && attempt.is_anothers_file() => {
+                    return Err(NameError::Taken);
+                }
                 NameWriteStep::PickClock { later_than } => return Ok(Some(latest.max(later_than))),
                 NameWriteStep::Failed { have, need } => return Err(asked.too_few(have, need)),
                 NameWriteStep::Restart => return Ok(None),
@@ -684,21 +712,6 @@ impl WriteName<'_> {
             }
         });
     }
-
-    /// Takes note of what an owner holds before the write.
-    fn note(&self, record: &NameRecord, attempt: &mut Attempt) -> Result<(), NameError> {
-        let is_ours = attempt.sent.as_ref().is_some_and(|sent| sent.version == record.version);
-        if record.tombstone || is_ours {
-            return Ok(());
-        }
-        if self.no_clobber {
-            return Err(NameError::Taken);
-        }
-        if !attempt.replaced.contains(&record.order()) {
-            attempt.replaced.push(record.order());
-        }
-        Ok(())
-    }
 }
 
 /// How one attempt to write has ended.
@@ -720,6 +733,45 @@ enum Claimed {
 struct Attempt {
     sent: Option<NameRecord>,
     replaced: Vec<(Stamp, VersionId)>,
+    /// The latest record that anybody showed.
+    latest: Option<NameRecord>,
+}
+
+impl Attempt {
+    fn see(&mut self, record: Option<&NameRecord>) {
+        if let Some(record) = record
+            && self.latest.as_ref().is_none_or(|latest| record.wins_over(latest))
+        {
+            self.latest = Some(record.clone());
+        }
+    }
+
+    /// Takes note of what an owner holds before the write.
+    fn note(&mut self, record: &NameRecord) {
+        self.see(Some(record));
+        if !record.tombstone && !self.is_ours(record) && !self.replaced.contains(&record.order()) {
+            self.replaced.push(record.order());
+        }
+    }
+
+    fn is_ours(&self, record: &NameRecord) -> bool {
+        self.sent.as_ref().is_some_and(|sent| sent.version == record.version)
+    }
+
+    fn is_anothers_file(&self) -> bool {
+        self.latest.as_ref().is_some_and(|latest| !latest.tombstone && !self.is_ours(latest))
+    }
+}
+
+/// The layout that an operation runs under: the newest of its quorums'. Read once: the next may be adopted at any moment, on
+/// another thread too, and what one layout's quorum acknowledged is nothing to another's.
+fn layout_of(quorums: &[Quorum]) -> u32 {
+    quorums.last().map_or(0, |quorum| quorum.layout)
+}
+
+/// Whether whom to hear was asked under the same layout.
+fn are_of(groups: &[NameGroup], layout: u32) -> bool {
+    groups.first().is_some_and(|newest| newest.layout == layout)
 }
 
 fn quorums(shard: &Rc<Shard>, bucket: &BucketId) -> Result<Vec<Quorum>, NameError> {
