@@ -19,6 +19,8 @@
 //!   majority of claims meets any other in an owner. That owner grants the next claim only when the first record is there
 //!   (and then refuses, by the record), or will never be. Hence a version that was refused anywhere for another's sake has
 //!   written nowhere; one that has written nowhere displaces nothing and gives no ground for a death.
+//! - Where messages get lost, or owners start again, still one wins at most; but a put that failed for silence may have left its
+//!   record with a minority.
 //! - Messages that are later than that meet owners whose claims are over, and are refused; what one leaves behind is older by
 //!   its clock than what was put since, and loses by it.
 //! - Both of two may lose (each holds one of two owners when one owner is away, until the attempts are used up): each is told.
