@@ -163,10 +163,12 @@ class System:
     def check(self, stage: str) -> None:
         """What came out must be what went in. Not measured; where it came out into nothing, it is asked for again."""
         output = self.output(stage)
-        if stage in self.to_sink:
+        # What was put must come back, whether or not a get is asked for.
+        asked = "get_cold" if stage == "put" else stage
+        if asked in self.to_sink:
             self.sink = output = self.scratch / "checked"
             try:
-                self.run(stage)
+                self.run(asked)
             finally:
                 self.sink = NOWHERE
         if output is None:
