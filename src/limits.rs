@@ -288,6 +288,12 @@ pub const CATALOG_COMMIT_EVENTS_MAX: usize = 4096;
 pub const CATALOG_SWEEP_REFERENCES: usize = 1024;
 /// Rows that one look for garbage passes over.
 pub const CATALOG_SCAN_ROWS_MAX: usize = 65_536;
+/// With less free space than this the catalog is kept in memory instead of written: its database would fail half-way.
+pub const CATALOG_FREE_BYTES_MIN: u64 = 8 * MIB as u64;
+/// How often it is tried again.
+pub const CATALOG_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Rows that wait for space, beyond which nothing is added that can be put off.
+pub const CATALOG_WAITING_ROWS_MAX: usize = 131_072;
 pub const DOCUMENT_KEY_BYTES_MAX: usize = 256;
 pub const DOCUMENT_VALUE_BYTES_MAX: usize = 256 * KIB;
 
@@ -323,6 +329,7 @@ const _: () = assert!(BUFFER_WAIT_MAX.as_millis() < STALL_MAX.as_millis());
 const _: () =
     assert!((PAYLOAD_CREDIT as usize) < REQUESTS_IN_FLIGHT_MAX && HANDSHAKES_PENDING_MAX <= HANDSHAKES_BURST as usize);
 const _: () = assert!(CATALOG_TABLE_BYTES_MAX * CATALOG_TABLES_MAX <= 16 * MIB);
+const _: () = assert!(2 * CATALOG_FREE_BYTES_MIN <= FREE_BYTES_RESERVE);
 const _: () = assert!(2 * CLOCK_RESERVE.as_secs() < CLOCK_AHEAD_MAX.as_secs());
 const _: () = assert!(SMALL_CHUNK_BYTES_MAX < BULK_PAYLOAD_BYTES_MIN);
 const _: () = assert!(SMALL_FILES_BYTES_MAX + SMALL_CHUNK_BYTES_MAX + 8 * KIB < CONTROL_MESSAGE_BYTES_MAX);

@@ -60,7 +60,7 @@ impl Engine {
     /// A deletion stays as a row with its serial, so that an older document that is replayed later does not come back.
     pub(super) fn apply_document(&mut self, document: Document) -> Result<(), fjall::Error> {
         let row = key(DOCUMENT, &[&document.key]);
-        let known = self.draft.get(self.rows()?, &row)?.map(split).transpose()?;
+        let known = self.draft.get(&self.rows, &row)?.map(split).transpose()?;
         if known.is_none_or(|known| known < (document.serial, document.value.clone())) {
             let mut value = document.serial.to_le_bytes().to_vec();
             value.extend_from_slice(&document.value);

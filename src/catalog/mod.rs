@@ -8,7 +8,9 @@
 //! | the database does not open, or its format is unknown | deleted; no positions: everything is replayed |
 //! | the process died while opening it (a marker stayed behind) | the same |
 //! | a read or write of it failed | latched: every question is an error from then on; a marker makes the next start rebuild it |
-//! | a position lies beyond the log | the node calls [`Catalog::rebuild`] and replays everything |
+//!
+//! Lack of space is no doubt: what cannot be written waits in memory, bounded, and is read through (see `rows`).
+//! A position beyond the log is none either: the end of a segment may be damaged, and then the catalog knows more than it.
 //!
 //! Rules:
 //! - One thread owns the database. Events and questions pass through one queue, so a question sees everything that was applied
@@ -26,7 +28,7 @@
 //!
 //! | key | value |
 //! | --- | --- |
-//! | `m` | format version 2 |
+//! | `m` | format version 1 |
 //! | `t` | totals: names 8, versions 8, references 8, deaths 8 |
 //! | `p` segment 8 | offset up to which that segment is applied, 8 |
 //! | `r` address 32 version 16 | the sealed capsule, or nothing |
@@ -38,6 +40,7 @@
 //! | `o` address 32 | since when it is garbage: which run of the node 8, milliseconds of uptime 8 |
 //! | `n` bucket id 32 name id 32 | name record |
 //! | `k` key | serial 8, value |
+//! | `q` | number of the last commit 8 |
 //!
 //! Numbers in keys are big-endian, in values little-endian.
 
@@ -49,8 +52,10 @@ use std::time::{Duration, Instant};
 use crate::cluster::deaths::DeathId;
 use crate::format::name::NameRecord;
 use crate::format::{Address, BucketId, NameId, VersionId};
+use crate::io::filesystem_space;
 
 pub mod documents;
+mod draft;
 pub mod hlc;
 mod names;
 mod needed;
@@ -76,6 +81,8 @@ pub enum CatalogError {
     Locked { directory: String },
     #[error("the catalog failed ({reason}) and answers no more: restart the node, it will be rebuilt from the log")]
     Failed { reason: Arc<str> },
+    #[error("the disk is full, and what the catalog has to write waits for space: make room on the disk")]
+    Full,
     #[error("the catalog has been closed")]
     Closed,
 }
@@ -150,7 +157,16 @@ impl Catalog {
     }
 
     pub fn open_with(directory: &Path, uptime: Uptime) -> Result<(Self, Positions), CatalogError> {
-        let (thread, positions) = thread::Handle::start(directory, uptime)?;
+        let on_disk = directory.to_owned();
+        Self::open_within(directory, uptime, Arc::new(move || Ok(filesystem_space(&on_disk)?.free_bytes)))
+    }
+
+    fn open_within(
+        directory: &Path,
+        uptime: Uptime,
+        free_bytes: rows::FreeBytes,
+    ) -> Result<(Self, Positions), CatalogError> {
+        let (thread, positions) = thread::Handle::start(directory, uptime, free_bytes)?;
         Ok((Self { thread: Arc::new(thread) }, positions))
     }
 
@@ -165,9 +181,9 @@ impl Catalog {
         self.thread.queue.push_now(applied);
     }
 
-    /// Returns once the queue is not full.
-    pub async fn room(&self) {
-        self.thread.queue.room().await;
+    /// Returns once the queue is not full; an error when only space on the disk would make room.
+    pub async fn room(&self) -> Result<(), CatalogError> {
+        self.thread.queue.room().await
     }
 
     /// Waits while the queue is full.
@@ -276,9 +292,9 @@ impl Catalog {
         self.thread.ask(move |engine| engine.unreferenced(addresses)).await
     }
 
-    /// Returns when every reference of a dead version has been dropped.
+    /// Returns when every reference of a dead version has been dropped; an error when that has to wait for space.
     pub async fn settled(&self) -> Result<(), CatalogError> {
-        self.thread.ask_when_settled(|engine| engine.guard(Ok(()))).await
+        self.thread.ask_when_settled(|engine| engine.settled()).await
     }
 
     pub async fn document(&self, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {
@@ -311,12 +327,6 @@ impl Catalog {
     /// A segment was unlinked: its position means nothing any more.
     pub async fn forget_segment(&self, segment: u64) -> Result<(), CatalogError> {
         self.thread.ask(move |engine| engine.forget_segment(segment)).await
-    }
-
-    /// Throws everything away, positions too; the whole log has to be replayed. Only at start, before the store takes
-    /// anything new: a position that came in between would cover what is yet to be replayed.
-    pub async fn rebuild(&self) -> Result<(), CatalogError> {
-        self.thread.ask(|engine| engine.rebuild()).await
     }
 
     /// Works the queue off and makes everything durable; every later call is an error.

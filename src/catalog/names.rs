@@ -24,7 +24,7 @@ impl Engine {
             }
         };
         let row = key(NAME, &[&record.bucket.0, &record.name.0]);
-        let known = self.draft.get(self.rows()?, &row)?.map(|known| decode(&known)).transpose()?;
+        let known = self.draft.get(&self.rows, &row)?.map(|known| decode(&known)).transpose()?;
         // Two different records of one clock and version: the greater bytes, so that their order does not matter.
         if known.as_ref().is_some_and(|known| (known.order(), known.encode()) >= (record.order(), encoded.clone())) {
             return Ok(());

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -33,6 +34,8 @@ struct State {
     closed: bool,
     /// Stop now, whatever is queued.
     abandoned: bool,
+    /// No room is made before there is space on the disk again.
+    waiting_for_space: bool,
 }
 
 pub(super) enum Taken {
@@ -82,13 +85,20 @@ impl Queue {
         self.put(self.lock(), applied);
     }
 
-    pub async fn room(&self) {
+    /// An error when there will be no room until there is space on the disk.
+    pub async fn room(&self) -> Result<(), CatalogError> {
         loop {
             // Registered before the look, so that room made in between is not missed.
             let mut room = std::pin::pin!(self.room_async.notified());
             room.as_mut().enable();
-            if Self::has_room(&self.lock(), 1) {
-                return;
+            {
+                let state = self.lock();
+                if Self::has_room(&state, 1) {
+                    return Ok(());
+                }
+                if state.waiting_for_space {
+                    return Err(CatalogError::Full);
+                }
             }
             room.await;
         }
@@ -131,11 +141,16 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Everything that is queued; waits for something if `wait`.
-    pub fn take(&self, wait: bool) -> Taken {
+    /// Everything that is queued; waits for something if `wait`, for as long as `at_most` says.
+    pub fn take(&self, wait: bool, at_most: Option<Duration>) -> Taken {
         let mut state = self.lock();
         while wait && state.messages.is_empty() && !state.abandoned {
-            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let Some(at_most) = at_most else {
+                state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            state = self.filled.wait_timeout(state, at_most).unwrap_or_else(PoisonError::into_inner).0;
+            break;
         }
         if state.abandoned {
             return Taken::Abandoned;
@@ -151,6 +166,14 @@ impl Queue {
             drop(state);
             self.room.notify_all();
             self.room_async.notify_waiters();
+        }
+    }
+
+    pub fn set_waiting_for_space(&self, waiting: bool) {
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.waiting_for_space, waiting) != waiting {
+            drop(state);
+            self.room_async.notify_waiters(); // who waits is told that it is in vain
         }
     }
 

@@ -15,7 +15,8 @@ use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::CatalogError;
-use super::rows::{self, CHUNK, DEAD, DEATH, Draft, GARBAGE, REFERENCE, Rows, SWEEP, VERSION, key};
+use super::draft::Draft;
+use super::rows::{self, CHUNK, DEAD, DEATH, GARBAGE, REFERENCE, Rows, SWEEP, VERSION, key};
 use super::thread::Engine;
 use crate::cluster::deaths::DeathId;
 use crate::format::{Address, VersionId};
@@ -44,10 +45,10 @@ impl Engine {
         let reference = key(REFERENCE, &[&address.0, version.as_bytes()]);
         let capsule = capsule.unwrap_or_default();
         let counter = key(VERSION, &[version.as_bytes()]);
-        let count = self.draft.get(self.rows()?, &counter)?;
+        let count = self.draft.get(&self.rows, &counter)?;
         let count = count.map(|count| rows::number(&count, 0)).transpose()?.unwrap_or(0);
         // A version without references has not this one either: most small files' only one.
-        let known = if count == 0 { None } else { self.draft.get(self.rows()?, &reference)? };
+        let known = if count == 0 { None } else { self.draft.get(&self.rows, &reference)? };
         let is_new = known.is_none();
         // The greater of two capsules, so that their order does not matter (in truth there is one).
         if known.is_none_or(|known| known < capsule) {
@@ -62,7 +63,7 @@ impl Engine {
             self.totals.versions += 1;
         }
         self.draft.put(counter, (count + 1).to_le_bytes().to_vec());
-        if self.draft.contains(self.rows()?, &key(DEAD, &[version.as_bytes()]))? {
+        if self.draft.contains(&self.rows, &key(DEAD, &[version.as_bytes()]))? {
             self.sweep(version);
         }
         Ok(())
@@ -72,10 +73,10 @@ impl Engine {
         let id = DeathId::of(&death);
         for version in versions {
             let dead = key(DEAD, &[version.as_bytes()]);
-            let known = self.draft.get(self.rows()?, &dead)?;
+            let known = self.draft.get(&self.rows, &dead)?;
             if known.is_none() {
                 self.totals.deaths += 1;
-                if self.draft.contains(self.rows()?, &key(VERSION, &[version.as_bytes()]))? {
+                if self.draft.contains(&self.rows, &key(VERSION, &[version.as_bytes()]))? {
                     self.sweep(version);
                 }
             }
@@ -84,7 +85,7 @@ impl Engine {
             }
         }
         let stored = key(DEATH, &[&id.0]);
-        if !self.draft.contains(self.rows()?, &stored)? {
+        if !self.draft.contains(&self.rows, &stored)? {
             self.draft.put(stored, death);
         }
         Ok(())
@@ -97,7 +98,7 @@ impl Engine {
 
     pub(super) fn apply_removed(&mut self, address: &Address) -> Result<(), fjall::Error> {
         let mark = key(GARBAGE, &[&address.0]);
-        if self.draft.contains(self.rows()?, &mark)? {
+        if self.draft.contains(&self.rows, &mark)? {
             self.draft.remove(mark);
         }
         Ok(())
@@ -106,7 +107,7 @@ impl Engine {
     /// Drops some references of one dead version, in a commit of its own: nothing else is drafted then.
     pub(super) fn sweep_step(&mut self) -> Result<(), fjall::Error> {
         debug_assert!(self.draft.is_empty(), "a sweep reads committed rows");
-        let Some(row) = self.rows()?.prefix(&[SWEEP]).next() else {
+        let Some(row) = self.rows.prefix(&[SWEEP]).next() else {
             self.sweeping = false;
             return Ok(());
         };
@@ -114,7 +115,7 @@ impl Engine {
         let mut draft = Draft::default();
         let mut dropped = 0;
         let since: Vec<u8> = [self.run, self.now().as_millis() as u64].iter().flat_map(|n| n.to_le_bytes()).collect();
-        for row in self.rows()?.prefix(&key(CHUNK, &[version.as_bytes()])).take(CATALOG_SWEEP_REFERENCES) {
+        for row in self.rows.prefix(&key(CHUNK, &[version.as_bytes()])).take(CATALOG_SWEEP_REFERENCES) {
             let (chunk, _) = row?;
             let address = address_at(&chunk, 17)?;
             draft.put(key(GARBAGE, &[&address.0]), since.clone());
@@ -124,7 +125,7 @@ impl Engine {
         }
         if dropped < CATALOG_SWEEP_REFERENCES {
             draft.remove(key(SWEEP, &[version.as_bytes()]));
-            if self.rows()?.contains(&key(VERSION, &[version.as_bytes()]))? {
+            if self.rows.contains(&key(VERSION, &[version.as_bytes()]))? {
                 draft.remove(key(VERSION, &[version.as_bytes()]));
                 self.totals.versions = self.totals.versions.saturating_sub(1);
             }
@@ -192,7 +193,7 @@ impl Engine {
         let now = self.now();
         let start = std::mem::take(&mut self.garbage_cursor);
         let front = vec![GARBAGE];
-        let rows = self.rows()?;
+        let rows = &self.rows;
         let behind = rows.after(&front, if start.is_empty() { &front } else { &start });
         // Around the end, up to where it began.
         let around = rows.prefix(&front).take_while(|row| row.as_ref().map_or(true, |(mark, _)| *mark <= start));

@@ -1,14 +1,28 @@
-//! The database: opening it or building it anew, reading rows, drafts of changes.
+//! The database: opening it or building it anew, reading rows, committing drafts.
+//!
+//! # A full disk
+//!
+//! What is committed stands in the log already, so a disk without space is no reason to stop. While little is free nothing
+//! is written: commits wait in memory, reads see them, and they are written once there is space again. The database
+//! itself takes no more writes after one that failed, nor once one of its own threads has failed: then it is closed and
+//! opened again as soon as there is space, without a restart of the node. Whether it came back with all that had been
+//! committed is told by the number of the last commit, which stands in it. Anything else is doubt.
 
-use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
+use super::draft::{Changes, Draft, merged};
 use super::{CatalogCounts, CatalogError};
-use crate::limits::{CATALOG_CACHE_BYTES_MAX, CATALOG_TABLE_BYTES_MAX};
+use crate::limits::{
+    CATALOG_CACHE_BYTES_MAX, CATALOG_FREE_BYTES_MIN, CATALOG_RETRY_INTERVAL, CATALOG_TABLE_BYTES_MAX,
+    CATALOG_WAITING_ROWS_MAX,
+};
 
 const CATALOG_VERSION: u16 = 1;
 
@@ -24,6 +38,7 @@ pub(super) const SWEEP: u8 = b's';
 pub(super) const GARBAGE: u8 = b'o';
 pub(super) const NAME: u8 = b'n';
 pub(super) const DOCUMENT: u8 = b'k';
+pub(super) const COMMITS: u8 = b'q';
 
 /// Made before the database is opened and when it failed, removed when it is open and sound.
 const DOUBT_FILE: &str = "doubt";
@@ -53,16 +68,48 @@ pub(super) fn damaged() -> fjall::Error {
 
 pub(super) type Row = (Vec<u8>, Vec<u8>);
 
-pub(super) struct Rows {
-    directory: PathBuf,
+/// Tells how much space the file system has; tests bring their own.
+pub(super) type FreeBytes = Arc<dyn Fn() -> io::Result<u64> + Send + Sync>;
+
+struct Opened {
     database: Database,
     keyspace: Keyspace,
 }
 
+pub(super) struct Rows {
+    directory: PathBuf,
+    free_bytes: FreeBytes,
+    /// `None` only while it cannot be opened again for lack of space.
+    opened: Option<Opened>,
+    /// Number of the last commit in the database.
+    commits: u64,
+    /// Committed, and not written yet: see the module's docs.
+    waiting: Changes,
+    /// A write has failed: it has to be opened again before the next.
+    is_broken: bool,
+    tried: Option<Instant>,
+    #[cfg(test)]
+    pub(super) fail_next_write: bool,
+}
+
+/// Whether an error comes from lack of space, or may: the database does not say what one of its threads failed of.
+pub(super) fn is_of_space(error: &fjall::Error) -> bool {
+    let io = match error {
+        fjall::Error::Poisoned => return true,
+        fjall::Error::Io(io) | fjall::Error::Storage(fjall::LsmError::Io(io)) => io,
+        _ => return false,
+    };
+    matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn not_open() -> fjall::Error {
+    fjall::Error::Io(io::ErrorKind::StorageFull.into())
+}
+
 impl Rows {
     /// Opens the database, or makes a new one if it is missing or in doubt.
-    pub fn open(directory: &Path) -> Result<Self, CatalogError> {
-        let create = |reason: std::io::Error| CatalogError::Create {
+    pub fn open(directory: &Path, free_bytes: FreeBytes) -> Result<Self, CatalogError> {
+        let create = |reason: io::Error| CatalogError::Create {
             directory: directory.display().to_string(),
             reason: reason.to_string(),
         };
@@ -73,12 +120,20 @@ impl Rows {
             remove_database(directory).map_err(create)?;
         }
         fs::write(&doubt, b"").map_err(create)?;
-        let rows = match Self::open_database(directory) {
-            Ok(rows) => rows,
+        let opened = match Self::open_database(directory) {
+            Ok(opened) => opened,
             Err(fjall::Error::Locked) => {
                 // It is another node's, and sound for all we know.
                 fs::remove_file(&doubt).map_err(create)?;
                 return Err(CatalogError::Locked { directory: directory.display().to_string() });
+            }
+            Err(error) if is_of_space(&error) => {
+                // Nor is it damaged for want of space.
+                fs::remove_file(&doubt).map_err(create)?;
+                return Err(CatalogError::Create {
+                    directory: directory.display().to_string(),
+                    reason: error.to_string(),
+                });
             }
             Err(error) => {
                 tracing::warn!(directory = %directory.display(), %error, "the catalog does not open and will be rebuilt");
@@ -90,10 +145,22 @@ impl Rows {
             }
         };
         fs::remove_file(&doubt).map_err(create)?;
-        Ok(rows)
+        // One that does not read is found out by whoever reads the rest.
+        let commits = opened.commits().unwrap_or(0);
+        Ok(Self {
+            directory: directory.to_owned(),
+            free_bytes,
+            opened: Some(opened),
+            commits,
+            waiting: Changes::new(),
+            is_broken: false,
+            tried: None,
+            #[cfg(test)]
+            fail_next_write: false,
+        })
     }
 
-    fn open_database(directory: &Path) -> Result<Self, fjall::Error> {
+    fn open_database(directory: &Path) -> Result<Opened, fjall::Error> {
         let database = Database::builder(directory.join(DATABASE_DIRECTORY))
             .cache_size(CATALOG_CACHE_BYTES_MAX as u64)
             .max_cached_files(Some(64))
@@ -113,26 +180,24 @@ impl Rows {
                 .index_block_partitioning_policy(PartitioningPolicy::all(true))
         };
         let keyspace = database.keyspace("catalog", options)?;
-        let rows = Self { directory: directory.to_owned(), database, keyspace };
-        match rows.get(&[META])?.as_deref() {
-            None if rows.keyspace.is_empty()? => rows.keyspace.insert([META], CATALOG_VERSION.to_le_bytes())?,
+        match keyspace.get([META])?.as_deref() {
+            None if keyspace.is_empty()? => keyspace.insert([META], CATALOG_VERSION.to_le_bytes())?,
             Some(version) if version == CATALOG_VERSION.to_le_bytes() => {}
             _ => return Err(damaged()),
         }
-        Ok(rows)
+        Ok(Opened { database, keyspace })
     }
 
     /// Closes this one, deletes it and makes a new one.
     pub fn rebuilt(self) -> Result<Self, CatalogError> {
-        let Self { directory, database, keyspace } = self;
-        drop(keyspace);
-        drop(database);
+        let Self { directory, free_bytes, opened, .. } = self;
+        drop(opened);
         let doubt = directory.join(DOUBT_FILE);
         fs::write(&doubt, b"").map_err(|error| CatalogError::Create {
             directory: directory.display().to_string(),
             reason: error.to_string(),
         })?;
-        Self::open(&directory)
+        Self::open(&directory, free_bytes)
     }
 
     /// The next start builds it anew. An error here changes nothing: the one that led here is reported already.
@@ -142,42 +207,154 @@ impl Rows {
         }
     }
 
+    fn opened(&self) -> Result<&Opened, fjall::Error> {
+        self.opened.as_ref().ok_or_else(not_open)
+    }
+
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, fjall::Error> {
-        Ok(self.keyspace.get(key)?.map(|value| value.to_vec()))
+        match self.waiting.get(key) {
+            Some(value) => Ok(value.clone()),
+            None => Ok(self.opened()?.keyspace.get(key)?.map(|value| value.to_vec())),
+        }
     }
 
     pub fn contains(&self, key: &[u8]) -> Result<bool, fjall::Error> {
-        self.keyspace.contains_key(key)
+        match self.waiting.get(key) {
+            Some(value) => Ok(value.is_some()),
+            None => self.opened()?.keyspace.contains_key(key),
+        }
     }
 
-    pub fn prefix(&self, prefix: &[u8]) -> impl Iterator<Item = Result<Row, fjall::Error>> + use<> {
-        self.keyspace.prefix(prefix).map(row)
+    pub fn prefix(&self, prefix: &[u8]) -> impl Iterator<Item = Result<Row, fjall::Error>> + use<'_> {
+        let prefix = prefix.to_vec();
+        let database = self.opened().map(|opened| opened.keyspace.prefix(prefix.clone()).map(row));
+        let waiting = self.waiting.range(prefix.clone()..).take_while(move |(key, _)| key.starts_with(&prefix));
+        merged(database, waiting)
     }
 
     /// Rows of one prefix behind a key.
-    pub fn after(&self, prefix: &[u8], after: &[u8]) -> impl Iterator<Item = Result<Row, fjall::Error>> + use<> {
+    pub fn after(&self, prefix: &[u8], after: &[u8]) -> impl Iterator<Item = Result<Row, fjall::Error>> + use<'_> {
         let prefix = prefix.to_vec();
         let start = (std::ops::Bound::Excluded(after.to_vec()), std::ops::Bound::Unbounded);
-        self.keyspace
-            .range(start)
-            .map(row)
+        let database = self.opened().map(|opened| opened.keyspace.range(start.clone()).map(row));
+        merged(database, self.waiting.range(start))
             .take_while(move |row| row.as_ref().map_or(true, |(key, _)| key.starts_with(&prefix)))
     }
 
     /// All or nothing, not synced.
-    pub fn commit(&self, draft: Draft) -> Result<(), fjall::Error> {
-        let mut batch = self.database.batch();
-        for (key, value) in draft.rows {
-            match value {
-                Some(value) => batch.insert(&self.keyspace, key, value),
-                None => batch.remove(&self.keyspace, key),
-            }
+    pub fn commit(&mut self, draft: Draft) -> Result<(), fjall::Error> {
+        let mut changes = draft.into_changes();
+        if self.is_waiting() {
+            self.waiting.append(&mut changes);
+            return self.retry();
         }
-        batch.commit()
+        if self.has_space() {
+            match self.write(&changes) {
+                Err(error) if is_of_space(&error) => {
+                    tracing::error!(%error, "the catalog cannot be written and goes on in memory until there is space");
+                    self.is_broken = true;
+                }
+                done => return done,
+            }
+        } else {
+            tracing::warn!("the disk is full: the catalog is not written, and goes on in memory until there is space");
+        }
+        self.waiting = changes;
+        self.tried = Some(Instant::now());
+        Ok(())
     }
 
-    pub fn persist(&self) -> Result<(), fjall::Error> {
-        self.database.persist(PersistMode::SyncAll)
+    /// Something is committed that is not in the database.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// So much waits that no more should be added but what cannot be put off.
+    pub fn is_swamped(&self) -> bool {
+        self.waiting.len() >= CATALOG_WAITING_ROWS_MAX
+    }
+
+    fn has_space(&self) -> bool {
+        (self.free_bytes)().is_ok_and(|free_bytes| free_bytes >= CATALOG_FREE_BYTES_MIN)
+    }
+
+    /// Writes what waits, if there is space again. An error is doubt.
+    pub fn retry(&mut self) -> Result<(), fjall::Error> {
+        let is_early = self.tried.is_some_and(|tried| tried.elapsed() < CATALOG_RETRY_INTERVAL);
+        if !self.is_waiting() || is_early || !self.has_space() {
+            return Ok(());
+        }
+        self.tried = Some(Instant::now());
+        match self.write_waiting() {
+            Ok(()) => {
+                self.waiting.clear();
+                tracing::info!("there is space again: the catalog is written");
+                Ok(())
+            }
+            Err(error) if is_of_space(&error) => {
+                self.is_broken = true;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn write_waiting(&mut self) -> Result<(), fjall::Error> {
+        if self.is_broken {
+            // One at a time may hold its directory.
+            self.opened = None;
+            let opened = Self::open_database(&self.directory)?;
+            let commits = opened.commits()?;
+            // The one that failed may be there after all; what waits contains it.
+            if commits != self.commits && commits != self.commits + 1 {
+                return Err(damaged());
+            }
+            self.commits = commits;
+            self.opened = Some(opened);
+            self.is_broken = false;
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        let written = self.write(&waiting);
+        self.waiting = waiting;
+        written
+    }
+
+    fn write(&mut self, changes: &Changes) -> Result<(), fjall::Error> {
+        #[cfg(test)]
+        if std::mem::take(&mut self.fail_next_write) {
+            return Err(not_open());
+        }
+        let opened = self.opened()?;
+        let commits = self.commits + 1;
+        // In the page cache when it returns, not in the process alone: it is there when the database is opened again.
+        let mut batch = opened.database.batch().durability(Some(PersistMode::Buffer));
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(&opened.keyspace, key.as_slice(), value.as_slice()),
+                None => batch.remove(&opened.keyspace, key.as_slice()),
+            }
+        }
+        batch.insert(&opened.keyspace, [COMMITS], commits.to_le_bytes());
+        batch.commit()?;
+        self.commits = commits;
+        Ok(())
+    }
+
+    /// What cannot be written for lack of space is in the log, and replayed at the next start.
+    pub fn persist(&mut self) -> Result<(), fjall::Error> {
+        self.tried = None;
+        self.retry()?;
+        if self.is_waiting() {
+            tracing::warn!("the disk is full: what the catalog has not written is read from the log at the next start");
+            return Ok(());
+        }
+        match self.opened()?.database.persist(PersistMode::SyncAll) {
+            Err(error) if is_of_space(&error) => {
+                tracing::warn!(%error, "the catalog is not synced: what is missing is read from the log at the next start");
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     pub fn totals(&self) -> Result<CatalogCounts, fjall::Error> {
@@ -191,6 +368,12 @@ impl Rows {
     }
 }
 
+impl Opened {
+    fn commits(&self) -> Result<u64, fjall::Error> {
+        self.keyspace.get([COMMITS])?.map_or(Ok(0), |commits| number(&commits, 0))
+    }
+}
+
 fn row(guard: fjall::Guard) -> Result<Row, fjall::Error> {
     let (key, value) = guard.into_inner()?;
     Ok((key.to_vec(), value.to_vec()))
@@ -200,44 +383,5 @@ fn remove_database(directory: &Path) -> std::io::Result<()> {
     match fs::remove_dir_all(directory.join(DATABASE_DIRECTORY)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
-    }
-}
-
-/// Changes that are not committed yet; what reads a single row sees them.
-#[derive(Default)]
-pub(super) struct Draft {
-    rows: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-}
-
-impl Draft {
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    pub fn get(&self, rows: &Rows, key: &[u8]) -> Result<Option<Vec<u8>>, fjall::Error> {
-        match self.rows.get(key) {
-            Some(value) => Ok(value.clone()),
-            None => rows.get(key),
-        }
-    }
-
-    pub fn contains(&self, rows: &Rows, key: &[u8]) -> Result<bool, fjall::Error> {
-        match self.rows.get(key) {
-            Some(value) => Ok(value.is_some()),
-            None => rows.contains(key),
-        }
-    }
-
-    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.rows.insert(key, Some(value));
-    }
-
-    pub fn remove(&mut self, key: Vec<u8>) {
-        self.rows.insert(key, None);
-    }
-
-    pub fn put_totals(&mut self, totals: &CatalogCounts) {
-        let numbers = [totals.names, totals.versions, totals.references, totals.deaths];
-        self.put(vec![TOTALS], numbers.iter().flat_map(|number| number.to_le_bytes()).collect());
     }
 }

@@ -362,19 +362,6 @@ fn second_process_is_told_that_the_catalog_is_in_use_and_harms_nothing() {
     assert_eq!(open(directory.path()).1.get(&1), Some(&64));
 }
 
-#[test]
-fn rebuild_forgets_everything_and_starts_over() {
-    let directory = directory();
-    let (catalog, _) = open(directory.path());
-    catalog.apply(applied(1, 64, vec![refers(1, 1), death(&[2])]));
-    block_on(async {
-        catalog.rebuild().await.expect("rebuilt");
-        assert_eq!(catalog.counts().await.expect("an answer"), CatalogCounts::default());
-        catalog.apply_async(applied(1, 64, vec![refers(1, 2)])).await;
-        assert!(catalog.is_referenced(&address(1)).await.expect("an answer"), "the death is forgotten too");
-    });
-}
-
 /// A catalog whose uptime the test moves.
 fn open_at(directory: &Path) -> (Catalog, Arc<AtomicU64>) {
     let uptime = Arc::new(AtomicU64::new(0));
@@ -429,6 +416,109 @@ fn new_reference_ends_the_wait_and_the_next_one_counts_anew() {
         assert_eq!(catalog.garbage(10, Duration::ZERO).await.expect("an answer"), [address(1)]);
         catalog.apply(applied(1, 256, vec![Event::Removed { address: address(1) }]));
         assert_eq!(catalog.garbage(10, Duration::ZERO).await.expect("an answer"), [], "it is gone from the store");
+    });
+}
+
+/// A catalog on a disk whose free space the test sets.
+fn open_on(directory: &Path) -> (Catalog, Positions, Arc<AtomicU64>) {
+    let free = Arc::new(AtomicU64::new(1 << 40));
+    let told = free.clone();
+    let free_bytes = Arc::new(move || Ok(told.load(Ordering::SeqCst)));
+    let (catalog, positions) =
+        Catalog::open_within(directory, Arc::new(|| Duration::ZERO), free_bytes).expect("the catalog opens");
+    (catalog, positions, free)
+}
+
+/// The next write of the database fails as on a full disk.
+async fn fail_next_write(catalog: &Catalog) {
+    let failing = catalog.thread.ask(|engine| {
+        engine.rows.fail_next_write = true;
+        Ok(())
+    });
+    failing.await.expect("an answer");
+}
+
+async fn is_waiting(catalog: &Catalog) -> bool {
+    catalog.thread.ask(|engine| Ok(engine.rows.is_waiting())).await.expect("an answer")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Without space, or with a write that fails for want of it: every question is answered as if it had been written, and
+    /// once there is space it is, without a restart.
+    #[test]
+    fn full_disk_changes_no_answer(
+        before in prop::collection::vec(any_event(), 0..20),
+        during in prop::collection::vec(any_event(), 1..20),
+        after in prop::collection::vec(any_event(), 0..10),
+        fails in any::<bool>(),
+        is_killed in any::<bool>(),
+    ) {
+        let all: Vec<Event> = [before.clone(), during.clone(), after.clone()].concat();
+        let directory = directory();
+        let (catalog, _, free) = open_on(directory.path());
+        block_on(async {
+            catalog.apply(applied(1, 1, before.clone()));
+            catalog.counts().await.expect("an answer");
+            if fails { fail_next_write(&catalog).await } else { free.store(0, Ordering::SeqCst) }
+            for event in &during {
+                catalog.apply(applied(1, 2, vec![event.clone()]));
+            }
+            catalog.counts().await.expect("an answer");
+            prop_assert!(is_waiting(&catalog).await, "nothing was written");
+            let seen = see(&catalog).await.expect("answers");
+            prop_assert_eq!(&seen, &expected(&all[..before.len() + during.len()]));
+            if !is_killed {
+                free.store(1 << 40, Ordering::SeqCst);
+                catalog.apply(applied(1, 3, after.clone()));
+                catalog.close().await.expect("it closes, and writes before");
+            }
+            Ok(())
+        })?;
+        drop(catalog);
+        let (catalog, positions, _) = open_on(directory.path());
+        if is_killed {
+            prop_assert!(positions.get(&1).is_none_or(|at| *at <= 1), "{:?}", positions);
+            catalog.apply(applied(1, 2, during));
+            catalog.apply(applied(1, 3, after));
+        } else {
+            prop_assert_eq!(positions.get(&1), Some(&3));
+        }
+        prop_assert_eq!(&block_on(see(&catalog)).expect("answers"), &expected(&all));
+    }
+}
+
+#[test]
+fn full_disk_refuses_the_log_once_memory_is_full_and_goes_on_by_itself_when_there_is_space() {
+    let directory = directory();
+    let (catalog, _, free) = open_on(directory.path());
+    block_on(async {
+        free.store(0, Ordering::SeqCst);
+        for batch in 0..=CATALOG_EVENTS_QUEUED_MAX as u64 / 1024 {
+            let events = (0..1024).map(|number| refers((number % 250) as u8, 1)).collect();
+            catalog.apply_now(applied(1, batch + 1, events));
+        }
+        assert!(matches!(catalog.room().await, Err(CatalogError::Full)));
+        assert!(catalog.is_referenced(&address(7)).await.expect("an answer"));
+        free.store(1 << 40, Ordering::SeqCst);
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while catalog.room().await.is_err() {
+            assert!(std::time::Instant::now() < deadline, "there is space, and it is not written");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(!is_waiting(&catalog).await);
+    });
+}
+
+#[test]
+fn full_disk_at_the_end_is_no_failure() {
+    let directory = directory();
+    let (catalog, _, free) = open_on(directory.path());
+    block_on(async {
+        free.store(0, Ordering::SeqCst);
+        catalog.apply(applied(1, 64, vec![refers(1, 1)]));
+        catalog.close().await.expect("what was not written is in the log");
     });
 }
 
@@ -557,7 +647,7 @@ fn closed_catalog_answers_with_an_error_and_swallows_events() {
         catalog.apply_async(applied(1, 1, vec![refers(1, 1)])).await;
         assert!(matches!(catalog.counts().await, Err(CatalogError::Closed)));
         assert!(matches!(catalog.is_referenced(&address(1)).await, Err(CatalogError::Closed)));
-        catalog.room().await;
+        catalog.room().await.expect("room");
         assert!(matches!(catalog.close().await, Err(CatalogError::Closed)));
     });
 }
@@ -610,7 +700,7 @@ fn what_is_durable_is_taken_at_once_and_the_next_waits_for_room_without_blocking
             _ = &mut question => panic!("it is held"),
             _ = is_held => {}
         }
-        catalog.room().await;
+        catalog.room().await.expect("room");
         // Twice as much as the queue takes: none of it blocks this thread, or the release below would never come.
         for batch in 0..2 * CATALOG_EVENTS_QUEUED_MAX as u64 / 1024 {
             let events = (0..1024).map(|number| refers((number % 250) as u8, 1)).collect();
@@ -620,11 +710,11 @@ fn what_is_durable_is_taken_at_once_and_the_next_waits_for_room_without_blocking
             let mut room = std::pin::pin!(catalog.room());
             tokio::select! {
                 biased;
-                () = &mut room => panic!("there is no room"),
+                _ = &mut room => panic!("there is no room"),
                 () = tokio::task::yield_now() => {}
             }
             release.send(()).expect("it waits");
-            room.await;
+            room.await.expect("room");
         }
         question.await.expect("an answer");
         assert_eq!(catalog.counts().await.expect("counts").references, 250);

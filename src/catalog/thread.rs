@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! take what is queued -> events: into the draft, committed when it is full, before any question, and at the end
-//!                     -> questions: answered from committed rows
+//!                     -> questions: answered from committed rows, those that wait for space included
 //! then one step of dropping a dead version's references, if there is one; without any, wait
 //! ```
 
@@ -13,17 +13,19 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::draft::Draft;
 use super::queue::{Message, Question, Queue, Taken};
-use super::rows::{self, Draft, POSITION, Rows, SWEEP};
+use super::rows::{self, FreeBytes, POSITION, Rows, SWEEP};
 use super::{Applied, CatalogCounts, CatalogError, Event, Positions, Uptime};
-use crate::limits::CATALOG_COMMIT_EVENTS_MAX;
+use crate::limits::{CATALOG_COMMIT_EVENTS_MAX, CATALOG_RETRY_INTERVAL};
 
 /// What only the thread touches.
 pub(super) struct Engine {
-    /// `None` only when rebuilding failed.
-    rows: Option<Rows>,
+    pub(super) rows: Rows,
     pub(super) draft: Draft,
     drafted_events: usize,
+    /// Those whose commit is not in the database.
+    unwritten_events: usize,
     pub(super) totals: CatalogCounts,
     /// Some dead version has references left.
     pub(super) sweeping: bool,
@@ -36,8 +38,8 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    fn open(directory: &Path, uptime: Uptime) -> Result<(Self, Positions), CatalogError> {
-        let mut rows = Rows::open(directory)?;
+    fn open(directory: &Path, uptime: Uptime, free_bytes: FreeBytes) -> Result<(Self, Positions), CatalogError> {
+        let mut rows = Rows::open(directory, free_bytes)?;
         // Rows that do not read are as good a reason to start over as a database that does not open.
         let (totals, positions, sweeping) = match Self::load(&rows) {
             Ok(loaded) => loaded,
@@ -48,9 +50,10 @@ impl Engine {
             }
         };
         let engine = Self {
-            rows: Some(rows),
+            rows,
             draft: Draft::default(),
             drafted_events: 0,
+            unwritten_events: 0,
             totals,
             sweeping,
             run: rand::random(),
@@ -71,25 +74,22 @@ impl Engine {
         Ok((rows.totals()?, positions, sweeping))
     }
 
-    pub(super) fn rows(&self) -> Result<&Rows, fjall::Error> {
-        self.rows.as_ref().ok_or(fjall::Error::Poisoned)
-    }
-
     pub(super) fn now(&self) -> Duration {
         (self.uptime)()
     }
 
-    /// The first failure latches: the index may have missed something from here on.
+    /// The first failure latches: the index may have missed something from here on. Lack of space is none.
     pub(super) fn guard<T>(&mut self, result: Result<T, fjall::Error>) -> Result<T, CatalogError> {
         if let Some(reason) = &self.failed {
             return Err(CatalogError::Failed { reason: reason.clone() });
         }
         result.map_err(|error| {
+            if rows::is_of_space(&error) {
+                return CatalogError::Full;
+            }
             let reason: Arc<str> = error.to_string().into();
             tracing::error!(%error, "the catalog failed; it will be rebuilt at the next start");
-            if let Some(rows) = &self.rows {
-                rows.doubt();
-            }
+            self.rows.doubt();
             self.failed = Some(reason.clone());
             CatalogError::Failed { reason }
         })
@@ -100,7 +100,7 @@ impl Engine {
         &mut self,
         read: impl FnOnce(&Self, &Rows) -> Result<T, fjall::Error>,
     ) -> Result<T, CatalogError> {
-        let result = self.rows().and_then(|rows| read(self, rows));
+        let result = read(self, &self.rows);
         self.guard(result)
     }
 
@@ -111,6 +111,7 @@ impl Engine {
                 let _latched = self.guard(result);
             }
             self.drafted_events += 1;
+            self.unwritten_events += 1;
             if self.drafted_events >= CATALOG_COMMIT_EVENTS_MAX {
                 self.commit(queue);
             }
@@ -122,7 +123,7 @@ impl Engine {
 
     /// With the last of the events that it covers, or in a later commit.
     fn put_position(&mut self, key: Vec<u8>, offset: u64) -> Result<(), fjall::Error> {
-        let known = self.draft.get(self.rows()?, &key)?.map(|value| rows::number(&value, 0)).transpose()?;
+        let known = self.draft.get(&self.rows, &key)?.map(|value| rows::number(&value, 0)).transpose()?;
         if known.is_none_or(|known| known < offset) {
             self.draft.put(key, offset.to_le_bytes().to_vec());
         }
@@ -141,20 +142,38 @@ impl Engine {
         }
     }
 
-    /// Also after a failure, then without effect: who waits for room must get it.
+    /// Also after a failure, then without effect: who waits for room must get it. While commits wait for space, their
+    /// events keep the room that they take.
     fn commit(&mut self, queue: &Queue) {
         let result = self.commit_draft();
         let _latched = self.guard(result);
-        queue.made_room(std::mem::take(&mut self.drafted_events));
+        self.drafted_events = 0;
+        let is_waiting = self.failed.is_none() && self.rows.is_waiting();
+        queue.set_waiting_for_space(is_waiting);
+        if !is_waiting {
+            queue.made_room(std::mem::take(&mut self.unwritten_events));
+        }
     }
 
     pub(super) fn commit_draft(&mut self) -> Result<(), fjall::Error> {
         let mut draft = std::mem::take(&mut self.draft);
-        if draft.is_empty() || self.failed.is_some() {
+        if self.failed.is_some() {
             return Ok(());
         }
+        if draft.is_empty() {
+            return self.rows.retry();
+        }
         draft.put_totals(&self.totals);
-        self.rows()?.commit(draft)
+        self.rows.commit(draft)
+    }
+
+    /// Whether the references of dead versions are dropped now. Not while all too much waits for space.
+    fn may_sweep(&self) -> bool {
+        self.sweeping && self.failed.is_none() && !self.rows.is_swamped()
+    }
+
+    pub(super) fn settled(&mut self) -> Result<(), CatalogError> {
+        if self.sweeping && self.failed.is_none() { Err(CatalogError::Full) } else { self.guard(Ok(())) }
     }
 
     pub(super) fn counts(&mut self) -> Result<CatalogCounts, CatalogError> {
@@ -168,19 +187,8 @@ impl Engine {
         self.guard(result)
     }
 
-    pub(super) fn rebuild(&mut self) -> Result<(), CatalogError> {
-        let Some(rows) = self.rows.take() else { return self.guard(Err(fjall::Error::Poisoned)) };
-        self.rows = Some(rows.rebuilt()?);
-        self.draft = Draft::default();
-        self.totals = CatalogCounts::default();
-        self.sweeping = false;
-        self.garbage_cursor.clear();
-        self.failed = None;
-        Ok(())
-    }
-
     fn persist(&mut self) -> Result<(), CatalogError> {
-        let result = self.rows().and_then(Rows::persist);
+        let result = self.rows.persist();
         self.guard(result)
     }
 }
@@ -192,8 +200,8 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    pub fn start(directory: &Path, uptime: Uptime) -> Result<(Self, Positions), CatalogError> {
-        let (engine, positions) = Engine::open(directory, uptime)?;
+    pub fn start(directory: &Path, uptime: Uptime, free_bytes: FreeBytes) -> Result<(Self, Positions), CatalogError> {
+        let (engine, positions) = Engine::open(directory, uptime, free_bytes)?;
         let queue = Arc::new(Queue::default());
         let of_thread = queue.clone();
         let thread = std::thread::Builder::new()
@@ -264,8 +272,10 @@ fn run(mut engine: Engine, queue: &Queue) {
     let _ends = Ends(queue);
     let mut deferred: Vec<Question> = Vec::new();
     loop {
-        match queue.take(!engine.sweeping || engine.failed.is_some()) {
+        let retry = (engine.failed.is_none() && engine.rows.is_waiting()).then_some(CATALOG_RETRY_INTERVAL);
+        match queue.take(!engine.may_sweep(), retry) {
             Taken::Abandoned => return,
+            Taken::Nothing if retry.is_some() => engine.commit(queue),
             Taken::Nothing => {}
             Taken::Messages(messages) => {
                 for message in messages {
@@ -289,11 +299,11 @@ fn run(mut engine: Engine, queue: &Queue) {
                 engine.commit(queue);
             }
         }
-        if engine.sweeping && engine.failed.is_none() {
+        if engine.may_sweep() {
             let result = engine.sweep_step();
             let _latched = engine.guard(result);
         }
-        if !engine.sweeping || engine.failed.is_some() {
+        if !engine.may_sweep() {
             for question in deferred.drain(..) {
                 question(Ok(&mut engine));
             }

@@ -4,7 +4,8 @@
 //! queue keeps the order: whoever asks the catalog after an acknowledgement sees what was acknowledged.
 //!
 //! The observer never waits, since it runs on a shard's thread. Where the catalog cannot keep up, the log waits for room
-//! in its queue ([`backpressure`]) before it writes the next records, and lets the thread do other work meanwhile.
+//! in its queue ([`backpressure`]) before it writes the next records, and lets the thread do other work meanwhile. Where
+//! only space on the disk would make room, the records are refused.
 //!
 //! A record that is not what its kind says is damage that every check before missed; it is left out with a warning, as
 //! a person has to hear of it and the node has to start all the same.
@@ -15,14 +16,14 @@ use crate::catalog::{Applied, Catalog, CatalogError, Document, Event};
 use crate::format::certificate::Death;
 use crate::format::record::FLAG_CACHED;
 use crate::format::{Address, Malformed};
-use crate::store::{self, AppliedEvent, Backpressure, Replayed, SmallRecord};
+use crate::store::{self, AppliedEvent, Backpressure, NoRoom, Replayed, SmallRecord, StoreError};
 
 /// What the log waits for before it writes.
 pub fn backpressure(catalog: &Catalog) -> Backpressure {
     let catalog = catalog.clone();
     Rc::new(move || {
         let catalog = catalog.clone();
-        Box::pin(async move { catalog.room().await })
+        Box::pin(async move { catalog.room().await.map_err(|_| StoreError::NoSpace { reason: NoRoom::Memory }) })
     })
 }
 

@@ -62,7 +62,7 @@ use crate::format::name::NameRecord;
 use crate::format::{BucketId, NameId, NodeId, Stamp, VersionId, message};
 use crate::io::spawn;
 use crate::limits::{NAME_CLAIM_MAX, NAME_LOCKS, STALL_MAX, WITNESSES_MAX};
-use crate::store::SmallRecord;
+use crate::store::{SmallRecord, StoreError};
 
 /// How often an operation starts over because the layout changed under it.
 const RESTARTS_MAX: u32 = 8;
@@ -99,6 +99,8 @@ pub enum NameError {
     ClockAhead(#[from] ClockAhead),
     #[error("this node cannot make the name durable: {0}")]
     Here(String),
+    #[error("this node cannot make the name durable: {0}")]
+    NoSpace(String),
 }
 
 /// One lock for each name, shared by names that have the same remainder: held from looking at what is here until the
@@ -790,7 +792,10 @@ pub(super) async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp
     };
     if let Some(floor) = floor {
         let document = log::document(node.document_serial(), CLOCK_DOCUMENT, &floor.get().to_le_bytes());
-        shard.store.append(document).await.map_err(|error| NameError::Here(error.to_string()))?;
+        shard.store.append(document).await.map_err(|error| match error {
+            StoreError::NoSpace { .. } => NameError::NoSpace(error.to_string()),
+            other => NameError::Here(other.to_string()),
+        })?;
         lock(&node.clock).persisted(floor);
     }
     Ok(stamp)

@@ -188,11 +188,11 @@ impl<D: Disk> Appender<D> {
     }
 
     async fn allocate(&self, file: &D::File, id: u64, offset: u64, len: u64) -> Result<(), StoreError> {
-        file.allocate(offset, len).await.map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                StoreError::no_space(self.context.disk.free_bytes().unwrap_or(0))
+        file.allocate(offset, len).await.map_err(|error| {
+            if super::is_of_space(&error) {
+                return StoreError::no_space(self.context.disk.free_bytes().unwrap_or(0));
             }
-            _ => StoreError::io("allocating space in", &segment::name_of(id), error),
+            StoreError::io("allocating space in", &segment::name_of(id), error)
         })
     }
 

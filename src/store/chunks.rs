@@ -209,7 +209,9 @@ impl<D: Disk> Store<D> {
         if let Some(rest) = buffer.as_mut_slice().get_mut(RECORD_HEAD_BYTES + payload_len..len) {
             rest.fill(0);
         }
-        (self.context().backpressure)().await;
+        if let Err(error) = (self.context().backpressure)().await {
+            return Err(Refused { error, buffer });
+        }
         let (sender, done) = oneshot::channel();
         // Taken out, and the other put in, once it has a place.
         let (mut unplaced, mut placed) = (Some(buffer), None);

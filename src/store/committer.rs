@@ -152,7 +152,7 @@ impl<D: Disk> Committer<D> {
     }
 
     async fn commit(&mut self) {
-        (self.backpressure)().await;
+        let taken = (self.backpressure)().await;
         let mut bytes = RECORD_HEADER_BYTES;
         let mut ops = Vec::new();
         let mut acks = Vec::new();
@@ -174,7 +174,11 @@ impl<D: Disk> Committer<D> {
             let _ = sender.send(result);
         });
         let records = ops.len();
-        let result = match self.appender.write(len, records, |slot| build(slot, ops, len), done).await {
+        let written = match taken {
+            Ok(()) => self.appender.write(len, records, |slot| build(slot, ops, len), done).await,
+            Err(error) => Err(error),
+        };
+        let result = match written {
             Ok(()) => receiver.await.unwrap_or(Err(StoreError::Closed)),
             Err(error) => Err(error),
         };

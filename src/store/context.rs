@@ -29,9 +29,9 @@ use crate::limits::{DISOWN_ATTEMPTS_MAX, PLACES_TOUCHED_MAX, SEGMENT_READERS_PER
 /// Hears what has become durable, on the thread that made it so and before anybody is told of success.
 pub type Observer = Rc<dyn Fn(Applied)>;
 
-/// Awaited before records are written: whoever keeps the index over the log may say so when it cannot keep up. The
-/// observer itself must not wait.
-pub type Backpressure = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = ()>>>>;
+/// Awaited before records are written: whoever keeps the index over the log may say so when it cannot keep up, or that it
+/// cannot take any more. The observer itself must not wait.
+pub type Backpressure = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), StoreError>>>>>;
 
 /// Starts a task on the calling thread.
 pub type Spawn = fn(Pin<Box<dyn Future<Output = ()>>>);

@@ -93,13 +93,21 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Lack of space is told apart, whatever met it.
     pub(crate) fn io(doing: &'static str, name: &str, error: io::Error) -> Self {
+        if is_of_space(&error) {
+            return Self::NoSpace { reason: NoRoom::Failed { doing, name: name.into() } };
+        }
         Self::Io { doing, name: name.to_owned(), source: Arc::new(error) }
     }
 
     pub(crate) fn no_space(free_bytes: u64) -> Self {
         Self::NoSpace { reason: NoRoom::Disk { free_bytes, reserve_bytes: limits::FREE_BYTES_RESERVE } }
     }
+}
+
+pub(crate) fn is_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// How a store is opened. The sizes are limits of the format; tests make them smaller.
@@ -231,7 +239,7 @@ impl<D: Disk> Clone for Store<D> {
 impl<D: Disk> Store<D> {
     /// Shard 0 also runs the committer of small records: until it is attached, nothing small becomes durable.
     pub fn attach(shared: Arc<Shared>, disk: D, shard: usize, observer: Observer, spawn: Spawn) -> Self {
-        Self::attach_with(shared, disk, shard, observer, Rc::new(|| Box::pin(async {})), spawn)
+        Self::attach_with(shared, disk, shard, observer, Rc::new(|| Box::pin(async { Ok(()) })), spawn)
     }
 
     /// Records are written once `backpressure` has let them: what is durable is told at once, and never too much of it.

@@ -9,11 +9,16 @@
 //! | 3 | sound | sound, its entries are not | - | a media fault | walked ([`super::scan`]), sealed again behind its end |
 //! | 4 | sound | none | records | open when the process ended | walked, then sealed |
 //! | 5 | sound | none | no record | never used | unlinked |
+//! | 5a | sound | none, or its entries are not | blocks that cannot be read | a media fault | walked; neither sealed over nor unlinked, and reported |
 //! | 6 | unsound | - | zeros | made, but never durable | unlinked: records come only after its header was synced |
 //! | 7 | unsound | - | not zeros | a media fault | left alone and reported: nothing in it can be checked without its nonce |
 //!
 //! Open segments are sealed and not continued: which blocks behind the last record were touched by a torn write cannot be
 //! known, no block is written twice, and a sealed segment needs no walk at the next start.
+//!
+//! Row 5a holds whatever else is there: what cannot be read now may hold records, and may be read the next time. Its
+//! records are used, it takes no more, and the catalog's position in it stays before the first such block. A file that
+//! cannot be sealed for lack of space is used in the same way until the next start.
 //!
 //! Order between segments does not matter: chunks are inserted first, `removed` records are applied after, each to exactly
 //! the place that it names. Segment ids are never used twice, not even those that only a `removed` record still names.
@@ -126,6 +131,22 @@ struct FoundFile<F> {
     header: Header,
     len: u64,
     footer: Option<Footer>,
+}
+
+/// What a file holds, and how it is used from now on.
+struct Records {
+    /// By offset.
+    entries: Vec<FooterEntry>,
+    end: u64,
+    /// Up to where the catalog need not hear of it again.
+    position: u64,
+    state: State,
+}
+
+impl Records {
+    fn sealed(entries: Vec<FooterEntry>, end: u64) -> Self {
+        Self { entries, end, position: end, state: State::Sealed }
+    }
 }
 
 struct Removal {
@@ -243,19 +264,22 @@ impl<D: Disk> Opening<'_, D> {
         index: &Index,
     ) -> Result<(), StoreError> {
         let told = self.positions.get(&found.id).copied().unwrap_or(0);
-        let (entries, records_end) = match found.footer {
+        let records = match found.footer {
             // Row 2, and nobody wants its entries.
-            Some(footer) if covered.is_some() && told >= footer.records_end => (Vec::new(), footer.records_end),
+            Some(footer) if covered.is_some() && told >= footer.records_end => {
+                Records::sealed(Vec::new(), footer.records_end)
+            }
             Some(footer) => match self.read_entries(found, &footer).await? {
-                Some(entries) => (entries, footer.records_end),
+                Some(entries) => Records::sealed(entries, footer.records_end),
                 None => self.walk(found, footer.records_end).await?,
             },
             None => self.walk(found, found.len).await?,
         };
-        if entries.is_empty() && found.footer.is_none() {
+        let Records { entries, end, position, state } = records;
+        if entries.is_empty() && found.footer.is_none() && state == State::Sealed {
             return self.unlink(found.id).await; // row 5
         }
-        let entry = SegmentEntry::new(found.id, found.header.class, found.header.nonce, State::Sealed, records_end);
+        let entry = SegmentEntry::new(found.id, found.header.class, found.header.nonce, state, end);
         entry.dead_bytes.store(covered.unwrap_or(0), Ordering::Relaxed);
         entry.covered.store(covered.is_some(), Ordering::Relaxed);
         if covered.is_none() {
@@ -264,7 +288,7 @@ impl<D: Disk> Opening<'_, D> {
             self.apply_notes(found.id, &entries);
         }
         self.tell(found, &entries, told, covered.is_some()).await?;
-        self.positions_told.push((found.id, records_end));
+        self.positions_told.push((found.id, position));
         self.segments.push(entry);
         Ok(())
     }
@@ -293,30 +317,50 @@ impl<D: Disk> Opening<'_, D> {
         }))
     }
 
-    /// Rows 3, 4 and 5: walks the records, then seals the file behind its end.
-    async fn walk(&mut self, found: &FoundFile<D::File>, end: u64) -> Result<(Vec<FooterEntry>, u64), StoreError> {
+    /// Rows 3, 4, 5 and 5a: walks the records, then seals the file behind its end.
+    async fn walk(&mut self, found: &FoundFile<D::File>, end: u64) -> Result<Records, StoreError> {
         let name = name_of(found.id);
         let failed = |error| StoreError::io("recovering", &name, error);
         let scan = scan(&found.file, found.header.nonce, found.header.class, end).await.map_err(failed)?;
-        let Scan { entries, damaged, records_end, torn, lost_blocks, .. } = scan;
+        let Scan { entries, damaged, records_end, torn, lost_blocks, unreadable_from } = scan;
         self.report.torn += torn;
         self.report.lost_blocks += lost_blocks;
-        if entries.is_empty() {
-            return Ok((entries, records_end));
+        let mut records = Records::sealed(entries, records_end);
+        if let Some(block) = unreadable_from {
+            tracing::error!(segment = %name, block, "a segment cannot be read everywhere; it is left as it is");
+            records.position = records.position.min(block);
+            records.state = State::Closed;
+        } else if records.entries.is_empty() {
+            return Ok(records);
+        } else {
+            records.state = self.seal(found, &records).await?;
         }
-        self.report.recovered_segments += 1;
-        let file = self.disk.open(&name, true).await.map_err(failed)?;
-        let len = segment::round_up(found.len, BLOCK);
-        let mut sorted = entries.clone();
-        segment::write_footer(&file, found.id, &found.header.nonce, &mut sorted, records_end, len, len)
-            .await
-            .map_err(failed)?;
         // Damaged records of other kinds are counted when their payload is wanted.
         for entry in damaged.iter().filter(|entry| entry.kind == RecordKind::Chunk as u8) {
             let (segment, offset) = (found.id, entry.offset.get());
             self.removals.push(Removal { address: entry.address, segment, offset, damaged: true });
         }
-        Ok((entries, records_end))
+        Ok(records)
+    }
+
+    /// Writes the footer of a walked file behind its end. For lack of space that has to wait for another start.
+    async fn seal(&mut self, found: &FoundFile<D::File>, records: &Records) -> Result<State, StoreError> {
+        let name = name_of(found.id);
+        let file = self.disk.open(&name, true).await.map_err(|error| StoreError::io("opening", &name, error))?;
+        let len = segment::round_up(found.len, BLOCK);
+        let mut sorted = records.entries.clone();
+        let nonce = &found.header.nonce;
+        match segment::write_footer(&file, found.id, nonce, &mut sorted, records.end, len, len).await {
+            Ok(_) => {
+                self.report.recovered_segments += 1;
+                Ok(State::Sealed)
+            }
+            Err(error) if super::is_of_space(&error) => {
+                tracing::warn!(segment = %name, %error, "a segment is not sealed yet: the disk is full");
+                Ok(State::Closed)
+            }
+            Err(error) => Err(StoreError::io("recovering", &name, error)),
+        }
     }
 
     /// Removals go to the list unless the checkpoint knows them; what the catalog has not seen goes to it.
@@ -433,6 +477,10 @@ impl<D: Disk> Opening<'_, D> {
         };
         if let Some(place) = place {
             let (start, len) = entry.extent(&place);
+            if !entry.is_sealed() {
+                entry.phase().dead.push((start, len)); // holes would look like lost writes to the next walk
+                return Ok(());
+            }
             let file = self.disk.open(&name, true).await.map_err(failed)?;
             file.punch(start, len).await.map_err(failed)?;
         }
@@ -455,7 +503,8 @@ impl<D: Disk> Opening<'_, D> {
 
     async fn unlink_dead(&self, shared: &Shared) -> Result<(), StoreError> {
         for entry in shared.segments() {
-            if entry.class == SegmentClass::Bulk && entry.live_chunks.load(Ordering::Relaxed) == 0 {
+            if entry.class == SegmentClass::Bulk && entry.is_sealed() && entry.live_chunks.load(Ordering::Relaxed) == 0
+            {
                 shared.drop_segment(entry.id);
                 self.unlink(entry.id).await?;
             }

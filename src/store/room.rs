@@ -7,14 +7,14 @@
 //! Only chunks are refused. Names, references, deaths and removals go on: they are what makes room again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::StoreError;
 use super::shared::Shared;
 use crate::limits::FREE_BYTES_RESERVE;
 
 /// Why there is no room for new chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoRoom {
     #[error(
         "the disk is full: {free_bytes} bytes are free, {reserve_bytes} are kept in reserve; make room or remove files"
@@ -25,6 +25,10 @@ pub enum NoRoom {
          reclaim, or restart the node with a larger --capacity"
     )]
     Capacity { used_bytes: u64, capacity_bytes: u64 },
+    #[error("the disk is full, and no more changes that wait for space fit into memory: make room on the disk")]
+    Memory,
+    #[error("the disk is full: {doing} {name} failed; make room or remove files")]
+    Failed { doing: &'static str, name: Arc<str> },
 }
 
 /// What the records of a store take, held against what it may take.

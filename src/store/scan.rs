@@ -14,11 +14,15 @@
 //! | F | invalid | - | above | torn | skipped; the walk goes on |
 //! | G | zeros | - | below | a lost write | counted as lost; the walk goes on |
 //! | H | zeros | - | above | never written | skipped; the walk goes on |
+//! | I | unreadable, or valid | -, or unreadable | anywhere | a media fault | as row C, or as row E |
 //!
+//! Row I knows no watermark: what cannot be read may have been acknowledged. Such a file is left as it is
+//! ([`super::recovery`]), since the next read may succeed.
 //! Row B keeps what may never have been acknowledged: a write that failed may appear, and each record is idempotent.
 //! A valid record is never dropped. The payloads of bulk chunks below the watermark are not read here: scrubbing
 //! does that, and row C then holds for what it finds.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use zerocopy::FromBytes;
@@ -39,6 +43,7 @@ pub(super) enum Found {
     Broken,
     Invalid,
     Zeros,
+    Unreadable,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +56,7 @@ pub(super) enum Row {
     F,
     G,
     H,
+    I,
 }
 
 /// The table above.
@@ -64,6 +70,7 @@ pub(super) fn row(found: Found, below: bool) -> Row {
         (Found::Invalid, false) => Row::F,
         (Found::Zeros, true) => Row::G,
         (Found::Zeros, false) => Row::H,
+        (Found::Unreadable, _) => Row::I,
     }
 }
 
@@ -72,21 +79,23 @@ pub(super) fn row(found: Found, below: bool) -> Row {
 pub(super) struct Scan {
     /// Records of rows A, B and C, by offset; no batch and padding records.
     pub entries: Vec<FooterEntry>,
-    /// Row C.
+    /// Rows C and I.
     pub damaged: Vec<FooterEntry>,
     /// End of the last valid record's blocks.
     pub records_end: u64,
     /// Rows D and F: places that were torn.
     pub torn: u64,
-    /// Rows E and G: blocks that were durable and are not records any more.
+    /// Rows E, G and I: blocks that were durable and are not records any more.
     pub lost_blocks: u64,
+    /// The first block that could not be read.
+    pub unreadable_from: Option<u64>,
 }
 
 struct Seen {
     entry: FooterEntry,
     end: u64,
     /// None: not looked at yet.
-    whole: Option<bool>,
+    found: Option<Found>,
 }
 
 struct Walk {
@@ -109,18 +118,27 @@ pub(super) async fn scan<F: DiskFile>(file: &F, nonce: [u8; 16], class: SegmentC
         at = walk.step(&mut window, at).await?;
     }
     for seen in &mut walk.seen {
-        if seen.whole.is_none() {
+        if seen.found.is_none() {
             let unchecked = walk.class == SegmentClass::Bulk && seen.end <= walk.watermark;
-            seen.whole = Some(unchecked || payload_is_whole(&mut window, &walk.nonce, &seen.entry).await?);
+            seen.found =
+                Some(if unchecked { Found::Whole } else { look(&mut window, &walk.nonce, &seen.entry).await? });
         }
     }
-    Ok(walk.judge())
+    let mut scan = walk.judge();
+    scan.unreadable_from = window.unreadable.first().copied();
+    Ok(scan)
 }
 
 impl Walk {
     /// Looks at one place; returns the next.
     async fn step<F: DiskFile>(&mut self, window: &mut Window<F>, at: u64) -> io::Result<u64> {
-        if at.is_multiple_of(BLOCK) && is_zero(window.get(at, BLOCK_BYTES).await?) {
+        let block = at / BLOCK * BLOCK;
+        window.get(block, BLOCK_BYTES).await?;
+        if window.is_unreadable(block, BLOCK_BYTES) {
+            self.strange.push((block, Found::Unreadable));
+            return Ok(block + BLOCK);
+        }
+        if at == block && is_zero(window.get(at, BLOCK_BYTES).await?) {
             self.strange.push((at, Found::Zeros));
             return Ok(at + BLOCK);
         }
@@ -141,11 +159,11 @@ impl Walk {
             Some(RecordKind::Padding) | None => {}
             Some(_) => {
                 let entry = entry_of(&header, at);
-                let whole = match self.class {
+                let found = match self.class {
                     SegmentClass::Bulk => None,
-                    SegmentClass::Small => Some(payload_is_whole(window, &self.nonce, &entry).await?),
+                    SegmentClass::Small => Some(look(window, &self.nonce, &entry).await?),
                 };
-                self.seen.push(Seen { entry, end, whole });
+                self.seen.push(Seen { entry, end, found });
                 if self.class == SegmentClass::Bulk {
                     return Ok(round_up(end, BLOCK));
                 }
@@ -168,10 +186,9 @@ impl Walk {
     fn judge(self) -> Scan {
         let mut scan = Scan { records_end: BLOCK, ..Scan::default() };
         for seen in self.seen {
-            let found = if seen.whole == Some(true) { Found::Whole } else { Found::Broken };
-            match row(found, seen.end <= self.watermark) {
+            match row(seen.found.unwrap_or(Found::Broken), seen.end <= self.watermark) {
                 Row::A | Row::B => scan.entries.push(seen.entry),
-                Row::C => {
+                Row::C | Row::I => {
                     scan.entries.push(seen.entry);
                     scan.damaged.push(seen.entry);
                 }
@@ -184,7 +201,7 @@ impl Walk {
         }
         for (block, found) in self.strange {
             match row(found, block < self.watermark) {
-                Row::E | Row::G => scan.lost_blocks += 1,
+                Row::E | Row::G | Row::I => scan.lost_blocks += 1,
                 Row::F => scan.torn += 1,
                 _ => {}
             }
@@ -193,15 +210,15 @@ impl Walk {
     }
 }
 
-/// Reads and checks one record's payload.
-pub(super) async fn payload_is_whole<F: DiskFile>(
-    window: &mut Window<F>,
-    nonce: &[u8; 16],
-    entry: &FooterEntry,
-) -> io::Result<bool> {
-    let len = RECORD_HEADER_BYTES + entry.payload_bytes.get() as usize;
-    let bytes = window.get(entry.offset.get(), len).await?;
-    Ok(checked_payload(bytes, nonce, entry).is_some())
+/// Reads and checks one record.
+async fn look<F: DiskFile>(window: &mut Window<F>, nonce: &[u8; 16], entry: &FooterEntry) -> io::Result<Found> {
+    let (offset, len) = (entry.offset.get(), RECORD_HEADER_BYTES + entry.payload_bytes.get() as usize);
+    let is_whole = checked_payload(window.get(offset, len).await?, nonce, entry).is_some();
+    Ok(match is_whole {
+        true => Found::Whole,
+        false if window.is_unreadable(offset, len) => Found::Unreadable,
+        false => Found::Broken,
+    })
 }
 
 /// The payload in a record's bytes, if header and payload are what they were written as.
@@ -218,7 +235,8 @@ fn is_zero(bytes: &[u8]) -> bool {
     words.iter().all(|word| *word == [0; 32]) && tail.iter().all(|byte| *byte == 0)
 }
 
-/// Reads a file through a buffer that holds a stretch of it. Blocks that the disk cannot read come as zeros.
+/// Reads a file through a buffer that holds a stretch of it. Blocks that the disk cannot read come as zeros, and are
+/// remembered.
 pub(super) struct Window<F: DiskFile> {
     file: F,
     file_end: u64,
@@ -226,11 +244,12 @@ pub(super) struct Window<F: DiskFile> {
     buffer: Buffer,
     start: u64,
     len: usize,
+    unreadable: BTreeSet<u64>,
 }
 
 impl<F: DiskFile> Window<F> {
     pub fn new(file: F, file_end: u64, step: usize) -> Self {
-        Self { file, file_end, step, buffer: Buffer::heap(0), start: 0, len: 0 }
+        Self { file, file_end, step, buffer: Buffer::heap(0), start: 0, len: 0, unreadable: BTreeSet::new() }
     }
 
     /// `len` bytes from `at` on; what lies behind the end reads as zeros.
@@ -241,6 +260,11 @@ impl<F: DiskFile> Window<F> {
         }
         let from = (at - self.start) as usize;
         Ok(self.buffer.as_slice().get(from..from + len).unwrap_or_default())
+    }
+
+    /// Whether a block of this range, which was read, could not be.
+    pub fn is_unreadable(&self, at: u64, len: usize) -> bool {
+        self.unreadable.range(at / BLOCK * BLOCK..at + len as u64).next().is_some()
     }
 
     async fn load(&mut self, at: u64, len: usize) -> io::Result<()> {
@@ -261,14 +285,17 @@ impl<F: DiskFile> Window<F> {
         Ok(())
     }
 
-    async fn load_by_block(&self, start: u64, wanted: usize, there: usize) -> io::Result<Buffer> {
+    async fn load_by_block(&mut self, start: u64, wanted: usize, there: usize) -> io::Result<Buffer> {
         let mut buffer = Buffer::heap(wanted);
         let readable = buffer.as_mut_slice().get_mut(..there).unwrap_or_default();
         for (number, block) in readable.chunks_mut(BLOCK_BYTES).enumerate() {
             let offset = start + number as u64 * BLOCK;
             match read_exact(&self.file, offset, block.len()).await {
                 Ok(read) => block.copy_from_slice(read.as_slice()),
-                Err(error) => tracing::warn!(offset, %error, "a block cannot be read"),
+                Err(error) => {
+                    tracing::warn!(offset, %error, "a block cannot be read");
+                    self.unreadable.insert(offset);
+                }
             }
         }
         Ok(buffer)
@@ -282,11 +309,11 @@ mod tests {
     #[test]
     fn each_combination_meets_exactly_one_row() {
         let mut met = Vec::new();
-        for found in [Found::Whole, Found::Broken, Found::Invalid, Found::Zeros] {
+        for found in [Found::Whole, Found::Broken, Found::Invalid, Found::Zeros, Found::Unreadable] {
             for below in [true, false] {
                 met.push(row(found, below));
             }
         }
-        assert_eq!(met, [Row::A, Row::B, Row::C, Row::D, Row::E, Row::F, Row::G, Row::H]);
+        assert_eq!(met, [Row::A, Row::B, Row::C, Row::D, Row::E, Row::F, Row::G, Row::H, Row::I, Row::I]);
     }
 }

@@ -232,6 +232,13 @@ impl SimulatedDisk {
         state.inodes.get_mut(&id).unwrap().unreadable.insert(offset / BLOCK as u64);
     }
 
+    /// Reads of this file succeed again.
+    pub fn make_readable(&self, name: &str) {
+        let mut state = self.0.borrow_mut();
+        let id = state.names[name];
+        state.inodes.get_mut(&id).unwrap().unreadable.clear();
+    }
+
     async fn turn(&self) {
         let turns = {
             let mut state = self.0.borrow_mut();

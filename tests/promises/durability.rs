@@ -147,6 +147,48 @@ fn p9_a_full_disk_refuses_puts_and_goes_on_reading_and_removing() {
     node.stop();
 }
 
+#[test]
+fn p9_a_disk_without_a_free_byte_stops_neither_reads_nor_removals_and_nothing_needs_a_restart() {
+    let mut random = random();
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(scratch.path()) else { return };
+    let mut node = Node::found(&disk.path.join("node"), &["--replicas", "1", "--threads", "1"]);
+    node.wait_ready(1);
+    let files: Vec<_> = (0..6).map(|number| (format!("file-{number}"), noise(&mut random, 2 * MIB))).collect();
+    files.iter().for_each(|(name, bytes)| node.put(name, bytes));
+    let filler = disk.fill();
+    let mut removed = 0;
+    for (number, (name, bytes)) in files.iter().enumerate() {
+        node.holds(name, bytes);
+        if number % 2 == 0 {
+            let output = node.run(&["rm", name]);
+            let error = crate::node::text(&output.stderr);
+            match output.status.code() {
+                Some(0) => removed += 1,
+                code => assert!(code == Some(8) && error.contains("disk is full"), "{code:?}: {error}"),
+            }
+        }
+        assert!(node.status().is_some());
+    }
+    let names = node.json(&["ls"]);
+    fs::remove_file(filler).unwrap();
+    node.put("after", &files[0].1);
+    node.holds("after", &files[0].1);
+    node.ok(&["rm", &files[1].0]);
+    node.ok(&["reclaim"]);
+    node.ok(&["verify"]);
+    let left = files.iter().filter(|(name, _)| node.run(&["stat", name]).status.code() == Some(0)).count();
+    assert_eq!(left, 5 - removed, "{names}");
+    // And it ends well, full again.
+    let filler = disk.fill();
+    node.holds("after", &files[0].1);
+    node.stop();
+    fs::remove_file(filler).unwrap();
+    node.start();
+    node.holds("after", &files[0].1);
+    node.stop();
+}
+
 /// A file system of its own in memory, gone with this.
 struct SmallDisk {
     path: std::path::PathBuf,
@@ -162,6 +204,17 @@ impl SmallDisk {
         }
         println!("not tried: no file system can be mounted here; run it as root");
         None
+    }
+
+    /// Takes every byte that is free: the file that has them.
+    fn fill(&self) -> std::path::PathBuf {
+        use std::io::Write;
+        let path = self.path.join("filler");
+        let mut file = fs::File::create(&path).unwrap();
+        for piece in [MIB, 4 * KIB] {
+            while file.write_all(&vec![7; piece]).is_ok() {}
+        }
+        path
     }
 }
 

@@ -75,6 +75,28 @@ test_full_disk() {
     g disk/a ls
     g disk/a rm kept
     g disk/a reclaim
+    # Somebody else takes every byte that is left.
+    g disk/a put "$t/small" --name last
+    dd if=/dev/zero of="$t/disk/filler" bs=1M status=none 2> /dev/null || true
+    dd if=/dev/zero of="$t/disk/filler" bs=4k oflag=append conv=notrunc status=none 2> /dev/null || true
+    local round code
+    for round in 1 2 3; do
+        code=0
+        g disk/a rm last > "$t/rm.out" 2> "$t/rm.err" || code=$?
+        case $code in
+            0 | 4) ;;
+            8) grep -q 'disk is full' "$t/rm.err" || fail "not clear in round $round: $(cat "$t/rm.err")" ;;
+            *) fail "rm exits $code: $(cat "$t/rm.err")" ;;
+        esac
+        expect 4 kept g disk/a get kept -o "$t/never"
+        g disk/a ls
+        g disk/a status || [ $? = 3 ] || fail "no status"
+    done
+    rm "$t/disk/filler"
+    g disk/a put "$t/small" --name again
+    g disk/a get again -o "$t/copy"
+    same "$t/small" "$t/copy"
+    g disk/a rm again
     # A put that was cut off keeps its chunks until its version is proved dead: what is left must still serve.
     node_stop disk/a
     node_start disk/a

@@ -106,9 +106,12 @@ impl World {
 
     fn give_up(&mut self, writer: usize) {
         self.writers[writer].0 = Writing::Lost;
-        self.send_all(writer, Message::Release);
         if self.writers[writer].2 < 4 && self.rng.random_ratio(1, 2) {
+            // It waits until its claims are released before it begins again.
+            self.owners.values_mut().for_each(|owner| owner.claims.release(&NAME, &version(writer as u8)));
             self.begin(writer);
+        } else {
+            self.send_all(writer, Message::Release);
         }
     }
 

@@ -70,7 +70,7 @@ impl Failure {
 impl From<NameError> for Failure {
     fn from(error: NameError) -> Self {
         let code = match &error {
-            NameError::TooFewOwners { .. } => code::SPACE,
+            NameError::TooFewOwners { .. } | NameError::NoSpace(_) => code::SPACE,
             NameError::EarlierOwnersSilent { .. }
             | NameError::LayoutUnknown { .. }
             | NameError::NotJoined
@@ -96,7 +96,8 @@ impl From<ChunkError> for Failure {
 
 impl From<crate::catalog::CatalogError> for Failure {
     fn from(error: crate::catalog::CatalogError) -> Self {
-        Self::new(code::OTHER, error.to_string())
+        let code = if matches!(error, crate::catalog::CatalogError::Full) { code::SPACE } else { code::OTHER };
+        Self::new(code, error.to_string())
     }
 }
 

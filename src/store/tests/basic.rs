@@ -299,7 +299,10 @@ fn records_wait_for_their_index_before_they_are_written_and_nobody_else_does() {
             Rc::new(move |applied| *hears.borrow_mut() += applied.events.len()),
             Rc::new(move || {
                 let gate = waiting.clone();
-                Box::pin(async move { gate.acquire().await.unwrap().forget() })
+                Box::pin(async move {
+                    gate.acquire().await.unwrap().forget();
+                    Ok(())
+                })
             }),
             |task| drop(tokio::task::spawn_local(task)),
         ));

@@ -7,7 +7,7 @@ use crate::format::segment::{SEGMENT_VERSION, SegmentClass};
 use crate::limits::{BLOCK_BYTES, FREE_BYTES_RESERVE, RECORD_HEAD_BYTES};
 use crate::store::segment::{header_block, name_of};
 use crate::store::simulated::{Faults, SimulatedDisk};
-use crate::store::{AppliedEvent, Hold, Removal, SmallRecord, StoreError, StoreOptions};
+use crate::store::{AppliedEvent, Hold, OpenReport, Removal, SmallRecord, StoreError, StoreOptions};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -133,10 +133,74 @@ fn recovery_counts_a_write_that_vanished_below_the_watermark() {
 fn recovery_reads_around_a_bad_sector() {
     run(async {
         let (disk, chunks) = cut_off(8).await;
-        disk.make_unreadable(&name_of(1), batch(0));
+        disk.make_unreadable(&name_of(1), batch(0)); // row I
         let again = opened(&disk).await;
-        assert_eq!(again.report.chunks, 2);
+        assert_eq!((again.report.chunks, again.report.lost_blocks, again.report.torn), (2, 19, 0));
         assert_eq!(get(&again.store, &address_of(&chunks[1])).await.as_ref(), Some(&chunks[1]));
+    });
+}
+
+#[test]
+fn recovery_counts_an_unreadable_block_as_lost_wherever_it_lies_and_finds_it_when_it_reads_again() {
+    run(async {
+        // The last batch, which no watermark covers: its header, or a piece of its payload.
+        for at in [batch(2), batch(2) + 5 * BLOCK] {
+            let (disk, chunks) = cut_off(25).await;
+            disk.make_unreadable(&name_of(1), at); // row I
+            let again = opened(&disk).await;
+            let OpenReport { lost_blocks, torn, ref quarantined, .. } = again.report;
+            assert!(lost_blocks > 0 || quarantined.len() == 1, "{:?}", again.report);
+            assert_eq!(torn, 0, "nothing of it was torn");
+            assert_eq!(get(&again.store, &address_of(&chunks[2])).await, None);
+            assert_eq!(get(&again.store, &address_of(&chunks[1])).await.as_ref(), Some(&chunks[1]));
+            again.store.close().await.unwrap();
+            disk.make_readable(&name_of(1));
+            let third = opened(&disk).await;
+            assert_eq!(get(&third.store, &address_of(&chunks[2])).await.as_ref(), Some(&chunks[2]));
+            assert!(third.told.refers(&address_of(&chunks[2]), &version(1)));
+        }
+    });
+}
+
+#[test]
+fn segment_that_cannot_be_read_is_neither_unlinked_nor_sealed_and_what_is_in_it_is_told_once_it_can_be() {
+    run(async {
+        let disk = SimulatedDisk::new(26);
+        let store = opened(&disk).await.store;
+        for name in [b"one", b"two", b"six"] {
+            store.append(SmallRecord::Name(name.repeat(100))).await.unwrap();
+        }
+        let disk = disk.crash(26);
+        let before = disk.edit(&name_of(1), |bytes| bytes.clone());
+        for block in 1..4 {
+            disk.make_unreadable(&name_of(1), block * BLOCK);
+        }
+        let again = opened(&disk).await;
+        assert_eq!((names(&again.told), again.report.lost_blocks), (0, 3));
+        assert!(disk.names().contains(&name_of(1)), "unlinked for a read error");
+        again.store.close().await.unwrap();
+        assert!(disk.edit(&name_of(1), |bytes| bytes.clone()) == before, "written to");
+        disk.make_readable(&name_of(1));
+        let third = open_with(&disk, options(), &again.told.positions).await.unwrap();
+        assert_eq!(names(&third.told), 3);
+    });
+}
+
+#[test]
+fn segments_are_opened_on_a_full_disk_and_sealed_when_there_is_space() {
+    run(async {
+        let (disk, chunks) = cut_off(27).await;
+        disk.set_free(0);
+        let again = opened(&disk).await;
+        assert_eq!((again.report.chunks, names(&again.told), again.report.recovered_segments), (3, 3, 0));
+        assert_eq!(get(&again.store, &address_of(&chunks[2])).await.as_ref(), Some(&chunks[2]));
+        disk.set_free(1 << 40);
+        assert_eq!(again.store.remove(&address_of(&chunks[0]), async |_| false).await.unwrap(), Removal::Removed);
+        again.store.close().await.unwrap();
+        let third = opened(&disk).await;
+        assert_eq!((third.report.chunks, third.report.lost_blocks), (2, 0));
+        assert_eq!(get(&third.store, &address_of(&chunks[0])).await, None);
+        assert_eq!(get(&third.store, &address_of(&chunks[1])).await.as_ref(), Some(&chunks[1]));
     });
 }
 
