@@ -1,4 +1,6 @@
-//! Opening a large store: after a clean stop, and after its process was killed.
+//! Opening a large store: after a clean stop, and after its process was killed. The store alone, with neither catalog nor
+//! node: what a node needs for its own start comes on top. The catalog opens its database, and catches up with what the
+//! log has beyond what it committed; the node reads its keys and meets its peers.
 //!
 //! What it decides: whether the checkpoint of the index, written at a clean stop and now and then before, is worth having
 //! beside the footers of the segments, and what a chunk costs in memory. Not a criterion bench: each figure needs a
@@ -10,7 +12,7 @@
 //!
 //! Chunks are of 32 bytes, the shortest there are: what opening costs depends on their number alone. They are written by a
 //! child process in the shards' usual way (hold, stage, commit), which checkpoints as a node does, and is killed with
-//! `SIGKILL` while it goes on writing. The catalog is not there; up to where it would know each segment is kept in a file,
+//! `SIGKILL` while it goes on writing. Up to where the catalog would know each segment is kept in a file,
 //! written with each checkpoint. Each row then opens the same directory in a new process. Memory is what that
 //! process has more of after opening than before (`VmRSS`), a chunk.
 

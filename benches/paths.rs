@@ -5,7 +5,7 @@
 //! | group | decides |
 //! | --- | --- |
 //! | `put path` | whether a chunk is read, sealed and written in one registered buffer, or may be copied on its way (which would let any memory be used), and what the registration itself saves |
-//! | `stores` | how segments are written: past the page cache, by `pwrite`, or by stores into a mapping |
+//! | `stores` | how segments are written: past the page cache, by `pwrite`, or by stores into a mapping. The store itself stands beside the last two in `append 1 MiB` of the bench `store` |
 //! | `hot reads` | where the bytes that get hashed are read from: a copy in a registered buffer, or the page cache itself through a mapping, kept or made anew |
 //!
 //! Rules that make the sides alike:

@@ -4,9 +4,9 @@
 //!
 //! | group | decides |
 //! | --- | --- |
-//! | `append 1 MiB` | whether segments are written past the page cache from registered buffers, or with plain `pwrite`s and a sync; and how deep the queue must be |
+//! | `append 1 MiB` | whether segments are written past the page cache from registered buffers, with plain `pwrite`s and a sync, or by stores into a mapping and a sync; and how deep the queue must be |
 //! | `append 4 KiB` | whether short chunks travel by the committer's batches, or each by a write of its own |
-//! | `group commit` | how a batch grows with who waits for it: one waiter pays for a whole sync, 256 share one |
+//! | `group commit` | how a batch grows with who waits for it: one waiter pays for a whole sync, 256 share one; against as many threads, each of which syncs for itself |
 //! | `read 1 MiB, hot` | what the ring, the check of the header and the verification add to a copy out of the page cache |
 //! | `read 4 KiB, hot` | the same where each read is short |
 //!
@@ -14,6 +14,10 @@
 //! - "durable" means the same: nothing counts before an `fdatasync` (or the store's own) covers it. The plain side
 //!   writes as many pieces as the store has in flight, then syncs once for all of them.
 //! - Each sample writes into a new store, or a new file, whose first write lies before the clock's start.
+//! - Space is reserved on both sides: the store's in steps as it goes, on the clock; the plain side's at once, before it.
+//! - The plain side of `group commit` writes all records into one file, as a log has it: each thread its own at its own
+//!   place, with a `pwrite` and an `fdatasync` for each. What file system and kernel make of syncs of one file that come
+//!   together is theirs.
 //! - Everything lies in `target/tmp`: the figures are those of its file system, and of nothing if that is a `tmpfs`.
 //!
 //! An append is hold, stage and commit of a chunk that is not there yet; its address is made up (hashing is
@@ -23,6 +27,8 @@
 //!
 //! The plain side's CPU time is not steady: 0.2 to 1.5 s/GiB for the very same appends of 1 MiB in two runs on a shared
 //! virtual machine, whatever the depth, where the store's stayed within 0.10 and 0.17. Compare several runs.
+//!
+//! `paths` has the same three ways without the store.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a bench that cannot go on ends with a panic
 
@@ -33,6 +39,8 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
@@ -40,13 +48,16 @@ use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput
 use gabion::crypto::cipher::check_chunk;
 use gabion::crypto::hash::address_of;
 use gabion::format::{Address, Incarnation, VersionId};
-use gabion::io::{BufferPool, Ring, RingOptions, spawn};
+use gabion::io::{BufferPool, File, OpenOptions, Ring, RingOptions, spawn};
 use gabion::limits::{KIB, MIB, RECORD_HEAD_BYTES};
 use gabion::store::{Hold, ReadOutcome, RingDisk, SmallRecord, Store, StoreOptions, open};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 mod cpu;
 mod drive;
+#[allow(unused)] // its other user is not here
+#[path = "../src/io/plain_map.rs"]
+mod plain_map;
 use cpu::{Account, CpuTime};
 use drive::drive;
 
@@ -60,6 +71,16 @@ const READS: u64 = 64;
 const RECORD_BYTES: usize = 200;
 
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
+
+/// How many pieces are appended behind the first, and for how many at a time there is a sync.
+#[derive(Clone, Copy)]
+struct Load {
+    operations: u64,
+    in_flight: usize,
+}
+
+/// Appends a piece over and over, durably.
+type PlainAppend = fn(&std::fs::File, &[u8], Load);
 
 /// A ring and its buffers: as registered buffers are its ring's for ever, all benches share one.
 struct Machine {
@@ -151,7 +172,7 @@ impl Machine {
                 });
             });
             drop(account);
-            plain_appends(&mut group, name, in_flight, len_bytes, operations);
+            self.plain_appends(&mut group, name, len_bytes, Load { operations, in_flight });
         }
         group.finish();
     }
@@ -173,9 +194,79 @@ impl Machine {
                     })
                 });
             });
+            drop(account);
+            self.plain_commits(&mut group, waiters);
         }
-        plain_appends(&mut group, "group commit", 1, RECORD_BYTES, SMALL_APPENDS);
         group.finish();
+    }
+
+    /// A file with room for `pieces` more than the first, which is written; all space is reserved.
+    fn reserved(&mut self, piece: &[u8], pieces: u64) -> std::fs::File {
+        let named = NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let options = OpenOptions { read: true, write: true, ..OpenOptions::default() };
+        self.ring.block_on(async {
+            let file = File::open(named.path(), &options).await.unwrap();
+            file.allocate(0, (pieces + 1) * piece.len() as u64).await.unwrap();
+        });
+        // The name goes, the descriptor stays.
+        let file = named.into_file();
+        file.write_all_at(piece, 0).unwrap();
+        file.sync_all().unwrap();
+        file
+    }
+
+    /// The plain ways: one file through the page cache, and a sync for each `in_flight` pieces.
+    fn plain_appends(&mut self, group: &mut Group<'_>, name: &str, len_bytes: usize, load: Load) {
+        let piece = chunks(len_bytes).swap_remove(0);
+        let ways: [(&str, PlainAppend); 2] =
+            [("pwrite, fdatasync", append_by_pwrite), ("stores into a mapping, fdatasync", append_by_mapping)];
+        for (what, append) in ways {
+            let in_flight = load.in_flight;
+            let mut account = Account::new(format!("{name}/{what}/{in_flight}"), len_bytes as u64);
+            group.bench_function(BenchmarkId::new(what, in_flight), |bencher| {
+                bencher.iter_custom(|rounds| {
+                    let load = Load { operations: rounds * load.operations, in_flight };
+                    let file = self.reserved(&piece, load.operations);
+                    let (cpu, start) = (CpuTime::now(), Instant::now());
+                    append(&file, &piece, load);
+                    let elapsed = start.elapsed();
+                    account.add(load.operations, cpu);
+                    elapsed
+                });
+            });
+        }
+    }
+
+    /// As many threads as there are waiters, each of which syncs for itself.
+    fn plain_commits(&mut self, group: &mut Group<'_>, waiters: usize) {
+        let what = "threads, pwrite, fdatasync each";
+        let mut account = Account::new(format!("group commit/{what}/{waiters}"), 0);
+        let piece = chunks(RECORD_BYTES).swap_remove(0);
+        group.bench_function(BenchmarkId::new(what, waiters), |bencher| {
+            bencher.iter_custom(|rounds| {
+                let operations = rounds * SMALL_APPENDS;
+                let file = self.reserved(&piece, operations);
+                let (next, gate) = (AtomicU64::new(1), Barrier::new(waiters + 1));
+                std::thread::scope(|scope| {
+                    for _ in 0..waiters {
+                        scope.spawn(|| {
+                            gate.wait();
+                            commit_alone(&file, &piece, &next, operations);
+                            gate.wait();
+                            // What a thread has used is known only while it lives.
+                            gate.wait();
+                        });
+                    }
+                    let (cpu, start) = (CpuTime::now(), Instant::now());
+                    gate.wait();
+                    gate.wait();
+                    let elapsed = start.elapsed();
+                    account.add(operations, cpu);
+                    gate.wait();
+                    elapsed
+                })
+            });
+        });
     }
 
     fn reads(&mut self, criterion: &mut Criterion, name: &str, len_bytes: usize) {
@@ -251,27 +342,35 @@ fn chunks(len_bytes: usize) -> Vec<Vec<u8>> {
     (0..READS).map(chunk).collect()
 }
 
-/// The plain way: buffered writes at the end of one file, and a sync for each `in_flight` of them.
-fn plain_appends(group: &mut Group<'_>, name: &str, in_flight: usize, len_bytes: usize, operations: u64) {
-    let mut account = Account::new(format!("{name}/pwrite, fdatasync/{in_flight}"), len_bytes as u64);
-    let piece = chunks(len_bytes).swap_remove(0);
-    group.bench_function(BenchmarkId::new("pwrite, fdatasync", in_flight), |bencher| {
-        bencher.iter_custom(|rounds| {
-            let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-            file.write_all_at(&piece, 0).unwrap();
+fn append_by_pwrite(file: &std::fs::File, piece: &[u8], load: Load) {
+    for number in 1..=load.operations {
+        file.write_all_at(piece, number * piece.len() as u64).unwrap();
+        if number % load.in_flight as u64 == 0 {
             file.sync_data().unwrap();
-            let (cpu, start) = (CpuTime::now(), Instant::now());
-            for number in 1..=rounds * operations {
-                file.write_all_at(&piece, number * len_bytes as u64).unwrap();
-                if number % in_flight as u64 == 0 {
-                    file.sync_data().unwrap();
-                }
-            }
-            let elapsed = start.elapsed();
-            account.add(rounds * operations, cpu);
-            elapsed
-        });
-    });
+        }
+    }
+}
+
+fn append_by_mapping(file: &std::fs::File, piece: &[u8], load: Load) {
+    let mut map = plain_map::writable(file);
+    for (number, place) in (1..=load.operations).zip(map.chunks_exact_mut(piece.len()).skip(1)) {
+        place.copy_from_slice(piece);
+        if number % load.in_flight as u64 == 0 {
+            file.sync_data().unwrap();
+        }
+    }
+}
+
+/// Writes one record after the other, each with its own sync, until `operations` are done by all threads together.
+fn commit_alone(file: &std::fs::File, piece: &[u8], next: &AtomicU64, operations: u64) {
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number > operations {
+            return;
+        }
+        file.write_all_at(piece, number * piece.len() as u64).unwrap();
+        file.sync_data().unwrap();
+    }
 }
 
 fn plain_reads(group: &mut Group<'_>, name: &str, chunks: &[Vec<u8>], addresses: &[Address]) {

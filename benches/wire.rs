@@ -5,7 +5,8 @@
 //! | group | decides |
 //! | --- | --- |
 //! | `fetch 1 MiB` | what framing, credit, sealed headers and verification cost above moving the bytes; how many fetches must be in flight; and from where a node should answer (below) |
-//! | `fetch 4 KiB` | the price of a request: what it takes before small chunks need frames that carry many |
+//! | `fetch 4 KiB` | the price of a request, which carries next to nothing here, and whether the three origins differ where bytes are few |
+//! | `send 4 KiB` | whether small chunks travel to an owner many in one frame, sealed, or each behind a request of its own with its bytes raw |
 //!
 //! | bench | the bytes come from |
 //! | --- | --- |
@@ -15,6 +16,15 @@
 //! | `tcp` | memory; 16 bytes of request, the bare chunk as the answer, blocking calls, a thread at each end, as many requests ahead as the node has in flight |
 //! | `tcp, verified` | the same, and the receiver hashes what it got, as a node always does |
 //!
+//! | bench of `send` | how chunks travel |
+//! | --- | --- |
+//! | `node, payload` | `Store`: a request for each, the chunk as its raw payload, which needs credit and a buffer |
+//! | `node, body` | `StoreSmall`: a request for each, the chunk in the sealed body |
+//! | `node, body of 15` | the same with as many as one body holds |
+//! | `tcp, verified`, `tcp of 15, verified` | {address 32, chunk} in clear, one or 15 in a write; a byte each as the answer |
+//!
+//! Chunks in flight are counted, whatever frames they travel in. Who receives verifies each chunk, and keeps none.
+//!
 //! Both ends are in this process, each on a thread of its own; CPU times are those of both together. Loopback has no
 //! card and no interrupts, so that its rates say nothing about a network: ratios do. Connections are made and keys
 //! agreed upon before the clock starts.
@@ -22,10 +32,11 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a bench that cannot go on ends with a panic
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, LazyLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -36,11 +47,12 @@ use gabion::crypto::hash::address_of;
 use gabion::crypto::identity::{InviteTerms, make_certificate, make_invite};
 use gabion::crypto::keys::{Authority, InviteSeed, NetworkKey, NodeSeed};
 use gabion::crypto::replay::ReplayFilter;
-use gabion::format::Address;
 use gabion::format::certificate::Class;
 use gabion::format::frame::{FrameKind, Status};
+use gabion::format::message::{SmallChunk, decode_small_chunks, encode_small_chunk, encode_store};
+use gabion::format::{Address, VersionId, Writer};
 use gabion::io::{Buffer, BufferPool, File, OpenOptions, Ring, RingOptions, SharedBuffer, TcpListener, map, spawn};
-use gabion::limits::{BUFFERS_PER_SHARD, KIB, MIB, RECORD_HEAD_BYTES};
+use gabion::limits::{BUFFERS_PER_SHARD, KIB, MIB, RECORD_HEAD_BYTES, SEALED_BODY_BYTES_MAX, SMALL_CHUNK_HEAD_BYTES};
 use gabion::wire::{Admission, CloseReason, Connection, Handler, Identity, PayloadSource, PeerInfo, Reply, Request};
 use tokio::sync::oneshot;
 
@@ -49,22 +61,71 @@ mod drive;
 use cpu::{Account, CpuTime};
 use drive::drive;
 
-/// All of them together are longer than a second-level cache, and stay in the page cache.
-const CHUNKS: u64 = 64;
+/// All chunks of one length together: more than a third-level cache of 32 MiB holds, and they stay in the page cache.
+const DATA_BYTES: usize = 64 * MIB;
 const PATIENCE: Duration = Duration::from_secs(10);
-const LENGTHS: [usize; 2] = [4 * KIB, MIB];
+const SMALL_BYTES: usize = 4 * KIB;
+const LENGTHS: [usize; 2] = [SMALL_BYTES, MIB];
+/// As many small chunks as one body holds.
+const IN_ONE_BODY: usize = SEALED_BODY_BYTES_MAX / (SMALL_CHUNK_HEAD_BYTES + SMALL_BYTES);
+const _: () = assert!(IN_ONE_BODY == 15); // as names and docs say
 
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
-/// Chunk `number`; a shorter one is its beginning.
-fn chunk(number: u64) -> Vec<u8> {
-    let mut bytes = vec![0; MIB];
-    blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut bytes = vec![0; DATA_BYTES];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
     bytes
+});
+
+/// How many chunks of one length there are.
+fn count(len_bytes: usize) -> u64 {
+    (DATA_BYTES / len_bytes) as u64
+}
+
+fn offset(number: u64, len_bytes: usize) -> usize {
+    (number % count(len_bytes)) as usize * len_bytes
+}
+
+fn chunk(number: u64, len_bytes: usize) -> &'static [u8] {
+    &DATA[offset(number, len_bytes)..][..len_bytes]
 }
 
 fn addresses(len_bytes: usize) -> Rc<[Address]> {
-    (0..CHUNKS).map(|number| address_of(&chunk(number)[..len_bytes])).collect()
+    (0..count(len_bytes)).map(|number| address_of(chunk(number, len_bytes))).collect()
+}
+
+/// The data in buffers that can be sent from, each of 1 MiB.
+fn buffers() -> Vec<SharedBuffer> {
+    DATA.chunks(MIB).map(|bytes| Buffer::copy_of(bytes).freeze()).collect()
+}
+
+fn shared(buffers: &[SharedBuffer], offset: usize, len_bytes: usize) -> PayloadSource {
+    PayloadSource::Shared(buffers[offset / MIB].clone(), offset % MIB..offset % MIB + len_bytes)
+}
+
+fn version() -> VersionId {
+    VersionId::new(7, 1000, [1; 8])
+}
+
+/// Chunks of one sample: each begins where the one before has ended.
+#[derive(Clone, Copy)]
+struct Load {
+    first: u64,
+    chunks: u64,
+    in_flight: usize,
+}
+
+impl Load {
+    fn new(in_flight: usize) -> Self {
+        Self { first: 0, chunks: 0, in_flight }
+    }
+
+    fn next(&mut self, chunks: u64) -> Self {
+        self.first += self.chunks;
+        self.chunks = chunks;
+        *self
+    }
 }
 
 fn identity(authority: &Authority, key: &NetworkKey) -> Arc<Identity> {
@@ -90,9 +151,9 @@ impl Origin {
         [(Origin::Memory, "node, memory"), (Origin::Mapped, "node, mapped"), (Origin::Read, "node, read")];
 }
 
-/// Answers fetches.
+/// Answers fetches, and takes chunks as an owner does, which it then forgets.
 struct Source {
-    /// Number and length by address.
+    /// Offset and length by address.
     known: HashMap<Address, (usize, usize)>,
     memory: Vec<SharedBuffer>,
     file: File,
@@ -103,30 +164,30 @@ impl Source {
     async fn new(pool: BufferPool) -> Rc<Self> {
         let mut known = HashMap::new();
         for len_bytes in LENGTHS {
-            let numbered = addresses(len_bytes).iter().copied().enumerate().collect::<Vec<_>>();
-            known.extend(numbered.into_iter().map(|(number, address)| (address, (number, len_bytes))));
+            let numbered = (0..).zip(addresses(len_bytes).iter().copied()).collect::<Vec<_>>();
+            known.extend(
+                numbered.into_iter().map(|(number, address)| (address, (offset(number, len_bytes), len_bytes))),
+            );
         }
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = directory.path().join("chunks");
         let mut file = std::fs::File::create_new(&path).unwrap();
-        (0..CHUNKS).for_each(|number| file.write_all(&chunk(number)).unwrap());
+        file.write_all(&DATA).unwrap();
         // Dirty pages are hot, and written back in the midst of it all. The file goes with its last descriptor.
         file.sync_all().unwrap();
         let file = File::open(&path, &OpenOptions::for_reading()).await.unwrap();
-        let memory = (0..CHUNKS).map(|number| Buffer::copy_of(&chunk(number)).freeze()).collect();
-        Rc::new(Self { known, memory, file, pool })
+        Rc::new(Self { known, memory: buffers(), file, pool })
     }
 
-    async fn payload(&self, origin: u8, number: usize, len_bytes: usize) -> PayloadSource {
-        let offset = (number * MIB) as u64;
+    async fn payload(&self, origin: u8, offset: usize, len_bytes: usize) -> PayloadSource {
         if origin == Origin::Memory as u8 {
-            PayloadSource::Shared(self.memory[number].clone(), 0..len_bytes)
+            shared(&self.memory, offset, len_bytes)
         } else if origin == Origin::Mapped as u8 {
-            let range = map(&self.file, offset, len_bytes).unwrap();
+            let range = map(&self.file, offset as u64, len_bytes).unwrap();
             PayloadSource::Mapped(range, 0..len_bytes, Box::new(()))
         } else {
             let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + len_bytes;
-            let (result, buffer) = self.file.read_at(self.pool.take().await, range.clone(), offset).await;
+            let (result, buffer) = self.file.read_at(self.pool.take().await, range.clone(), offset as u64).await;
             assert_eq!(result.unwrap(), len_bytes);
             PayloadSource::Shared(buffer.freeze(), range)
         }
@@ -136,9 +197,20 @@ impl Source {
 impl Handler for Source {
     async fn handle(self: Rc<Self>, _peer: Rc<PeerInfo>, request: Request) -> Reply {
         let address = request.header.address;
-        let (number, len_bytes) = self.known[&address];
-        let payload = self.payload(request.body[0], number, len_bytes).await;
-        Reply { address, payload: Some(payload), ..Reply::ok(Vec::new()) }
+        match request.kind {
+            // The connection has verified the payload.
+            FrameKind::Store => Reply::ok(Vec::new()),
+            FrameKind::StoreSmall => {
+                let chunks = decode_small_chunks(&request.body).unwrap();
+                chunks.iter().for_each(|chunk| check_chunk(chunk.bytes, &chunk.address).unwrap());
+                Reply::ok(vec![Status::Ok as u8; chunks.len()])
+            }
+            _ => {
+                let (offset, len_bytes) = self.known[&address];
+                let payload = self.payload(request.body[0], offset, len_bytes).await;
+                Reply { address, payload: Some(payload), ..Reply::ok(Vec::new()) }
+            }
+        }
     }
 
     fn connected(&self, _connection: &Connection) {}
@@ -219,27 +291,25 @@ impl Asker {
         Self { ring, pool, identity: identity(&authority, &key), node }
     }
 
-    /// Dials anew each time: between samples nobody would answer the node's keepalives.
-    fn time(
-        &mut self,
-        (origin, addresses): (Origin, Rc<[Address]>),
-        operations: u64,
-        in_flight: usize,
-        account: &mut Account,
-    ) -> Duration {
+    /// Times `load.chunks / each` operations of `each` chunks. Dials anew each time: between samples nobody would answer
+    /// the node's keepalives.
+    fn time<F, O>(&mut self, load: Load, each: usize, account: &mut Account, operation: F) -> Duration
+    where
+        F: Fn(Connection, u64) -> O + 'static,
+        O: Future<Output = ()> + 'static,
+    {
         let (pool, identity, address) = (self.pool.clone(), self.identity.clone(), self.node.address);
         self.ring.block_on(async {
             let connection = Connection::dial(address, &identity, None, pool, Rc::new(Nobody)).await.unwrap();
-            fetch(&connection, origin, &addresses[0]).await;
+            operation(connection.clone(), load.first).await;
             let (cpu, start) = (CpuTime::now(), Instant::now());
-            let asking = connection.clone();
-            drive(operations, in_flight, move |number| {
-                let (connection, address) = (asking.clone(), addresses[(number % CHUNKS) as usize]);
-                async move { fetch(&connection, origin, &address).await }
+            let (asking, each) = (connection.clone(), each as u64);
+            drive(load.chunks / each, load.in_flight / each as usize, move |number| {
+                operation(asking.clone(), load.first + number * each)
             })
             .await;
             let elapsed = start.elapsed();
-            account.add(operations, cpu);
+            account.add(load.chunks, cpu);
             connection.close("measured").await;
             elapsed
         })
@@ -247,99 +317,217 @@ impl Asker {
 }
 
 /// What arrives is verified by the connection.
-async fn fetch(connection: &Connection, origin: Origin, address: &Address) {
+async fn fetch(connection: Connection, origin: Origin, address: Address) {
     let body = vec![origin as u8];
-    let answer = connection.request(FrameKind::Fetch, *address, 0, body, None, PATIENCE).await.unwrap();
+    let answer = connection.request(FrameKind::Fetch, address, 0, body, None, PATIENCE).await.unwrap();
     assert!(answer.status == Status::Ok && answer.payload.is_some());
 }
 
-/// The bare server: {number 8, length 8} -> that many bytes of that chunk, for as long as somebody asks.
-fn plain_server() -> SocketAddr {
+async fn send_payload(connection: Connection, address: Address, payload: PayloadSource) {
+    let body = encode_store(&version(), 0);
+    let answer = connection.request(FrameKind::Store, address, 0, body, Some(payload), PATIENCE).await.unwrap();
+    assert!(answer.status == Status::Ok);
+}
+
+/// `count` chunks from number `first` on.
+async fn send_body(connection: Connection, addresses: Rc<[Address]>, first: u64, count: usize) {
+    let mut body = Writer::with_capacity(count * (SMALL_CHUNK_HEAD_BYTES + SMALL_BYTES));
+    for number in first..first + count as u64 {
+        let (address, bytes) = (addresses[number as usize % addresses.len()], chunk(number, SMALL_BYTES));
+        encode_small_chunk(&mut body, &SmallChunk { address, version: version(), flags: 0, bytes });
+    }
+    let body = body.finish();
+    let answer = connection.request(FrameKind::StoreSmall, Address::ZERO, 0, body, None, PATIENCE).await.unwrap();
+    assert!(answer.status == Status::Ok && answer.body.len() == count);
+}
+
+/// Serves one connection after the other on a thread. Ends with the process: it holds nothing that would need an end.
+fn plain_server(serve: fn(&mut std::net::TcpStream) -> std::io::Result<()>) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // Ends with the process: it holds nothing that would need an end.
     std::thread::spawn(move || {
-        let chunks: Vec<Vec<u8>> = (0..CHUNKS).map(chunk).collect();
         while let Ok((mut stream, _)) = listener.accept() {
             stream.set_nodelay(true).unwrap();
-            let mut asked = [0; 16];
-            while stream.read_exact(&mut asked).is_ok() {
-                let (number, len_bytes) = asked.split_at(8);
-                let [number, len_bytes] =
-                    [number, len_bytes].map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()) as usize);
-                stream.write_all(&chunks[number][..len_bytes]).unwrap();
-            }
+            // The asker hangs up after each sample.
+            while serve(&mut stream).is_ok() {}
         }
     });
     address
 }
 
-fn time_plain(
+fn plain_client(server: SocketAddr) -> std::net::TcpStream {
+    let stream = std::net::TcpStream::connect(server).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+fn pair_of(bytes: [u8; 16]) -> [u64; 2] {
+    let (first, second) = bytes.split_at(8);
+    [first, second].map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
+}
+
+/// {number 8, length 8} -> that chunk.
+fn serve_chunk(stream: &mut std::net::TcpStream) -> std::io::Result<()> {
+    let mut asked = [0; 16];
+    stream.read_exact(&mut asked)?;
+    let [number, len_bytes] = pair_of(asked);
+    stream.write_all(chunk(number, len_bytes as usize))
+}
+
+fn fetch_plain(
     server: SocketAddr,
     (addresses, is_verified): (&[Address], bool),
     len_bytes: usize,
-    (operations, in_flight): (u64, usize),
+    load: Load,
     account: &mut Account,
 ) -> Duration {
-    let mut stream = std::net::TcpStream::connect(server).unwrap();
-    stream.set_nodelay(true).unwrap();
+    let mut stream = plain_client(server);
     let mut into = vec![0; len_bytes];
     let ask = |stream: &mut std::net::TcpStream, number: u64| {
-        let request = [(number % CHUNKS).to_le_bytes(), (len_bytes as u64).to_le_bytes()].concat();
+        let request = [(load.first + number).to_le_bytes(), (len_bytes as u64).to_le_bytes()].concat();
         stream.write_all(&request).unwrap();
     };
     let (cpu, start) = (CpuTime::now(), Instant::now());
-    let ahead = operations.min(in_flight as u64);
+    let ahead = load.chunks.min(load.in_flight as u64);
     (0..ahead).for_each(|number| ask(&mut stream, number));
-    for number in 0..operations {
+    for number in 0..load.chunks {
         stream.read_exact(&mut into).unwrap();
-        if number + ahead < operations {
+        if number + ahead < load.chunks {
             ask(&mut stream, number + ahead);
         }
         if is_verified {
-            check_chunk(&into, &addresses[(number % CHUNKS) as usize]).unwrap();
+            check_chunk(&into, &addresses[(load.first + number) as usize % addresses.len()]).unwrap();
         }
     }
     let elapsed = start.elapsed();
-    account.add(operations, cpu);
+    account.add(load.chunks, cpu);
     elapsed
 }
 
-/// One iteration fetches `operations` chunks: a multiple of what is in flight.
-fn fetches(asker: &mut Asker, group: &mut Group<'_>, name: &str, len_bytes: usize, operations: u64) {
-    group.throughput(Throughput::Bytes(operations * len_bytes as u64));
+/// All that a connection brings: {chunks in a write 8, zero 8}, then of each {address 32, chunk}, until it ends.
+fn serve_sent(stream: &mut std::net::TcpStream) -> std::io::Result<()> {
+    let mut head = [0; 16];
+    stream.read_exact(&mut head)?;
+    let [each, _] = pair_of(head).map(|word| word as usize);
+    let mut sent = vec![0; each * (Address::BYTES + SMALL_BYTES)];
+    loop {
+        stream.read_exact(&mut sent)?;
+        for one in sent.chunks(Address::BYTES + SMALL_BYTES) {
+            let (address, bytes) = one.split_at(Address::BYTES);
+            check_chunk(bytes, &Address(address.try_into().unwrap())).unwrap();
+        }
+        stream.write_all(&vec![Status::Ok as u8; each])?;
+    }
+}
+
+fn send_plain(server: SocketAddr, addresses: &[Address], each: usize, load: Load, account: &mut Account) -> Duration {
+    let mut stream = plain_client(server);
+    stream.write_all(&[(each as u64).to_le_bytes(), [0; 8]].concat()).unwrap();
+    let (mut out, mut answers) = (Vec::new(), vec![0; each]);
+    let mut send = |stream: &mut std::net::TcpStream, write: u64| {
+        out.clear();
+        let first = load.first + write * each as u64;
+        for number in first..first + each as u64 {
+            out.extend_from_slice(&addresses[number as usize % addresses.len()].0);
+            out.extend_from_slice(chunk(number, SMALL_BYTES));
+        }
+        stream.write_all(&out).unwrap();
+    };
+    let (cpu, start) = (CpuTime::now(), Instant::now());
+    let writes = load.chunks / each as u64;
+    let ahead = writes.min((load.in_flight / each) as u64);
+    (0..ahead).for_each(|write| send(&mut stream, write));
+    for write in 0..writes {
+        stream.read_exact(&mut answers).unwrap();
+        if write + ahead < writes {
+            send(&mut stream, write + ahead);
+        }
+    }
+    let elapsed = start.elapsed();
+    account.add(load.chunks, cpu);
+    elapsed
+}
+
+/// One iteration moves `chunks`: a multiple of what is in flight. Gives each sample its load.
+fn measured(
+    group: &mut Group<'_>,
+    (name, what): (&str, &str),
+    len_bytes: usize,
+    (chunks, in_flight): (u64, usize),
+    mut time: impl FnMut(Load, &mut Account) -> Duration,
+) {
+    let mut account = Account::new(format!("{name}/{what}/{in_flight}"), len_bytes as u64);
+    let mut load = Load::new(in_flight);
+    group.throughput(Throughput::Bytes(chunks * len_bytes as u64));
+    group.bench_function(BenchmarkId::new(what, in_flight), |bencher| {
+        bencher.iter_custom(|rounds| time(load.next(rounds * chunks), &mut account));
+    });
+}
+
+fn fetches(asker: &mut Asker, criterion: &mut Criterion, name: &str, len_bytes: usize, chunks: u64) {
+    let mut group = io_group(criterion, name);
     let addresses = addresses(len_bytes);
-    let server = plain_server();
+    let server = plain_server(serve_chunk);
     for in_flight in [1, 8, 64] {
+        let amount = (chunks, in_flight);
         for (origin, what) in Origin::ALL {
-            let mut account = Account::new(format!("{name}/{what}/{in_flight}"), len_bytes as u64);
-            group.bench_function(BenchmarkId::new(what, in_flight), |bencher| {
-                bencher.iter_custom(|rounds| {
-                    asker.time((origin, addresses.clone()), rounds * operations, in_flight, &mut account)
-                });
+            measured(&mut group, (name, what), len_bytes, amount, |load, account| {
+                let addresses = addresses.clone();
+                asker.time(load, 1, account, move |connection, number| {
+                    fetch(connection, origin, addresses[number as usize % addresses.len()])
+                })
             });
         }
         for (is_verified, what) in [(false, "tcp"), (true, "tcp, verified")] {
-            let mut account = Account::new(format!("{name}/{what}/{in_flight}"), len_bytes as u64);
-            group.bench_function(BenchmarkId::new(what, in_flight), |bencher| {
-                bencher.iter_custom(|rounds| {
-                    let load = (rounds * operations, in_flight);
-                    time_plain(server, (&addresses, is_verified), len_bytes, load, &mut account)
-                });
+            measured(&mut group, (name, what), len_bytes, amount, |load, account| {
+                fetch_plain(server, (&addresses, is_verified), len_bytes, load, account)
             });
         }
     }
+    group.finish();
+}
+
+fn sends(asker: &mut Asker, criterion: &mut Criterion, name: &str, chunks: u64) {
+    let mut group = io_group(criterion, name);
+    let (addresses, memory) = (addresses(SMALL_BYTES), Rc::new(buffers()));
+    let server = plain_server(serve_sent);
+    for in_flight in [1, IN_ONE_BODY, 4 * IN_ONE_BODY] {
+        let amount = (chunks, in_flight);
+        measured(&mut group, (name, "node, payload"), SMALL_BYTES, amount, |load, account| {
+            let (addresses, memory) = (addresses.clone(), memory.clone());
+            asker.time(load, 1, account, move |connection, number| {
+                let payload = shared(&memory, offset(number, SMALL_BYTES), SMALL_BYTES);
+                send_payload(connection, addresses[number as usize % addresses.len()], payload)
+            })
+        });
+        let ways = [(1, "node, body", "tcp, verified"), (IN_ONE_BODY, "node, body of 15", "tcp of 15, verified")];
+        for (each, what, plain) in ways.into_iter().filter(|(each, ..)| *each <= in_flight) {
+            measured(&mut group, (name, what), SMALL_BYTES, amount, |load, account| {
+                let addresses = addresses.clone();
+                asker.time(load, each, account, move |connection, number| {
+                    send_body(connection, addresses.clone(), number, each)
+                })
+            });
+            measured(&mut group, (name, plain), SMALL_BYTES, amount, |load, account| {
+                send_plain(server, &addresses, each, load, account)
+            });
+        }
+    }
+    group.finish();
+}
+
+fn io_group<'a>(criterion: &'a mut Criterion, name: &str) -> Group<'a> {
+    let mut group = criterion.benchmark_group(name);
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    group
 }
 
 fn wire(criterion: &mut Criterion) {
     let mut asker = Asker::new();
-    for (name, len_bytes, operations) in [("fetch 1 MiB", MIB, CHUNKS), ("fetch 4 KiB", 4 * KIB, 16 * CHUNKS)] {
-        let mut group = criterion.benchmark_group(name);
-        group.sampling_mode(SamplingMode::Flat).sample_size(10);
-        group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-        fetches(&mut asker, &mut group, name, len_bytes, operations);
-        group.finish();
-    }
+    fetches(&mut asker, criterion, "fetch 1 MiB", MIB, 64);
+    fetches(&mut asker, criterion, "fetch 4 KiB", SMALL_BYTES, 1024);
+    sends(&mut asker, criterion, "send 4 KiB", 64 * IN_ONE_BODY as u64);
 }
 
 criterion_group!(benches, wire);

@@ -154,10 +154,17 @@ pub const PARTITIONS: usize = 65_536;
 pub const REPLICAS_DEFAULT: u8 = 3;
 pub const REPLICAS_MAX: u8 = 7;
 pub const NODES_MAX: usize = 4096;
+/// Nodes in no layout that a node remembers of those who come with one invite.
+pub const CANDIDATES_PER_INVITE_MAX: usize = 64;
 pub const ADDRESSES_PER_NODE_MAX: usize = 8;
+/// Of tickets, that a node keeps until it knows a layout.
+pub const BOOTSTRAP_ADDRESSES_MAX: usize = 64;
 pub const LAYOUTS_ACTIVE_MAX: usize = 2;
 /// Layouts before the active ones that a node still asks the owners of.
 pub const LAYOUTS_EARLIER_MAX: usize = 32;
+/// Layouts that the founder makes ahead of the last one for which it has brought names in: those that names may still lie
+/// under must be remembered.
+pub const LAYOUTS_UNSYNCED_MAX: u32 = LAYOUTS_EARLIER_MAX as u32 / 2;
 /// Nodes that a node keeps connections to unasked; others are dialled when they are needed.
 pub const PEERS_DIALLED_UNASKED_MAX: usize = 256;
 pub const DIAL_RETRY_MIN: Duration = Duration::from_millis(100);
@@ -186,6 +193,10 @@ pub const DEATH_RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Locks that the names of a node share while their records are compared and made durable.
 pub const NAME_LOCKS: usize = 1024;
+/// How long an owner keeps a name for the put that has claimed it.
+pub const NAME_CLAIM_MAX: Duration = Duration::from_secs(5);
+/// Such claims at a time, for the whole node.
+pub const NAME_CLAIMS_MAX: usize = 16_384;
 /// Replaced versions that a node looks after at a time because nobody may have declared them dead.
 pub const WITNESSES_MAX: usize = 4096;
 

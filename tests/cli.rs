@@ -304,6 +304,19 @@ fn no_key_writes_outside_of_the_directory_it_is_read_into() {
 }
 
 #[test]
+fn a_tree_that_is_not_there_leaves_no_directory() {
+    let node = FakeNode::start();
+    let (_guard, dir) = scratch();
+    node.put("main", "file", b"one");
+    let content = format!("gc1{}", "a".repeat(60));
+    for (expected, target) in [(4, "nothere"), (4, "file"), (2, "@link"), (2, "-"), (2, &content), (2, "gl1abc")] {
+        let output = node.command(&["get", "-r", target]).current_dir(&dir).output().unwrap();
+        assert_eq!(code(&output), expected, "{target}: {}", stderr(&output));
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "{target} left something behind");
+    }
+}
+
+#[test]
 fn a_symbolic_link_is_made_by_get_and_explained_by_cat() {
     let node = FakeNode::start();
     let (_guard, dir) = scratch();

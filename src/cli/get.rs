@@ -19,6 +19,7 @@ use crate::format::link::Link;
 use crate::format::name::Metadata;
 use crate::format::{Address, ContentId};
 use crate::node::control::{ControlEvent, ControlRequest, Entry, NodeClass, OUTPUT_CLOSED, OutputKind, Target};
+use crate::vault::PlainOutput;
 
 /// How often a get starts over when the name changes under it.
 const ATTEMPTS_MAX: u32 = 5;
@@ -161,9 +162,7 @@ fn fill(
     if let Wanted::Link(link) = wanted
         && needs_plain_reading(context)?
     {
-        // Read from its start: what is there already would have to be checked, and that costs as much.
-        part.truncate()?;
-        return get_link::read(context, link, &mut &part.file, choices, progress).map(Some);
+        return get_link::read(context, link, PlainOutput::File(&part.file), choices, progress).map(Some);
     }
     let resume = part.bytes_found() > 0;
     let output = Output { descriptor: part.file.as_fd(), kind: OutputKind::File, resume };
@@ -223,7 +222,7 @@ fn stream_link(
     progress: &mut Progress,
 ) -> Result<Fetched, Failure> {
     let file = descriptor.try_clone_to_owned().map_err(|error| output::write_failure(&error))?;
-    get_link::read(context, link, &mut std::fs::File::from(file), choices, progress)
+    get_link::read(context, link, PlainOutput::Stream(&mut std::fs::File::from(file)), choices, progress)
 }
 
 /// A storage node must not see a link's key: there the command decrypts.

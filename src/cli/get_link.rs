@@ -1,6 +1,5 @@
 //! A link read on a storage node: the node hands out ciphertext, the command checks and decrypts it.
 
-use std::io::{self, Write};
 use std::ops::Range;
 
 use super::context::{Connection, Context, failure_of, unanswered};
@@ -13,25 +12,33 @@ use crate::format::Address;
 use crate::format::link::Link;
 use crate::node::control::client::ClientError;
 use crate::node::control::{ControlEvent, ControlRequest, OUTPUT_CLOSED};
-use crate::vault::{ChunkError, GetError, Root, get_plain};
+use crate::vault::{ChunkError, GetError, GetResult, PlainOutput, Root, get_plain};
 
-/// Writes the file, or a range of it, to `out`.
+/// Writes the file, or a range of it, to `out`; `progress` is of the whole of it.
 pub fn read(
     context: &Context,
     link: &Link,
-    out: &mut dyn Write,
+    out: PlainOutput<'_>,
     choices: GetChoices,
     progress: &mut Progress,
 ) -> Result<Fetched, Failure> {
+    if let Some((first, last)) = choices.range
+        && first >= link.length
+    {
+        let length = link.length;
+        return Err(Failure::usage(format!("the range {first}-{last} is outside of a file of {length} bytes")));
+    }
     let root =
         Root { address: link.root, key: ChunkKey::from_bytes(link.root_key), depth: link.depth, length: link.length };
     let range = choices.range.map(|(first, last)| clamp(first, last, link.length));
     let total = range.as_ref().map_or(link.length, |range| range.end - range.start);
     let mut chunks = Chunks { context, connection: None, failure: None };
-    let mut out = Counted { out, progress, done: 0, total };
-    let result = get_plain(&root, range, &mut |address, len| chunks.fetch(address, len), &mut out);
+    let mut told = |done| progress.update(done, Some(total));
+    let result = get_plain(&root, range, &mut |address, len| chunks.fetch(address, len), out, &mut told);
     match (result, chunks.failure) {
-        (Ok(bytes), _) => Ok(Fetched { content: link.root, bytes, bytes_resumed: 0 }),
+        (Ok(GetResult { bytes_written, bytes_resumed }), _) => {
+            Ok(Fetched { content: link.root, bytes: bytes_written, bytes_resumed })
+        }
         (Err(_), Some(failure)) => Err(failure),
         (Err(error), None) => Err(failure_of_get(&error, link)),
     }
@@ -104,27 +111,6 @@ fn ask(connection: &mut Connection, request: &ControlRequest) -> Result<Option<V
     match connection.client.next_event()? {
         ControlEvent::Chunk { payload } => Ok(Some(payload.0)),
         _ => Ok(None),
-    }
-}
-
-/// Shows how far it is.
-struct Counted<'a> {
-    out: &'a mut dyn Write,
-    progress: &'a mut Progress,
-    done: u64,
-    total: u64,
-}
-
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.done += count as u64;
-        self.progress.update(self.done, Some(self.total));
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }
 

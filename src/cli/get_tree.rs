@@ -45,13 +45,17 @@ pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetC
     if output == Some(Path::new("-")) {
         return Err(Failure::usage("a tree cannot go to standard output; give a directory as -o PATH"));
     }
-    let prefix = Prefix::parse(target)?;
+    let prefix = Prefix::parse_tree(target)?;
     let root = match output {
         Some(output) => output.to_owned(),
         None => PathBuf::from(default_root(&prefix)?),
     };
-    fs::create_dir_all(&root)
-        .map_err(|error| Failure::other(format!("the directory {} cannot be made: {error}", root.display())))?;
+    if fs::metadata(&root).is_ok_and(|found| !found.is_dir()) {
+        return Err(Failure::other(format!(
+            "{} is no directory; move it away, or give another -o PATH",
+            root.display()
+        )));
+    }
     let tree = Tree { context, prefix, root, choices, tally: Tally::default(), directories: Mutex::default() };
     parallel::each(|found| tree.list(false, found), |entry| tree.get(&entry))?;
     let mut links = Ok(0);
@@ -117,6 +121,12 @@ impl Tree<'_> {
     fn make_way(&self, relative: &str) -> Result<PathBuf, Failure> {
         let parts = safe_parts(relative)?;
         let mut path = self.root.clone();
+        // With its first file, so that a tree without any leaves nothing behind.
+        if !self.is_made(&path) {
+            fs::create_dir_all(&path)
+                .map_err(|error| Failure::other(format!("the directory {} cannot be made: {error}", path.display())))?;
+            self.note_made(&path);
+        }
         let (file, directories) = parts.split_last().ok_or_else(|| Failure::other("the key is empty"))?;
         for part in directories {
             path.push(part);
@@ -131,8 +141,7 @@ impl Tree<'_> {
     }
 
     fn make_directory(&self, path: &Path) -> io::Result<()> {
-        let known = || self.directories.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(path) {
+        if self.is_made(path) {
             return Ok(());
         }
         match fs::create_dir(path) {
@@ -142,8 +151,16 @@ impl Tree<'_> {
         if !fs::symlink_metadata(path)?.is_dir() {
             return Err(io::Error::other("something that is no directory is in the way"));
         }
-        known().insert(path.to_owned());
+        self.note_made(path);
         Ok(())
+    }
+
+    fn is_made(&self, path: &Path) -> bool {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner).contains(path)
+    }
+
+    fn note_made(&self, path: &Path) {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
     }
 
     fn finish(&self) -> Result<(), Failure> {

@@ -111,6 +111,8 @@ fn status_json(report: &StatusReport) -> Value {
         "versions": report.versions,
         "deaths_pending": report.deaths_pending,
         "cache_bytes": report.cache_bytes,
+        "payload_bytes_sent": report.payload_bytes_sent,
+        "payload_bytes_received": report.payload_bytes_received,
         "registered_buffers": report.registered_buffers,
         "rss_anon_bytes": report.rss_anon_bytes,
         "uptime_s": report.uptime_s,
@@ -136,6 +138,11 @@ fn status_lines(report: &StatusReport) -> Vec<String> {
             show_size(report.bytes_free)
         ),
         format!("cache     {}", show_size(report.cache_bytes)),
+        format!(
+            "traffic   {} sent to other nodes, {} received",
+            show_size(report.payload_bytes_sent),
+            show_size(report.payload_bytes_received)
+        ),
         format!(
             "memory    {} anonymous, {} registered buffers",
             show_size(report.rss_anon_bytes),

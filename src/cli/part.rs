@@ -74,13 +74,6 @@ impl Part {
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
-    /// Forgets what an earlier get left.
-    pub fn truncate(&self) -> Result<(), Failure> {
-        self.file
-            .set_len(0)
-            .map_err(|error| Failure::other(format!("{} cannot be written: {error}", self.path.display())))
-    }
-
     /// The part, complete, becomes the output.
     pub fn finish(self, length: u64, metadata: &Metadata) -> Result<(), Failure> {
         self.try_finish(length, metadata)

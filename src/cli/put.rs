@@ -84,9 +84,11 @@ pub fn store(
         length_hint: source.length,
     };
     let mut stored = None;
+    let mut is_being_named = false;
     let result = context.run(&request, source.descriptor.as_ref().map(AsFd::as_fd), |event| {
         match event {
             ControlEvent::Progress { done, total, .. } => progress.update(done, total),
+            ControlEvent::Naming => is_being_named = true,
             ControlEvent::Stored { content, bytes, bytes_new, .. } => {
                 stored = Some(Stored { name: name.clone(), content, bytes, bytes_new });
             }
@@ -96,11 +98,18 @@ pub fn store(
     });
     match result {
         Ok(()) => stored.ok_or_else(unanswered),
-        Err(failure) if failure.code == Exit::Interrupted.code() => Err(Failure::interrupted(format!(
-            "interrupted: {name} is not stored; the same put started again sends only what is missing"
-        ))),
+        Err(failure) if failure.code == Exit::Interrupted.code() => Err(interrupted(name, is_being_named)),
         Err(failure) => Err(failure),
     }
+}
+
+/// What is known of a put that was cut off: as long as the node has not begun to name it, it will not.
+fn interrupted(name: &Name, is_being_named: bool) -> Failure {
+    Failure::interrupted(if is_being_named {
+        format!("interrupted: {name} may or may not be stored: see gabion stat {name}")
+    } else {
+        format!("interrupted: {name} is not stored; the same put started again sends only what is missing")
+    })
 }
 
 pub fn print(context: &Context, stored: &Stored, quiet: bool) -> Result<(), Failure> {
@@ -127,16 +136,7 @@ pub fn print(context: &Context, stored: &Stored, quiet: bool) -> Result<(), Fail
 
 /// A file by its path; a symbolic link is followed.
 pub fn open_file(path: &Path) -> Result<Source, Failure> {
-    let fail = |error: &io::Error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            Failure::new(Exit::NotFound, format!("{}: no such file; check the path", path.display()))
-        }
-        io::ErrorKind::PermissionDenied => Failure::other(format!(
-            "{} cannot be read: {error}; run the command as a user who may read it",
-            path.display()
-        )),
-        _ => Failure::other(format!("{} cannot be read: {error}", path.display())),
-    };
+    let fail = |error: &io::Error| unreadable(path, error);
     let found = fs::metadata(path).map_err(|error| fail(&error))?;
     if found.is_dir() {
         return Err(Failure::usage(format!("{} is a directory; give -r to store it and all in it", path.display())));
@@ -146,6 +146,20 @@ pub fn open_file(path: &Path) -> Result<Source, Failure> {
     let found = file.metadata().map_err(|error| fail(&error))?;
     let length = found.is_file().then_some(found.len());
     Ok(Source { descriptor: Some(file.into()), metadata: metadata_of(&found), length })
+}
+
+/// Why a file or directory to be stored cannot be.
+pub fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            Failure::new(Exit::NotFound, format!("{}: no such file; check the path", path.display()))
+        }
+        io::ErrorKind::PermissionDenied => Failure::other(format!(
+            "{} cannot be read: {error}; run the command as a user who may read it",
+            path.display()
+        )),
+        _ => Failure::other(format!("{} cannot be read: {error}", path.display())),
+    }
 }
 
 /// Modification time and mode, as a name keeps them.
@@ -212,6 +226,22 @@ fn name_for(path: &Path, given: Option<&str>) -> Result<Name, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_of_an_interrupted_put_is_what_is_known() {
+        let name = parse_name("main/film").unwrap();
+        assert!(interrupted(&name, false).message.contains("main/film is not stored"));
+        assert!(interrupted(&name, true).message.contains("may or may not be stored: see gabion stat main/film"));
+        assert_eq!(interrupted(&name, true).code, Exit::Interrupted.code());
+    }
+
+    #[test]
+    fn only_what_is_not_there_is_not_found() {
+        let code = |kind: io::ErrorKind| unreadable(Path::new("tree"), &kind.into()).code;
+        assert_eq!(code(io::ErrorKind::NotFound), Exit::NotFound.code());
+        assert_eq!(code(io::ErrorKind::PermissionDenied), Exit::Other.code());
+        assert_eq!(code(io::ErrorKind::NotADirectory), Exit::Other.code());
+    }
 
     #[test]
     fn a_file_gets_its_own_name_in_main_unless_told() {

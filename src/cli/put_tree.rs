@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
-use super::put::{PutChoices, Source, Stored, metadata_of, open_file, print, store};
+use super::put::{PutChoices, Source, Stored, metadata_of, open_file, print, store, unreadable};
 use super::put_small::Batch;
 use super::target::Prefix;
 use super::{interrupt, output, parallel, put_small};
@@ -52,8 +52,7 @@ impl Tally {
 }
 
 pub fn run(context: &Context, path: &Path, name: Option<&str>, choices: PutChoices) -> Result<(), Failure> {
-    let found = fs::metadata(path)
-        .map_err(|error| Failure::new(Exit::NotFound, format!("{} cannot be read: {error}", path.display())))?;
+    let found = fs::metadata(path).map_err(|error| unreadable(path, &error))?;
     if !found.is_dir() {
         return Err(Failure::usage(format!("{} is no directory; leave -r out", path.display())));
     }

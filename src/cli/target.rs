@@ -102,6 +102,16 @@ impl Prefix {
         Ok(Self { bucket: name.bucket().to_owned(), key: name.key().to_owned() })
     }
 
+    /// The same for a tree to be read: a link and a content id name one file.
+    pub fn parse_tree(text: &str) -> Result<Self, Failure> {
+        let is_secret = text == "-" || text.starts_with('@');
+        let is_id = !text.contains('/') && (text.starts_with(LINK_PREFIX) || text.starts_with(CONTENT_ID_PREFIX));
+        if is_secret || is_id {
+            return Err(Failure::usage("a link or a content id is of one file, not of a tree: leave -r out"));
+        }
+        Self::parse(text)
+    }
+
     /// The path of `key` below this prefix, when it is there: `a/b` is below `a` and `a/`, `ab` is not. The key itself
     /// is no part of its own tree.
     pub fn relative<'a>(&self, key: &'a str) -> Option<&'a str> {

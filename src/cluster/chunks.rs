@@ -9,11 +9,12 @@
 //! delay (twice its usual time, bounded), the next is asked as well; when it fails, has not got it, or sent wrong bytes, the next
 //! one is asked at once.
 //!
-//! | every owner of the newest layout says "absent" | somebody sent wrong bytes | then the plan ends as |
-//! | --- | --- | --- |
-//! | yes | any | [`ReadStep::NotFound`], after the earlier owners were asked too |
-//! | no | yes, and nobody else was silent | [`ReadStep::Damaged`] |
-//! | no | else | [`ReadStep::Unreachable`] |
+//! | somebody was silent | somebody sent wrong bytes | there are owners, and each says "absent" | then the plan ends as |
+//! | --- | --- | --- | --- |
+//! | yes | any | any | [`ReadStep::Unreachable`]: an earlier owner may be the one that has it |
+//! | no | any | yes | [`ReadStep::NotFound`] |
+//! | no | yes | no | [`ReadStep::Damaged`] |
+//! | no | no | no | [`ReadStep::Unreachable`] |
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -295,13 +296,16 @@ impl ReadPlan {
     }
 
     fn verdict(&self) -> ReadStep {
+        let silent: Vec<NodeId> =
+            self.candidates.iter().filter(|known| known.asked == Asked::Failed).map(|known| known.node).collect();
+        if !silent.is_empty() {
+            return ReadStep::Unreachable { silent };
+        }
         let mut owners = self.candidates.iter().filter(|known| known.owner).peekable();
         if owners.peek().is_some() && owners.all(|known| known.asked == Asked::Absent) {
             return ReadStep::NotFound;
         }
-        let silent: Vec<NodeId> =
-            self.candidates.iter().filter(|known| known.asked == Asked::Failed).map(|known| known.node).collect();
         let damaged = self.candidates.iter().any(|known| known.asked == Asked::Damaged);
-        if damaged && silent.is_empty() { ReadStep::Damaged } else { ReadStep::Unreachable { silent } }
+        if damaged { ReadStep::Damaged } else { ReadStep::Unreachable { silent } }
     }
 }

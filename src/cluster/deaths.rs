@@ -142,12 +142,18 @@ pub struct PendingDeaths {
     pending: BTreeMap<DeathId, Pending>,
     /// Of all of them, roughly.
     bytes: usize,
-    /// Deaths that are about to be signed.
-    reserved: usize,
+    /// For deaths that are about to be signed.
+    reserved_bytes: usize,
 }
 
-/// What one death that is about to be signed counts for.
-const RESERVED_BYTES: usize = 32 * 1024;
+/// What a death of so many versions counts for before it is signed.
+fn reserved_bytes(versions: usize) -> usize {
+    RESERVED_BYTES_MIN + versions * RESERVED_BYTES_PER_VERSION
+}
+
+/// Its certificate, its signature, and a few nodes that have not confirmed it.
+const RESERVED_BYTES_MIN: usize = 1024;
+const RESERVED_BYTES_PER_VERSION: usize = 2 * size_of::<VersionId>();
 
 /// What one node that has not confirmed takes in a map.
 const WAITING_BYTES: usize = 64;
@@ -171,16 +177,16 @@ impl PendingDeaths {
 
     /// Whether one more may be signed.
     pub fn has_room(&self) -> bool {
-        self.bytes + self.reserved * RESERVED_BYTES < DEATHS_PENDING_BYTES_MAX
+        self.bytes + self.reserved_bytes < DEATHS_PENDING_BYTES_MAX
     }
 
     /// Before a name is written whose predecessor will be declared dead: afterwards it would be too late to refuse.
-    /// Each ends with [`Self::release`].
-    pub fn reserve(&mut self) -> Result<(), TooManyDeaths> {
+    /// `versions`: how many it may be about. Each ends with [`Self::release`] of the same.
+    pub fn reserve(&mut self, versions: usize) -> Result<(), TooManyDeaths> {
         if !self.has_room() {
             return Err(TooManyDeaths { pending: self.pending.len(), waiting_for: self.waiting_for() });
         }
-        self.reserved += 1;
+        self.reserved_bytes += reserved_bytes(versions);
         Ok(())
     }
 
@@ -195,8 +201,8 @@ impl PendingDeaths {
         nodes.into_iter().map(|(node, _)| node).collect()
     }
 
-    pub fn release(&mut self) {
-        self.reserved = self.reserved.saturating_sub(1);
+    pub fn release(&mut self, versions: usize) {
+        self.reserved_bytes = self.reserved_bytes.saturating_sub(reserved_bytes(versions));
     }
 
     /// `death` is to reach all of `nodes`. Adding it again adds nodes. Keep [`Self::encode`] on disk before sending. It is

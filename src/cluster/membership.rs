@@ -2,6 +2,10 @@
 //!
 //! - A node is known by its certificate and its newest role (by serial); merging is a union, so it needs no order and repeats
 //!   do no harm. Both were checked before they come in here.
+//! - Who is in a layout is admitted, and has its place here. Whoever else comes is a candidate, which costs it no more than a
+//!   ticket, so: its role is kept only while its invite may still admit it, at most [`CANDIDATES_PER_INVITE_MAX`] of one
+//!   invite; it may tell of itself alone; and where there is no room, candidates go first, the connected ones last. As long
+//!   as no layout is known here nobody can be told apart, and everybody is a candidate whatever the time.
 //! - A role that is news goes on to every node with an open connection but the one it came from; whoever connects gets
 //!   everything. Since only news is passed on, this ends.
 //! - Every known node is dialled while there is no connection to it, up to [`PEERS_DIALLED_UNASKED_MAX`] connections; beyond that
@@ -35,7 +39,10 @@ use rand::{RngExt, SeedableRng};
 
 use crate::format::certificate::{NodeCertificate, Role, RoleState};
 use crate::format::{Malformed, NodeId, Reader, Writer};
-use crate::limits::{DIAL_RETRY_MAX, DIAL_RETRY_MIN, NODES_MAX, PEERS_DIALLED_UNASKED_MAX, ROLES_PER_MESSAGE_MAX};
+use crate::limits::{
+    CANDIDATES_PER_INVITE_MAX, DIAL_RETRY_MAX, DIAL_RETRY_MIN, NODES_MAX, PEERS_DIALLED_UNASKED_MAX,
+    ROLES_PER_MESSAGE_MAX,
+};
 
 const BOOK_VERSION: u16 = 1;
 
@@ -64,10 +71,11 @@ pub enum MembershipEvent {
     DialFailed {
         address: String,
     },
-    /// From a peer, or from ourselves (`from` our own id) when our role has changed.
+    /// From a peer, or from ourselves (`from` our own id) when our role has changed. `wall_s`: now, in Unix seconds.
     Roles {
         from: NodeId,
         known: Vec<Known>,
+        wall_s: u64,
     },
     /// Somebody needs a connection to this node now.
     Wanted(NodeId),
@@ -122,6 +130,8 @@ struct Entry {
     connection: Option<Link>,
     dialling: Dialling,
     wanted: bool,
+    /// The last connection to it has ended, and there was none since.
+    lost: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -138,6 +148,8 @@ pub struct Membership {
     own: Option<Known>,
     bootstrap: BTreeMap<String, Dialling>,
     own_addresses: BTreeSet<String>,
+    /// Whom a layout names.
+    admitted: BTreeSet<NodeId>,
     barred: BTreeSet<NodeId>,
     joined: bool,
     rng: StdRng,
@@ -152,6 +164,7 @@ impl Membership {
             own: None,
             bootstrap: bootstrap.into_iter().map(|address| (address, Dialling::default())).collect(),
             own_addresses: BTreeSet::new(),
+            admitted: BTreeSet::new(),
             barred: BTreeSet::new(),
             joined: false,
             rng: StdRng::seed_from_u64(seed),
@@ -167,7 +180,7 @@ impl Membership {
             }
             MembershipEvent::Closed { connection } => self.closed(connection, now, &mut actions),
             MembershipEvent::DialFailed { address } => self.dial_failed(&address, now),
-            MembershipEvent::Roles { from, known } => self.roles(from, known, &mut actions),
+            MembershipEvent::Roles { from, known, wall_s } => self.roles(from, known, wall_s, &mut actions),
             MembershipEvent::Wanted(node) => self.wanted(node, now),
             MembershipEvent::Barred(node) => self.bar(node, &mut actions),
             MembershipEvent::Joined => self.joined = true,
@@ -191,6 +204,13 @@ impl Membership {
 
     pub fn is_alive(&self, node: &NodeId) -> bool {
         *node == self.me || self.connection(node).is_some()
+    }
+
+    /// Whether it was tried and cannot be reached: its connection has ended or a dial has failed, and none has worked since.
+    /// Unlike a node that is not alive because nobody needed a connection to it yet.
+    pub fn is_lost(&self, node: &NodeId) -> bool {
+        let lost = |entry: &Entry| entry.connection.is_none() && (entry.lost || entry.dialling.failures > 0);
+        self.nodes.get(node).is_some_and(lost)
     }
 
     pub fn connection(&self, node: &NodeId) -> Option<ConnectionId> {
@@ -254,7 +274,7 @@ impl Membership {
             actions.push(MembershipAction::Close { connection, reason: "this node was put out of the network" });
             return;
         }
-        if !self.nodes.contains_key(&node) && self.nodes.len() >= NODES_MAX {
+        if !self.nodes.contains_key(&node) && !self.make_room(&certificate, actions) {
             actions.push(MembershipAction::Close { connection, reason: "the network is full" });
             return;
         }
@@ -263,6 +283,7 @@ impl Membership {
         entry.certificate = certificate;
         entry.last_seen_ms = entry.last_seen_ms.max(wall_ms);
         entry.wanted = false;
+        entry.lost = false;
         entry.dialling.failures = 0;
         let link = Link { id: connection, dialled: dialled.is_some() };
         match entry.connection {
@@ -301,8 +322,13 @@ impl Membership {
         let held = |entry: &&mut Entry| entry.connection.is_some_and(|link| link.id == connection);
         let Some(entry) = self.nodes.values_mut().find(held) else { return };
         entry.connection = None;
+        entry.lost = true;
         entry.dialling.at = now + pause_after(1, lot);
-        actions.push(MembershipAction::Gone(entry.certificate.node));
+        let (node, is_nobody) = (entry.certificate.node, entry.role.is_none());
+        if is_nobody && !self.admitted.contains(&node) {
+            self.nodes.remove(&node);
+        }
+        actions.push(MembershipAction::Gone(node));
         actions.push(MembershipAction::Save);
     }
 
@@ -340,8 +366,14 @@ impl Membership {
 
     // Roles
 
-    fn roles(&mut self, from: NodeId, known: Vec<Known>, actions: &mut Vec<MembershipAction>) {
-        let news: Vec<Known> = known.into_iter().filter(|known| self.learn(known)).collect();
+    fn roles(&mut self, from: NodeId, known: Vec<Known>, wall_s: u64, actions: &mut Vec<MembershipAction>) {
+        let tells_of_all = from == self.me || self.admitted.is_empty() || self.admitted.contains(&from);
+        let mut news = Vec::new();
+        for known in known {
+            if (tells_of_all || known.role.node == from) && self.learn(&known, wall_s, actions) {
+                news.push(known);
+            }
+        }
         if news.is_empty() {
             return;
         }
@@ -354,7 +386,7 @@ impl Membership {
     }
 
     /// Whether it is news.
-    fn learn(&mut self, known: &Known) -> bool {
+    fn learn(&mut self, known: &Known, wall_s: u64, actions: &mut Vec<MembershipAction>) -> bool {
         let node = known.role.node;
         if known.certificate.node != node || self.barred.contains(&node) {
             return false;
@@ -367,14 +399,19 @@ impl Membership {
             }
             return newer;
         }
-        let full = self.nodes.len() >= NODES_MAX;
+        let may_come = self.admitted.is_empty() || known.certificate.invite.admits(wall_s);
+        if !may_come && !self.admitted.contains(&node) {
+            return false;
+        }
+        if !self.nodes.contains_key(&node) && !self.make_room(&known.certificate, actions) {
+            return false;
+        }
         match self.nodes.get_mut(&node) {
             Some(entry) if entry.role.as_ref().is_some_and(|role| role.serial >= known.role.serial) => false,
             Some(entry) => {
                 entry.role = Some(known.role.clone());
                 true
             }
-            None if full => false,
             None => {
                 let mut entry = Entry::new(known.certificate.clone());
                 entry.role = Some(known.role.clone());
@@ -382,6 +419,43 @@ impl Membership {
                 true
             }
         }
+    }
+
+    /// Room for one that is not known yet; false when it may not have any.
+    fn make_room(&mut self, certificate: &NodeCertificate, actions: &mut Vec<MembershipAction>) -> bool {
+        let is_candidate = !self.admitted.contains(&certificate.node);
+        let invite = certificate.invite.public;
+        let of_its_invite = |entry: &Entry| entry.certificate.invite.public == invite;
+        let candidates = self.candidates().filter(|(_, entry)| of_its_invite(entry)).count();
+        if is_candidate && candidates >= CANDIDATES_PER_INVITE_MAX && !self.let_go(of_its_invite, false, actions) {
+            return false;
+        }
+        self.nodes.len() < NODES_MAX || self.let_go(|_| true, !is_candidate, actions)
+    }
+
+    fn candidates(&self) -> impl Iterator<Item = (&NodeId, &Entry)> {
+        self.nodes.iter().filter(|(node, _)| !self.admitted.contains(node))
+    }
+
+    /// Forgets one of these candidates: the one that was not seen for longest, and one that is connected only if it has to be.
+    fn let_go(
+        &mut self,
+        of: impl Fn(&Entry) -> bool,
+        even_connected: bool,
+        actions: &mut Vec<MembershipAction>,
+    ) -> bool {
+        let gone = self
+            .candidates()
+            .filter(|(_, entry)| of(entry) && (even_connected || entry.connection.is_none()))
+            .min_by_key(|(_, entry)| (entry.connection.is_some(), entry.last_seen_ms))
+            .map(|(node, _)| *node);
+        let Some(entry) = gone.and_then(|node| self.nodes.remove(&node)) else { return false };
+        if let Some(link) = entry.connection {
+            let reason = "the network is full, and this node is not admitted";
+            actions.push(MembershipAction::Close { connection: link.id, reason });
+            actions.push(MembershipAction::Gone(entry.certificate.node));
+        }
+        true
     }
 
     // Dialling
@@ -445,14 +519,28 @@ impl Membership {
         writer.finish()
     }
 
-    /// Takes in, at start, what a layout on our own disk says of a node, checked when it was adopted.
-    pub fn remember(&mut self, known: &Known) {
-        self.learn(known);
+    /// Takes in what a layout that was checked says of its nodes: they are admitted. Whom nobody may admit any more, and who
+    /// was remembered while no layout was known here, is forgotten.
+    pub fn admit(&mut self, known: &[Known], wall_s: u64) -> Vec<MembershipAction> {
+        let mut actions = Vec::new();
+        self.admitted.extend(known.iter().map(|known| known.role.node));
+        for known in known {
+            self.learn(known, wall_s, &mut actions);
+        }
+        let admitted = &self.admitted;
+        self.nodes.retain(|node, entry| {
+            if admitted.contains(node) || entry.certificate.invite.admits(wall_s) {
+                return true;
+            }
+            entry.role = None;
+            entry.connection.is_some()
+        });
+        actions
     }
 
     /// Takes a book back in, at start. Our own disk's word, checked when it was learnt; a damaged book is an error and can be
     /// thrown away: the ticket's addresses lead back.
-    pub fn restore(&mut self, book: &[u8]) -> Result<(), Malformed> {
+    pub fn restore(&mut self, book: &[u8], wall_s: u64) -> Result<(), Malformed> {
         let mut reader = Reader::new(book);
         if reader.u16("address book")? != BOOK_VERSION {
             return Err(Malformed::new("address book's format version (update gabion)"));
@@ -466,7 +554,8 @@ impl Membership {
             let role = Role::decode(reader.short_bytes("role in the address book")?)?;
             let seen = reader.u64("time in the address book")?;
             let node = role.node;
-            self.learn(&Known { certificate, role });
+            // Nobody is connected yet: there is nothing to close.
+            self.learn(&Known { certificate, role }, wall_s, &mut Vec::new());
             if let Some(entry) = self.nodes.get_mut(&node) {
                 entry.last_seen_ms = entry.last_seen_ms.max(seen);
             }
@@ -484,6 +573,7 @@ impl Entry {
             connection: None,
             dialling: Dialling::default(),
             wanted: false,
+            lost: false,
         }
     }
 

@@ -127,6 +127,11 @@ impl NameWrite {
         Self { state: Writing::Clock { votes: Votes::new(quorums), latest: Stamp::ZERO } }
     }
 
+    /// The second half alone, for a record that has its clock.
+    pub fn of_record(quorums: Vec<Quorum>) -> Self {
+        Self { state: Writing::Record { votes: Votes::new(quorums) } }
+    }
+
     /// Whom to ask for the clock, and later to send the record to.
     pub fn owners(&self) -> Vec<NodeId> {
         match &self.state {
@@ -203,6 +208,52 @@ impl NameWrite {
                 Tally::Reached => NameWriteStep::Done,
             },
             Writing::Refused => NameWriteStep::Restart,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ClaimStep {
+    Wait,
+    /// By a majority in every active layout.
+    Granted,
+    Failed {
+        have: usize,
+        need: usize,
+    },
+}
+
+/// The claims of one name for one version ([`super::claims`]), under a fixed list of layouts.
+#[derive(Clone, Debug)]
+pub struct NameClaim {
+    votes: Votes,
+}
+
+impl NameClaim {
+    pub fn new(quorums: Vec<Quorum>) -> Self {
+        Self { votes: Votes::new(quorums) }
+    }
+
+    pub fn owners(&self) -> Vec<NodeId> {
+        self.votes.nodes()
+    }
+
+    pub fn on_grant(&mut self, node: NodeId) -> ClaimStep {
+        self.votes.set(node, Vote::Given);
+        self.step()
+    }
+
+    /// `node` has granted the name to another version, or could not be reached.
+    pub fn on_fail(&mut self, node: NodeId) -> ClaimStep {
+        self.votes.set(node, Vote::Failed);
+        self.step()
+    }
+
+    fn step(&self) -> ClaimStep {
+        match self.votes.tally(|quorum| quorum.owners.write_quorum()) {
+            Tally::Open => ClaimStep::Wait,
+            Tally::Reached => ClaimStep::Granted,
+            Tally::Lost { have, need } => ClaimStep::Failed { have, need },
         }
     }
 }

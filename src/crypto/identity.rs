@@ -96,7 +96,7 @@ impl CheckedCertificate {
 
     /// Whether a node may be admitted with it now; asked once, when it joins.
     pub fn is_admissible(&self, now_s: u64) -> Result<(), IdentityError> {
-        if self.expiry_s == 0 || now_s <= self.expiry_s {
+        if self.certificate.invite.admits(now_s) {
             Ok(())
         } else {
             Err(IdentityError::Expired { expiry_s: self.expiry_s })

@@ -222,6 +222,11 @@ pub struct InviteCertificate {
 }
 
 impl InviteCertificate {
+    /// Whether somebody may still be admitted by it.
+    pub fn admits(&self, now_s: u64) -> bool {
+        self.expiry_s == 0 || now_s <= self.expiry_s
+    }
+
     pub fn unsigned(class: Class, zone: &str, capacity_limit: u64, expiry_s: u64, public: [u8; 32]) -> Self {
         Self { class, zone: zone.to_owned(), capacity_limit, expiry_s, public, signature: UNSIGNED }
     }

@@ -15,7 +15,7 @@
 //! | fetch | - | - (payload) |
 //! | prove | nonce 32, offset 4, length 4 | keyed hash 32 |
 //! | name read | bucket 32, name 32 | the name record |
-//! | name write | origin 1 ([`NameOrigin`]), the name record | [`NameWriteAnswer`]: outcome 1 (0 kept, 1 kept and displaced, 2 lost), zero 7, clock 8, version 16 (zero when kept) |
+//! | name write | origin 1 ([`NameOrigin`]), the name record | [`NameWriteAnswer`]: outcome 1 (0 kept, 1 kept and displaced, 2 lost, 3 taken, 4 claimed), zero 7, clock 8, version 16 (zero when kept or claimed) |
 //! | name list | bucket 32 (zero: all), bucket 32 and name 32 to start after | long bytes each a name record, by bucket and name |
 //! | deaths | long bytes each a death | - |
 //! | refer | version 16, capsule as short bytes | - |
@@ -184,6 +184,19 @@ pub enum NameOrigin {
     Put = 0,
     /// A reader found it with another owner, which took it in time: however old it is by now.
     ReadElsewhere = 1,
+    /// As a put, but refused where a file of another version has the name, and taken only under a claim of its version.
+    New = 2,
+    /// Nothing is written: the name is kept free for this record's version for a moment.
+    Claim = 3,
+    /// That version does not need it any more.
+    Release = 4,
+}
+
+impl NameOrigin {
+    fn parse(byte: u8) -> Option<Self> {
+        use NameOrigin::*;
+        [Put, ReadElsewhere, New, Claim, Release].into_iter().find(|origin| *origin as u8 == byte)
+    }
 }
 
 pub fn encode_name_write(origin: NameOrigin, record: &NameRecord) -> Vec<u8> {
@@ -193,11 +206,8 @@ pub fn encode_name_write(origin: NameOrigin, record: &NameRecord) -> Vec<u8> {
 }
 
 pub fn decode_name_write(body: &[u8]) -> Result<(NameOrigin, NameRecord), Malformed> {
-    let (origin, record) = match body.split_first() {
-        Some((0, record)) => (NameOrigin::Put, record),
-        Some((1, record)) => (NameOrigin::ReadElsewhere, record),
-        _ => return Err(Malformed::new("name write: origin")),
-    };
+    let (first, record) = body.split_first().ok_or(Malformed::new("name write: origin"))?;
+    let origin = NameOrigin::parse(*first).ok_or(Malformed::new("name write: origin"))?;
     Ok((origin, NameRecord::decode(record)?))
 }
 
@@ -211,6 +221,10 @@ pub enum NameWriteAnswer {
     Displaced(Stamp, VersionId),
     /// This later one (a tombstone also is) was here already, and stays.
     Lost(Stamp, VersionId),
+    /// It had to be new, and this file has the name: nothing was written.
+    Taken(Stamp, VersionId),
+    /// It was to be claimed, and another version has the claim.
+    Claimed,
 }
 
 impl NameWriteAnswer {
@@ -219,6 +233,8 @@ impl NameWriteAnswer {
             Self::Kept => (0, Stamp::ZERO, VersionId::ZERO),
             Self::Displaced(clock, version) => (1, *clock, *version),
             Self::Lost(clock, version) => (2, *clock, *version),
+            Self::Taken(clock, version) => (3, *clock, *version),
+            Self::Claimed => (4, Stamp::ZERO, VersionId::ZERO),
         };
         Writer::new().u8(outcome).bytes(&[0; 7]).put(&clock).put(&version).finish()
     }
@@ -235,6 +251,8 @@ impl NameWriteAnswer {
             0 if clock == Stamp::ZERO && version == VersionId::ZERO => Ok(Self::Kept),
             1 => Ok(Self::Displaced(clock, version)),
             2 => Ok(Self::Lost(clock, version)),
+            3 => Ok(Self::Taken(clock, version)),
+            4 if clock == Stamp::ZERO && version == VersionId::ZERO => Ok(Self::Claimed),
             _ => Err(Malformed::new("name write's outcome")),
         }
     }
@@ -306,11 +324,12 @@ mod tests {
             nonce: [0; 24],
             sealed: vec![1; 64],
         };
-        for (origin, first) in [(NameOrigin::Put, 0), (NameOrigin::ReadElsewhere, 1)] {
+        use NameOrigin::*;
+        for (origin, first) in [(Put, 0), (ReadElsewhere, 1), (New, 2), (Claim, 3), (Release, 4)] {
             let body = encode_name_write(origin, &record);
             assert_eq!(body.first(), Some(&first));
             assert_eq!(decode_name_write(&body), Ok((origin, record.clone())));
-            assert!(decode_name_write(&[&[2], body.get(1..).unwrap_or_default()].concat()).is_err());
+            assert!(decode_name_write(&[&[5], body.get(1..).unwrap_or_default()].concat()).is_err());
         }
         assert!(decode_name_write(&[]).is_err());
     }
@@ -322,12 +341,13 @@ mod tests {
         let bytes = displaced.encode();
         assert_eq!(bytes[..16], [1, 0, 0, 0, 0, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1]);
         assert_eq!((bytes.len(), &bytes[24..]), (32, &[3; 8][..]));
-        for answer in [NameWriteAnswer::Kept, displaced, NameWriteAnswer::Lost(clock, version)] {
+        let (lost, taken) = (NameWriteAnswer::Lost(clock, version), NameWriteAnswer::Taken(clock, version));
+        for answer in [NameWriteAnswer::Kept, displaced, lost, taken, NameWriteAnswer::Claimed] {
             assert_eq!(NameWriteAnswer::decode(&answer.encode()), Ok(answer));
         }
         for at in 0..8 {
             let mut wrong = bytes.clone();
-            wrong[at] = 3;
+            wrong[at] = 5;
             assert!(NameWriteAnswer::decode(&wrong).is_err(), "byte {at}");
         }
         let kept_something = [&[0; 8][..], &bytes[8..]].concat();

@@ -5,21 +5,23 @@
 //! bytes: it is offered {address, version}; either it
 //! already holds the chunk and has made the reference durable ("held"), or it is sent the chunk and answers once the
 //! record is durable. All owners work in parallel from one buffer; the put goes on at W, the rest follow in the
-//! background and hold the buffer until they have it or fail, which bounds how far a slow owner lags: by the pool.
+//! background and hold the buffer until they have it or fail, which bounds how far a slow owner lags: by the pool. An owner
+//! that is lost is asked only once another one has failed, and one that falls silent is given up [`STALL_MAX`] after its
+//! last byte, once the chunk is acknowledged: else what hangs would hold the whole pool for its patience.
 //!
 //! Reading. The local copy first; then owners in the order of [`ReadPlan`]; the next one is asked as soon as one
 //! fails, and in addition when one has not answered within the hedge delay. Bytes are verified once: by the wire on
 //! receipt, or by the vault when they come from this node's disk.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
-use super::connections::connect;
+use super::connections::{connect, is_near};
 use super::shard::Shard;
 use super::shared::{Holders, Shared};
 use super::small;
@@ -31,7 +33,7 @@ use crate::format::record::FLAG_CACHED;
 use crate::format::{Address, NodeId, VersionId};
 use crate::io::{Buffer, JoinHandle, SharedBuffer, spawn};
 use crate::limits::{BUFFERS_PER_SHARD, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, STALL_MAX};
-use crate::store::{Hold, ReadOutcome, StoreError};
+use crate::store::{Hold, ReadOutcome, Refused, StoreError};
 use crate::vault::{ChunkError, ChunkSink, ChunkSource, Fetched, Share, Stored};
 use crate::wire::{CloseReason, Payload, PayloadSource, RequestError};
 
@@ -95,7 +97,8 @@ async fn store_locally(
     match shard.store.hold(&address, &version).await.map_err(store_error)? {
         Hold::Held => Ok(Stored { new: false }),
         Hold::Absent(claim) => {
-            let staged = shard.store.stage(claim, buffer, len, &version, 0).await.map_err(store_error)?;
+            let staged = shard.store.stage(claim, buffer, len, &version, 0).await;
+            let staged = staged.map_err(|refused| store_error(refused.error))?;
             drop(share);
             staged.commit().await.map_err(store_error)?;
             Ok(Stored { new: true })
@@ -144,29 +147,42 @@ async fn store_once(
     share: &Rc<Share>,
 ) -> Result<(Option<Stored>, SharedBuffer), ChunkError> {
     let number = quorums.last().map_or(0, |quorum| quorum.layout);
-    let mut quorum = WriteQuorum::new(quorums);
+    let mut quorum = WriteQuorum::new(quorums.clone());
     let owners: Vec<NodeId> = quorum.owners().collect();
     let me = shard.node.id();
     let (outcomes, mut arrived) = mpsc::unbounded_channel::<OwnerOutcome>();
     let shared = if owners.contains(&me) {
-        write_own_copy(shard, address, bytes, len, version, &outcomes).await?
+        write_own_copy(shard, address, bytes, len, version, &outcomes).await
     } else {
         bytes.shared()
     };
-    for owner in owners.into_iter().filter(|owner| *owner != me) {
+    let acknowledged = Rc::new(Acknowledged::default());
+    let mut spare = spare_owners(&quorums, |owner| is_near(shard, owner));
+    let send = |owner: NodeId| {
         let (shard, shared, outcomes) = (shard.clone(), shared.clone(), outcomes.clone());
         // Whoever still sends the buffer keeps its share: a slow owner slows the put, and cannot take the whole pool.
-        let share = share.clone();
+        let (share, acknowledged) = (share.clone(), acknowledged.clone());
         spawn(async move {
-            let outcome = send_to_owner(&shard, owner, number, address, shared, len, version).await;
+            let sending = send_to_owner(&shard, owner, number, address, shared, len, version);
+            // Nothing of the ring is dropped here: requests and dials are tasks of their own.
+            let outcome = tokio::select! {
+                outcome = sending => outcome,
+                () = fallen_silent(&shard, &owner, &acknowledged) => {
+                    Err(OwnerError::Failed("not a byte came from it, and enough others have the chunk".into()))
+                }
+            };
             drop(share);
             let _ = outcomes.send((owner, outcome));
         });
-    }
-    drop(outcomes);
+    };
+    owners.iter().filter(|owner| **owner != me && !spare.contains(owner)).for_each(|owner| send(*owner));
     let mut new = false;
     let mut no_space = false;
     while let Some((owner, outcome)) = arrived.recv().await {
+        if outcome.is_err() {
+            // Now those that seem to be away are needed.
+            spare.drain(..).for_each(send);
+        }
         let progress = match outcome {
             Ok(was_new) => {
                 new |= was_new;
@@ -186,12 +202,71 @@ async fn store_once(
         };
         match progress {
             WriteProgress::Pending => {}
-            WriteProgress::Acknowledged => return Ok((Some(Stored { new }), shared)),
+            WriteProgress::Acknowledged => {
+                acknowledged.set();
+                return Ok((Some(Stored { new }), shared));
+            }
             WriteProgress::Failed { .. } if no_space => return Err(ChunkError::NoSpace),
             WriteProgress::Failed { have, need } => return Err(ChunkError::TooFewNodes { have, need }),
         }
     }
     Err(ChunkError::Cancelled)
+}
+
+/// The owners that can be left out because those that are near suffice in every layout.
+fn spare_owners(quorums: &[Quorum], is_near: impl Fn(&NodeId) -> bool) -> Vec<NodeId> {
+    let suffice = |quorum: &Quorum| quorum.owners.iter().filter(|owner| is_near(owner)).count();
+    if !quorums.iter().all(|quorum| suffice(quorum) >= quorum.owners.write_quorum()) {
+        return Vec::new();
+    }
+    let mut spare: Vec<NodeId> = quorums.iter().flat_map(|quorum| quorum.owners.as_slice().to_vec()).collect();
+    spare.sort();
+    spare.dedup();
+    spare.retain(|owner| !is_near(owner));
+    spare
+}
+
+/// Whether enough owners have a chunk, for those who still send it to others.
+#[derive(Default)]
+struct Acknowledged {
+    is_so: Cell<bool>,
+    told: Notify,
+}
+
+impl Acknowledged {
+    fn set(&self) {
+        self.is_so.set(true);
+        self.told.notify_waiters();
+    }
+
+    async fn wait(&self) {
+        let told = self.told.notified();
+        if !self.is_so.get() {
+            told.await;
+        }
+    }
+}
+
+/// Returns when the chunk does not need this owner any more and the owner has not sent a byte for too long.
+async fn fallen_silent(shard: &Rc<Shard>, owner: &NodeId, acknowledged: &Acknowledged) {
+    acknowledged.wait().await;
+    let mut moved = Instant::now();
+    loop {
+        // Without a connection it is being dialled.
+        if let Some(connection) = shard.connections.find(owner) {
+            moved = connection.heard_at();
+        }
+        let until = moved + STALL_MAX;
+        if until <= Instant::now() {
+            return;
+        }
+        tokio::time::sleep_until(until.into()).await;
+        if until.elapsed() > STALL_MAX {
+            // This process stood still, not the owner.
+            tokio::time::sleep(STALL_MAX).await;
+            moved = Instant::now();
+        }
+    }
 }
 
 impl Bytes {
@@ -225,32 +300,36 @@ async fn write_own_copy(
     len: usize,
     version: VersionId,
     outcomes: &mpsc::UnboundedSender<OwnerOutcome>,
-) -> Result<SharedBuffer, ChunkError> {
+) -> SharedBuffer {
     let me = shard.node.id();
     let claim = match shard.store.hold(&address, &version).await {
         Ok(Hold::Absent(claim)) => claim,
         Ok(Hold::Held) => {
             let _ = outcomes.send((me, Ok(false)));
-            return Ok(bytes.shared());
+            return bytes.shared();
         }
         Err(error) => {
             let _ = outcomes.send((me, Err(own_error(&error))));
-            return Ok(bytes.shared());
+            return bytes.shared();
         }
     };
-    if !shard.store.has_room() {
-        let _ = outcomes.send((me, Err(OwnerError::NoSpace)));
-        return Ok(bytes.shared());
-    }
     let buffer = bytes.own(shard, len).await;
-    let staged = shard.store.stage(claim, buffer, len, &version, 0).await.map_err(store_error)?;
+    let staged = match shard.store.stage(claim, buffer, len, &version, 0).await {
+        Ok(staged) => staged,
+        // The other owners may still make a quorum.
+        Err(Refused { error, buffer }) => {
+            tracing::debug!(?address, %error, "this node's own copy was not written");
+            let _ = outcomes.send((me, Err(own_error(&error))));
+            return buffer.freeze();
+        }
+    };
     let shared = staged.buffer().clone();
     let outcomes = outcomes.clone();
     spawn(async move {
         let outcome = staged.commit().await.map(|()| true).map_err(|error| own_error(&error));
         let _ = outcomes.send((me, outcome));
     });
-    Ok(shared)
+    shared
 }
 
 fn own_error(error: &StoreError) -> OwnerError {
@@ -618,3 +697,27 @@ pub fn recount_cache(shard: &Rc<Shard>) {
 }
 
 const RECOUNT_PAGE: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Owners;
+
+    fn quorum(numbers: &[u8]) -> Quorum {
+        Quorum { layout: 1, owners: numbers.iter().map(|number| NodeId([*number; 32])).collect::<Owners>() }
+    }
+
+    #[test]
+    fn an_owner_that_is_away_is_left_out_only_while_the_others_suffice_in_every_layout() {
+        let spare = |quorums: &[Quorum], near: &[u8]| -> Vec<u8> {
+            let spare = spare_owners(quorums, |owner| near.contains(&owner.0[0]));
+            spare.into_iter().map(|owner| owner.0[0]).collect()
+        };
+        assert_eq!(spare(&[quorum(&[1, 2, 3])], &[1, 2, 3]), [0; 0]);
+        assert_eq!(spare(&[quorum(&[1, 2, 3])], &[1, 2]), [3]);
+        assert_eq!(spare(&[quorum(&[1, 2, 3])], &[1]), [0; 0], "two are needed");
+        assert_eq!(spare(&[quorum(&[1, 2])], &[1]), [0; 0], "both are needed");
+        assert_eq!(spare(&[quorum(&[1, 2, 3]), quorum(&[3, 4, 5])], &[1, 2, 4, 5]), [3]);
+        assert_eq!(spare(&[quorum(&[1, 2, 3]), quorum(&[3, 4, 5])], &[1, 2, 4]), [0; 0]);
+    }
+}

@@ -5,6 +5,7 @@
 //! - One dial per peer at a time; who comes meanwhile waits for its outcome.
 //! - A peer has at most [`CONNECTIONS_PER_PEER_MAX`] connections to a shard: a newer one takes the place of the oldest,
 //!   which may well be dead without our knowing. All of them share what answers to that peer may hold.
+//! - Where others do as well, a peer that was lost is left out ([`is_near`]): the dial that finds it hung takes seconds.
 //! - A peer whose dial failed is not dialled again for [`REDIAL_PAUSE`]: a dead replica costs its callers nothing.
 
 use std::cell::RefCell;
@@ -129,6 +130,11 @@ impl Connections {
             connection.close(reason).await;
         }
     }
+}
+
+/// Whether asking `node` is worth it while others can be asked: it is this one, connected, or not known to be away.
+pub fn is_near(shard: &Rc<Shard>, node: &NodeId) -> bool {
+    *node == shard.node.id() || shard.connections.find(node).is_some() || !shard.node.peers.is_lost(node)
 }
 
 /// The connection of this shard to `node`, dialled if there is none.

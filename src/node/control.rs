@@ -40,7 +40,7 @@ use field::{Field, structure, tagged};
 
 pub use field::{Bytes, SecretText};
 
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// The socket's file name in the data directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -80,7 +80,7 @@ tagged! {
 tagged! {
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub enum ControlRequest {
-        /// Answers: `Progress`…, `Stored`, `Done`. With a descriptor open for reading, unless `metadata` is of a
+        /// Answers: `Progress`…, `Naming`, `Stored`, `Done`. With a descriptor open for reading, unless `metadata` is of a
         /// symbolic link.
         0 => Put {
             bucket: String,
@@ -207,6 +207,8 @@ tagged! {
         16 => Listed { more: bool, },
         /// One name of many; where it was not removed, with the exit code and the reason.
         17 => Removed { key: String, failure: Option<(u8, String)>, },
+        /// From here on the name of a `Put` may be written, whatever becomes of the command. Not before.
+        18 => Naming,
         254 => Done,
         /// `code` is the exit code of the command.
         255 => Error { code: u8, message: String, },
@@ -270,6 +272,9 @@ structure! {
         pub versions: u64,
         pub deaths_pending: u64,
         pub cache_bytes: u64,
+        /// Payloads to and from other nodes, since it began.
+        pub payload_bytes_sent: u64,
+        pub payload_bytes_received: u64,
         pub registered_buffers: u32,
         pub rss_anon_bytes: u64,
         pub uptime_s: u64,

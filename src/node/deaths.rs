@@ -29,7 +29,7 @@ use crate::cluster::deaths::{DOCUMENT_PREFIX, Superseded, may_sign};
 use crate::cluster::{DeathId, PendingDeaths};
 use crate::crypto::identity::{sign_death, verify_death};
 use crate::crypto::keys::VaultKey;
-use crate::format::certificate::Death;
+use crate::format::certificate::{Class, Death};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::{Address, NodeId, VersionId, message};
 use crate::io::spawn;
@@ -40,18 +40,22 @@ use crate::store::{SmallRecord, StoreError};
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Room among the pending deaths for what a write will replace, kept until this is dropped.
-pub struct Room(Arc<Shared>);
+pub struct Room {
+    node: Arc<Shared>,
+    versions: usize,
+}
 
 impl Drop for Room {
     fn drop(&mut self) {
-        lock(&self.0.deaths).release();
+        lock(&self.node.deaths).release(self.versions);
     }
 }
 
-/// Asked for before the name is written: a death that cannot be signed afterwards would leak what it is about.
-pub fn reserve(shard: &Rc<Shard>) -> Result<Room, Failure> {
-    lock(&shard.node.deaths).reserve().map_err(|error| Failure::new(code::SPACE, error.to_string()))?;
-    Ok(Room(shard.node.clone()))
+/// Asked for before names are written, of which so many versions may be replaced: a death that cannot be signed afterwards
+/// would leak what it is about.
+pub fn reserve(shard: &Rc<Shard>, versions: usize) -> Result<Room, Failure> {
+    lock(&shard.node.deaths).reserve(versions).map_err(|error| Failure::new(code::SPACE, error.to_string()))?;
+    Ok(Room { node: shard.node.clone(), versions })
 }
 
 /// Signs the deaths of all that these writes have replaced, where the rule allows it and nobody has, many versions in one
@@ -105,9 +109,11 @@ async fn sign(shard: &Rc<Shard>, versions: &[VersionId]) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Every other node of the newest layout, and every other that is known: all of them must hear of a death.
+/// Every other node of the newest layout, and every other that is known and was admitted: all of them must hear of a death.
+/// Who was not holds nothing yet, and hears of all that are pending once it is.
 fn others(node: &Arc<Shared>) -> Vec<NodeId> {
     let mut nodes: Vec<NodeId> = node.peers.known_nodes();
+    nodes.retain(|known| node.is_admitted(known));
     if let Ok(layout) = node.layout() {
         nodes.extend(layout.nodes().iter().map(|known| known.node));
     }
@@ -124,7 +130,7 @@ pub async fn accept(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), Status> {
         tracing::warn!(%error, "a death was refused");
         Status::Forbidden
     })?;
-    if !shard.node.is_admitted(&death.signer.node) {
+    if shard.node.admitted_as(&death.signer.node) != Some(Class::Member) {
         return Err(Status::Forbidden);
     }
     let mut is_known = true;

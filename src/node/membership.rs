@@ -22,12 +22,12 @@ use crate::cluster::membership::{ConnectionId, Known};
 use crate::cluster::{ActiveLayout, MembershipAction, MembershipEvent};
 use crate::crypto::identity::{sign_layout, verify_certificate, verify_layout, verify_role};
 use crate::crypto::keys::VaultKey;
-use crate::format::certificate::{Class, Layout, LayoutEntry, NodeCertificate, Role};
+use crate::format::certificate::{Layout, LayoutEntry, NodeCertificate, Role};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::message::{self, Hello};
 use crate::format::{Address, NodeId};
 use crate::io::spawn;
-use crate::limits::{DOCUMENT_VALUE_BYTES_MAX, STALL_MAX};
+use crate::limits::{DOCUMENT_VALUE_BYTES_MAX, LAYOUTS_UNSYNCED_MAX, STALL_MAX};
 use crate::wire::Connection;
 
 pub const BOOK_FILE: &str = "address-book";
@@ -56,9 +56,8 @@ pub async fn restore(node: &Arc<Shared>) -> Result<(), NodeError> {
     }
     // The layout names nodes whom a book that was not written does not know.
     if let Ok(newest) = node.layout() {
-        for entry in &newest.layout().entries {
-            node.peers.remember(&Known { certificate: entry.certificate.clone(), role: entry.role.clone() });
-        }
+        // Nobody is connected yet: there is nothing to carry out.
+        node.peers.admit(newest.layout());
     }
     match std::fs::read(node.config.data_dir.join(BOOK_FILE)) {
         Ok(book) => {
@@ -230,27 +229,40 @@ async fn heard(shard: &Rc<Shard>, connection: &Connection, body: &[u8]) {
         Ok(heard) => heard,
         Err(error) => return tracing::warn!(%error, peer = ?certificate.node_id, "a hello was malformed"),
     };
-    learn(shard, certificate.node_id, vec![(certificate.certificate().clone(), role)]).await;
+    // First the layout: it says whether the peer may be remembered.
     if layout > shard.node.layout_number() {
         fetch_layout(shard, connection, layout).await;
     }
+    learn(shard, connection, vec![(certificate.certificate().clone(), role)]).await;
     fetch_vault_key(shard, connection).await;
 }
 
 /// Roles a peer sent: pairs of certificate and role.
-pub async fn on_roles(shard: &Rc<Shard>, from: NodeId, items: Vec<&[u8]>) -> Result<(), crate::format::Malformed> {
+pub async fn on_roles(
+    shard: &Rc<Shard>,
+    connection: &Connection,
+    items: Vec<&[u8]>,
+) -> Result<(), crate::format::Malformed> {
     let mut known = Vec::with_capacity(items.len() / 2);
     for pair in items.chunks(2) {
         let [certificate, role] = pair else { return Err(crate::format::Malformed::new("odd number of roles")) };
         known.push((NodeCertificate::decode(certificate)?, Role::decode(role)?));
     }
-    learn(shard, from, known).await;
+    learn(shard, connection, known).await;
     Ok(())
 }
 
-/// Checks what was heard, and tells the machine the rest.
-async fn learn(shard: &Rc<Shard>, from: NodeId, heard: Vec<(NodeCertificate, Role)>) {
-    let network = shard.node.network_id();
+/// Checks what was heard, and tells the machine, which decides what of it is kept.
+async fn learn(shard: &Rc<Shard>, connection: &Connection, heard: Vec<(NodeCertificate, Role)>) {
+    let from = connection.peer().certificate.node_id;
+    let (network, wall_s) = (shard.node.network_id(), wall_ms() / 1000);
+    let is_late = |certificate: &NodeCertificate| {
+        !certificate.invite.admits(wall_s) && !shard.node.is_admitted(&certificate.node)
+    };
+    if shard.node.is_admitted(&from) && heard.iter().any(|(certificate, _)| is_late(certificate)) {
+        // Admitted while this node was away, by a layout that it has missed? An honest peer sends no role of anybody else.
+        fetch_layout(shard, connection, shard.node.layout_number() + 1).await;
+    }
     let mut known = Vec::with_capacity(heard.len());
     for (certificate, role) in heard {
         let checked =
@@ -261,9 +273,14 @@ async fn learn(shard: &Rc<Shard>, from: NodeId, heard: Vec<(NodeCertificate, Rol
             Err(error) => tracing::warn!(?from, %error, "a role was dropped"),
         }
     }
-    feed(shard, MembershipEvent::Roles { from, known });
-    if shard.node.key_ring().authority().is_some() {
-        send_job(&shard.node, 0, |shard| async move { propose_layout(&shard).await });
+    feed(shard, MembershipEvent::Roles { from, known, wall_s });
+    propose_soon(&shard.node);
+}
+
+/// Something may be new: the founder looks whether the next layout is due.
+pub fn propose_soon(node: &Arc<Shared>) {
+    if node.key_ring().authority().is_some() {
+        send_job(node, 0, |shard| async move { propose_layout(&shard).await });
     }
 }
 
@@ -304,6 +321,10 @@ fn next_layout(node: &Arc<Shared>) -> Option<Layout> {
     let ring = node.key_ring();
     let authority = ring.authority()?;
     let newest = node.layout().ok();
+    if newest.as_ref().is_some_and(|newest| newest.number().saturating_sub(node.names_synced()) > LAYOUTS_UNSYNCED_MAX)
+    {
+        return None; // asked again once names were brought in
+    }
     let now_s = wall_ms() / 1000;
     let mut next: Option<Layout> = None;
     for known in node.peers.known() {
@@ -372,6 +393,9 @@ async fn keep_layout(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), String> {
     shard.store.append(document).await.map_err(|error| error.to_string())?;
     adopt(node, bytes)?;
     tracing::info!(number = layout.number, nodes = layout.entries.len(), "layout");
+    node.peers.admit(&layout).into_iter().for_each(|action| carry_out(shard, action));
+    super::bootstrap::forget(&node.config.data_dir);
+    node.book_changed.notify_one();
     feed(shard, MembershipEvent::Joined);
     super::deaths::on_layout(node);
     node.layout_changed.notify_one();
@@ -525,16 +549,21 @@ pub fn catch_up(shard: &Rc<Shard>, connection: &Connection, wanted: u32) {
     spawn(async move { fetch_layout(&shard, &connection, wanted).await });
 }
 
-/// A member without the vault key asks the first other member that it meets.
+/// A member without the vault key asks the first other member that it meets and that a layout has admitted: whoever has
+/// nothing but a certificate (its invite may have expired long ago) could hand it a key of its own, and read all that is
+/// put under it. Once there is such a layout, every connection says hello again, and comes by here.
 async fn fetch_vault_key(shard: &Rc<Shard>, connection: &Connection) {
     let node = &shard.node;
-    if !node.is_member() || node.vault_key().is_some() || connection.peer().certificate.class != Class::Member {
+    if !node.is_member() || node.vault_key().is_some() || !node.is_fellow_member(&connection.peer().certificate) {
         return;
     }
     let answer = connection.request(FrameKind::VaultKey, Address::ZERO, 0, Vec::new(), None, STALL_MAX).await;
     let Ok(answer) = answer.inspect_err(|error| tracing::info!(%error, "no vault key from a peer")) else { return };
     if answer.status != Status::Ok {
         return tracing::info!(status = ?answer.status, "no vault key from a peer");
+    }
+    if !node.is_fellow_member(&connection.peer().certificate) {
+        return tracing::warn!(peer = ?connection.peer().certificate.node_id, "a vault key of no admitted member was refused");
     }
     match message::decode_vault_key(&answer.body) {
         Ok((VaultKey::GENERATION, key)) => {

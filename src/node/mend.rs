@@ -58,7 +58,7 @@ async fn store(shard: &Rc<Shard>, address: &Address, version: &VersionId, payloa
         Hold::Held => Ok(()), // somebody stored it meanwhile
         Hold::Absent(claim) => {
             let staged = shard.store.stage(claim, payload.buffer, payload.len, version, 0).await;
-            staged.map_err(|error| error.to_string())?.commit().await.map_err(|error| error.to_string())
+            staged.map_err(|refused| refused.error.to_string())?.commit().await.map_err(|error| error.to_string())
         }
     }
 }

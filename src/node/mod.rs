@@ -18,6 +18,7 @@
 //! half-done that anybody was told of; the segments are synced, the index is checkpointed; exit 0. What does not end
 //! within [`SHUTDOWN_MAX`] is cut off: it was not acknowledged.
 
+mod bootstrap;
 mod cache;
 mod checkpoints;
 mod chunks;
@@ -43,11 +44,13 @@ mod shared;
 mod small;
 mod start;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::format::NodeId;
+use crate::store::StoreError;
 
 pub use start::run;
 
@@ -99,6 +102,9 @@ impl NodeError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Keys(_) | Self::OtherNetwork => 7,
+            Self::Store(StoreError::NoSpace { .. }) => 8,
+            Self::Store(StoreError::Io { source, .. }) if source.kind() == ErrorKind::StorageFull => 8,
+            Self::Io { source, .. } if source.kind() == ErrorKind::StorageFull => 8,
             _ => 1,
         }
     }
@@ -107,4 +113,18 @@ impl NodeError {
 /// Unix milliseconds by the wall clock; a clock before 1970 counts as 1970.
 pub fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_finds_no_space_to_start_in_ends_with_its_own_code() {
+        let full = || std::io::Error::from(ErrorKind::StorageFull);
+        assert_eq!(NodeError::from(StoreError::no_space(0)).exit_code(), 8);
+        assert_eq!(NodeError::from(StoreError::io("writing", "1.seg", full())).exit_code(), 8);
+        assert_eq!(NodeError::Io { what: "opening the data directory", source: full() }.exit_code(), 8);
+        assert_eq!(NodeError::ThreadLost.exit_code(), 1);
+    }
 }

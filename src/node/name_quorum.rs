@@ -153,9 +153,9 @@ pub struct Asked {
 }
 
 impl Asked {
-    pub fn new(shard: &Rc<Shard>) -> Self {
+    /// `layout`: whose owners are asked; who runs under another refuses.
+    pub fn new(shard: &Rc<Shard>, layout: u32) -> Self {
         let (answers, arrived) = mpsc::unbounded_channel();
-        let layout = shard.node.layout_number();
         Self { shard: shard.clone(), layout, answers, arrived, round: 0, running: 0, failures: Vec::new() }
     }
 

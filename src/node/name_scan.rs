@@ -1,10 +1,17 @@
 //! Going through the names of a bucket, or of all: the latest record that a quorum holds of each, page by page.
+//!
+//! All owners are asked for their pages at once. Those that are lost are asked only where the others do not suffice, and
+//! who has not answered [`HEDGE_MAX`] after there were enough is left out from there on: a listing takes as long as its
+//! quorum, whoever hangs.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::connections::connect;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use super::connections::{connect, is_near};
 use super::name_quorum::{name_groups, too_few};
 use super::names::NameError;
 use super::shard::Shard;
@@ -13,7 +20,8 @@ use crate::cluster::coverage::{NameGroup, uncovered};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
 use crate::format::{Address, BucketId, NameId, NodeId, message};
-use crate::limits::STALL_MAX;
+use crate::io::spawn;
+use crate::limits::{HEDGE_MAX, STALL_MAX};
 
 /// Shows `keep` every record (tombstones too) of a bucket, or of all: the latest that a quorum holds of each, merged
 /// page by page, so that memory is one page per owner. No snapshot: what changes meanwhile may be seen or not.
@@ -48,23 +56,25 @@ async fn scan_groups<E: From<NameError>>(
     let mut owners: Vec<NodeId> = groups.iter().flat_map(|group| group.owners.clone()).collect();
     owners.sort();
     owners.dedup();
-    let mut pages: Vec<Pages> = owners.into_iter().map(Pages::new).collect();
-    let mut failures = Vec::new();
+    let (near, mut left_out): (Vec<NodeId>, Vec<NodeId>) = owners.into_iter().partition(|owner| is_near(shard, owner));
+    let mut listing = Listing { shard, layout, groups, bucket, left_out: Vec::new(), failures: Vec::new() };
+    let (mut pages, mut done): (Vec<Pages>, _) =
+        (near.into_iter().map(|owner| Pages::new(owner, None)).collect(), None);
     loop {
-        let mut live = Vec::with_capacity(pages.len());
-        for mut source in pages {
-            match source.fill(shard, layout, bucket).await {
-                Ok(()) => live.push(source),
-                Err(reason) => failures.push(format!("{:?}: {reason}", source.owner)),
-            }
-        }
-        pages = live;
-        let heard: Vec<(NodeId, u32)> = pages.iter().map(|page| (page.owner, page.synced)).collect();
+        pages = listing.fill(pages).await;
+        left_out.append(&mut listing.left_out);
+        let heard = heard(&pages);
         if let Some(group) = uncovered(groups, &heard) {
-            return Err(too_few(groups, group, &heard, failures.join("; ")).into());
+            if left_out.is_empty() {
+                return Err(too_few(groups, group, &heard, listing.failures.join("; ")).into());
+            }
+            // Now they are needed, from where the listing is.
+            pages.extend(left_out.drain(..).map(|owner| Pages::new(owner, done)));
+            continue;
         }
         // Up to where every owner's page reaches, the merge is complete.
         let Some(next) = pages.iter().filter_map(Pages::first).min() else { return Ok(()) };
+        done = Some(next);
         let mut latest: Option<NameRecord> = None;
         for source in &mut pages {
             if source.first() == Some(next)
@@ -80,6 +90,57 @@ async fn scan_groups<E: From<NameError>>(
     }
 }
 
+fn heard(pages: &[Pages]) -> Vec<(NodeId, u32)> {
+    pages.iter().map(|page| (page.owner, page.synced)).collect()
+}
+
+/// What all pages of one listing are asked with.
+struct Listing<'a> {
+    shard: &'a Rc<Shard>,
+    layout: &'a Arc<ActiveLayout>,
+    groups: &'a [NameGroup],
+    bucket: Option<&'a BucketId>,
+    /// Owners that were not waited for.
+    left_out: Vec<NodeId>,
+    failures: Vec<String>,
+}
+
+impl Listing<'_> {
+    /// Fills the pages that are empty, all at once; gives back those that may be merged.
+    async fn fill(&mut self, pages: Vec<Pages>) -> Vec<Pages> {
+        let (mut full, empty): (Vec<Pages>, Vec<Pages>) = pages.into_iter().partition(Pages::is_full);
+        let mut waiting: Vec<NodeId> = empty.iter().map(|source| source.owner).collect();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        for mut source in empty {
+            let (shard, layout, bucket) = (self.shard.clone(), self.layout.clone(), self.bucket.copied());
+            let tell = tell.clone();
+            spawn(async move {
+                let outcome = source.fill(&shard, &layout, bucket.as_ref()).await;
+                let _ = tell.send((source, outcome));
+            });
+        }
+        drop(tell);
+        let mut deadline = None;
+        while !waiting.is_empty() {
+            if deadline.is_none() && uncovered(self.groups, &heard(&full)).is_none() {
+                deadline = Some(Instant::now() + HEDGE_MAX);
+            }
+            let next = match deadline {
+                Some(deadline) => timeout_at(deadline, told.recv()).await.unwrap_or(None),
+                None => told.recv().await,
+            };
+            let Some((source, outcome)) = next else { break };
+            waiting.retain(|owner| *owner != source.owner);
+            match outcome {
+                Ok(()) => full.push(source),
+                Err(reason) => self.failures.push(format!("{:?}: {reason}", source.owner)),
+            }
+        }
+        self.left_out.append(&mut waiting);
+        full
+    }
+}
+
 /// One owner's listing, a page at a time.
 struct Pages {
     owner: NodeId,
@@ -91,8 +152,13 @@ struct Pages {
 }
 
 impl Pages {
-    fn new(owner: NodeId) -> Self {
-        Self { owner, page: Default::default(), after: None, ended: false, synced: u32::MAX }
+    fn new(owner: NodeId, after: Option<(BucketId, NameId)>) -> Self {
+        Self { owner, page: Default::default(), after, ended: false, synced: u32::MAX }
+    }
+
+    /// Nothing has to be asked for.
+    fn is_full(&self) -> bool {
+        self.ended || !self.page.is_empty()
     }
 
     fn first(&self) -> Option<(BucketId, NameId)> {
@@ -105,9 +171,6 @@ impl Pages {
         layout: &Arc<ActiveLayout>,
         bucket: Option<&BucketId>,
     ) -> Result<(), String> {
-        if self.ended || !self.page.is_empty() {
-            return Ok(());
-        }
         let records = if self.owner == shard.node.id() {
             self.synced = self.synced.min(shard.node.names_synced());
             let page = shard.node.catalog.names(bucket, self.after, NAME_PAGE_RECORDS).await;

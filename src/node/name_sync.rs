@@ -3,11 +3,14 @@
 //!
 //! - An owner of before is asked under the newest layout, and answers only once it runs under it: from then on it takes
 //!   no write under an older one. So what is read from a quorum of them is everything that was ever acknowledged there.
+//! - The position stands for every layout up to it, also for those that came and went while names were being brought in:
+//!   what was this node's own under any of them is taken in. It cannot be said while one of them is unknown.
 //! - The position is durable before it is said. Until enough owners have got there, reads, writes and listings
 //!   ask the owners of before as well, and fail while too few of them can be heard ([`super::name_quorum`]).
 //! - Nothing is dropped anywhere: a copy with somebody who owns the name no more does no harm.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,6 +18,8 @@ use super::log;
 use super::name_scan;
 use super::names::{self, NameError};
 use super::shard::Shard;
+use super::shared::Shared;
+use crate::cluster::ActiveLayout;
 use crate::format::name::NameRecord;
 use crate::io::spawn;
 
@@ -57,10 +62,15 @@ async fn sync(shard: &Rc<Shard>) -> Result<(), String> {
     if node.names_synced() >= layout.number() {
         return Ok(());
     }
+    let missed = node.missed_layouts().into_iter().find(|number| *number > node.names_synced());
+    if let Some(number) = missed {
+        return Err(format!("layout {number} was not learnt yet"));
+    }
+    let since = layouts_since(node, &layout);
     let me = node.id();
     let mut batch: Vec<NameRecord> = Vec::new();
     let mut keep = async |record: NameRecord| -> Result<(), NameError> {
-        if layout.name_owners(&record.bucket).as_slice().contains(&me) {
+        if since.iter().any(|layout| layout.name_owners(&record.bucket).as_slice().contains(&me)) {
             batch.push(record);
         }
         if batch.len() >= name_scan::NAME_PAGE_RECORDS {
@@ -74,5 +84,14 @@ async fn sync(shard: &Rc<Shard>) -> Result<(), String> {
     shard.store.append(document).await.map_err(|error| error.to_string())?;
     node.names_synced.store(layout.number(), Ordering::Release);
     tracing::info!(layout = layout.number(), "names brought in");
+    super::membership::propose_soon(node); // it may have waited for this
     Ok(())
+}
+
+/// `newest` and the layouts before it that this node has not brought names in for.
+fn layouts_since(node: &Shared, newest: &Arc<ActiveLayout>) -> Vec<Arc<ActiveLayout>> {
+    let numbers = node.names_synced() + 1..=newest.number();
+    let layouts = node.layouts();
+    let known = layouts.active().iter().chain(layouts.earlier());
+    known.filter(|layout| numbers.contains(&layout.number())).cloned().collect()
 }

@@ -25,6 +25,16 @@
 //! | a read met it beside a later record | the reader, by a [`witness`] |
 //! | an owner refused it as dead | nobody: it is dead. The put was done and replaced at once, and is told so |
 //!
+//! # Puts that must be the first
+//! With `--no-clobber` all of that must not happen: whoever lost must not be told that it has stored, must not come out on
+//! top by its clock, and signs no death of what has won. The flag travels with the record: an owner refuses it, under the
+//! lock of the name, where a file of another version has the name. That alone leaves one winner at most, since two majorities
+//! meet in an owner. So that a loser leaves no record behind, with a minority and perhaps under the latest clock of all, it
+//! claims the name with a majority before it writes ([`crate::cluster::claims`], with the reasons). Once the write is done,
+//! owners that have not taken it under a claim get it as they get what a reader found elsewhere. It displaces no file, so
+//! there is none whose death its writer could sign.
+//!
+//! # Witnesses
 //! A witness waits a moment for the writer that should sign, reads the name anew, so that the later record is durable on a
 //! majority under the layouts of that moment, and signs if nobody has. A version leaks (its chunks keep their space) if
 //! the node that heard of its end stops before it has signed, or if the answer that told it was lost on the way, and
@@ -33,7 +43,9 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
 
 use super::name_quorum::{Answer, Asked, Owners, gather, name_groups};
 use super::shard::Shard;
@@ -41,18 +53,23 @@ use super::shared::lock;
 use super::{deaths, log, wall_ms};
 use crate::catalog::hlc::check_ahead;
 use crate::catalog::{CatalogError, ClockAhead, check_age};
-use crate::cluster::names::{NameReadStep, NameWriteStep};
-use crate::cluster::{NameRead, NameWrite, Quorum};
+use crate::cluster::coverage::NameGroup;
+use crate::cluster::names::{ClaimStep, NameReadStep, NameWriteStep};
+use crate::cluster::{NameClaim, NameRead, NameWrite, Quorum};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::message::{NameOrigin, NameWriteAnswer, encode_name_write};
 use crate::format::name::NameRecord;
 use crate::format::{BucketId, NameId, NodeId, Stamp, VersionId, message};
 use crate::io::spawn;
-use crate::limits::{NAME_LOCKS, WITNESSES_MAX};
+use crate::limits::{NAME_CLAIM_MAX, NAME_LOCKS, STALL_MAX, WITNESSES_MAX};
 use crate::store::{SmallRecord, StoreError};
 
 /// How often an operation starts over because the layout changed under it.
 const RESTARTS_MAX: u32 = 8;
+/// How often a put that must be the first claims a name that others claim at the same time.
+const CLAIMS_MAX: u32 = 16;
+/// Between two attempts to claim, at least and at most, by lot.
+const CLAIM_PAUSE_MS: std::ops::Range<u64> = 10..100;
 /// How long a witness leaves the signing to the writer that knows.
 const WITNESS_PAUSE: Duration = Duration::from_secs(2);
 
@@ -76,6 +93,8 @@ pub enum NameError {
     LayoutChanged,
     #[error("somebody gave this name to another file meanwhile: put without --no-clobber, or under another name")]
     Taken,
+    #[error("others put under this name at the same moment, all with --no-clobber, and none was the first: try again")]
+    Contended,
     #[error(transparent)]
     ClockAhead(#[from] ClockAhead),
     #[error("this node cannot make the name durable: {0}")]
@@ -126,7 +145,14 @@ pub async fn accept(
     let (tell, told) = tokio::sync::oneshot::channel();
     let shard = shard.clone();
     spawn(async move {
-        let kept = keep(&shard, origin, &record).await;
+        let kept = match origin {
+            NameOrigin::Claim => claim(&shard, &record).await,
+            NameOrigin::Release => {
+                lock(&shard.node.name_claims).release(&record.name, &record.version);
+                Ok(NameWriteAnswer::Kept)
+            }
+            NameOrigin::Put | NameOrigin::ReadElsewhere | NameOrigin::New => keep(&shard, origin, &record).await,
+        };
         let is_newest = shard.node.layout_number() == layout;
         let _ = tell.send(kept.and_then(|answer| if is_newest { Ok(answer) } else { Err(Status::WrongLayout) }));
     });
@@ -146,11 +172,17 @@ async fn keep(shard: &Rc<Shard>, origin: NameOrigin, record: &NameRecord) -> Res
         return Err(Status::Dead);
     }
     let held = catalog.name(&record.bucket, &record.name).await.map_err(unavailable)?;
+    if let Some((clock, version)) = taken_by(held.as_ref(), record).filter(|_| origin == NameOrigin::New) {
+        return Ok(NameWriteAnswer::Taken(clock, version));
+    }
     if let Some(held) = held.as_ref().filter(|held| held.order() >= record.order()) {
         // Something as late or later is durable here already.
         let (clock, version) = held.order();
         let is_same = version == record.version;
         return Ok(if is_same { NameWriteAnswer::Kept } else { NameWriteAnswer::Lost(clock, version) });
+    }
+    if origin == NameOrigin::New && !may_be_new(shard, record) {
+        return Err(Status::Unavailable);
     }
     let is_first = held.as_ref().is_none_or(|held| held.version != record.version);
     if is_first && is_too_late(origin, record, now_ms) {
@@ -161,16 +193,53 @@ async fn keep(shard: &Rc<Shard>, origin: NameOrigin, record: &NameRecord) -> Res
         Status::NoSpace
     })?;
     shard.node.observe(record.clock);
+    lock(&shard.node.name_claims).release(&record.name, &record.version);
     Ok(match held.filter(|held| is_first && !held.tombstone) {
         Some(held) => NameWriteAnswer::Displaced(held.clock, held.version),
         None => NameWriteAnswer::Kept,
     })
 }
 
+/// The file of another version that has the name of `record` here.
+fn taken_by(held: Option<&NameRecord>, record: &NameRecord) -> Option<(Stamp, VersionId)> {
+    held.filter(|held| !held.tombstone && held.version != record.version).map(NameRecord::order)
+}
+
+/// Whether a record that must be the first is taken: its version has the claim, or this is the one owner there is.
+fn may_be_new(shard: &Rc<Shard>, record: &NameRecord) -> bool {
+    let node = &shard.node;
+    let is_alone = node.layout().is_ok_and(|layout| layout.name_owners(&record.bucket).len() == 1);
+    is_alone || lock(&node.name_claims).is_held(&record.name, &record.version, node.uptime())
+}
+
+/// Keeps the name for a version that wants to be the first, if no file has it and nobody else wants it.
+async fn claim(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAnswer, Status> {
+    let node = &shard.node;
+    if node.opened.segments > 0 {
+        // What the process before this one has granted may still count.
+        tokio::time::sleep(NAME_CLAIM_MAX.saturating_sub(node.uptime())).await;
+    }
+    check_ahead(record.clock, wall_ms()).map_err(|_| Status::ClockAhead)?;
+    let unavailable = |error: CatalogError| {
+        tracing::warn!(%error, "a name was not claimed");
+        Status::Unavailable
+    };
+    let _alone = node.name_locks.lock(std::iter::once(&record.name)).await;
+    if node.catalog.is_dead(&record.version).await.map_err(unavailable)? {
+        return Err(Status::Dead);
+    }
+    let held = node.catalog.name(&record.bucket, &record.name).await.map_err(unavailable)?;
+    if let Some((clock, version)) = taken_by(held.as_ref(), record) {
+        return Ok(NameWriteAnswer::Taken(clock, version));
+    }
+    let is_granted = lock(&node.name_claims).grant(record.name, record.version, node.uptime());
+    Ok(if is_granted { NameWriteAnswer::Kept } else { NameWriteAnswer::Claimed })
+}
+
 /// Whether a version is named later than it may be: then its chunks may be gone, and its writer mints a new one and refers
 /// again. What another owner holds was named in time.
 fn is_too_late(origin: NameOrigin, record: &NameRecord, now_ms: u64) -> bool {
-    origin == NameOrigin::Put && !record.tombstone && check_age(&record.version, now_ms / 1000).is_err()
+    origin != NameOrigin::ReadElsewhere && !record.tombstone && check_age(&record.version, now_ms / 1000).is_err()
 }
 
 /// Makes durable those of `records` that are news here. They were acknowledged under earlier layouts: how old their
@@ -223,8 +292,12 @@ async fn find(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result<Fou
 /// `None`: an owner runs under another layout, start over.
 async fn find_once(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result<Option<Found>, NameError> {
     let quorums = quorums(shard, bucket)?;
-    let (mut machine, mut asked) = (NameRead::new(quorums.clone()), Asked::new(shard));
+    let layout = layout_of(&quorums);
+    let (mut machine, mut asked) = (NameRead::new(quorums.clone()), Asked::new(shard, layout));
     let groups = name_groups(shard, Some(bucket));
+    if !are_of(&groups, layout) {
+        return Ok(None);
+    }
     let body = message::encode_name_read(bucket, name);
     let Some(gathered) = gather(&mut asked, &groups, &machine.owners(), &body).await? else { return Ok(None) };
     let mut seen: BTreeSet<(Stamp, VersionId)> = BTreeSet::new();
@@ -308,7 +381,7 @@ async fn bear_witness(
     let Some(record) = &found.record else { return Ok(()) };
     let replaced = vec![superseded];
     let written = Written { order: record.order(), holders: found.holders, quorums: found.quorums, replaced };
-    let _room = deaths::reserve(shard).map_err(|failure| failure.message)?;
+    let _room = deaths::reserve(shard, 1).map_err(|failure| failure.message)?;
     deaths::sign_replaced(shard, &[written]).await.map_err(|failure| failure.message)
 }
 
@@ -339,7 +412,7 @@ pub struct WriteName<'a> {
     pub name: &'a NameId,
     /// What the name was when the operation began.
     pub earlier: Option<&'a NameRecord>,
-    /// Fail when somebody else has given the name to a file meanwhile.
+    /// Fail when somebody else has given the name to a file, or does so at the same time.
     pub no_clobber: bool,
 }
 
@@ -363,17 +436,27 @@ impl WriteName<'_> {
         make: impl Fn(Stamp) -> NameRecord,
         sent: Option<NameRecord>,
     ) -> Result<Written, NameError> {
-        let mut attempt = Attempt { sent, replaced: Vec::new() };
+        let mut attempt = Attempt { sent, replaced: Vec::new(), latest: None };
         if let Some(earlier) = self.earlier.filter(|earlier| !earlier.tombstone) {
             attempt.replaced.push(earlier.order());
         }
-        for _ in 0..RESTARTS_MAX {
-            if let Some(written) = self.attempt(shard, &make, &mut attempt).await? {
-                return Ok(written);
-            }
-            super::membership::refresh_layout(shard).await;
-            if let Some(written) = self.overtaken(shard, &mut attempt).await? {
-                return Ok(written);
+        let (mut restarts, mut contended) = (0, 0);
+        while restarts < RESTARTS_MAX {
+            match self.attempt(shard, &make, &mut attempt).await? {
+                Attempted::Written(written) => return Ok(written),
+                Attempted::Contended if contended >= CLAIMS_MAX => return Err(NameError::Contended),
+                Attempted::Contended => {
+                    contended += 1;
+                    let pause = rand::rng().random_range(CLAIM_PAUSE_MS);
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                Attempted::Refused => {
+                    restarts += 1;
+                    super::membership::refresh_layout(shard).await;
+                    if let Some(written) = self.overtaken(shard, &mut attempt).await? {
+                        return Ok(written);
+                    }
+                }
             }
         }
         Err(NameError::LayoutChanged)
@@ -402,66 +485,151 @@ impl WriteName<'_> {
         shard: &Rc<Shard>,
         make: &impl Fn(Stamp) -> NameRecord,
         attempt: &mut Attempt,
-    ) -> Result<Option<Written>, NameError> {
+    ) -> Result<Attempted, NameError> {
         let quorums = quorums(shard, self.bucket)?;
-        let (mut machine, mut asked) = (NameWrite::new(quorums.clone()), Asked::new(shard));
-        let Some(latest) = self.clock_round(shard, &mut machine, &mut asked, attempt).await? else { return Ok(None) };
-        let record = match attempt.sent.take() {
-            Some(record) => record,
+        let layout = layout_of(&quorums);
+        let (mut machine, mut asked) = (NameWrite::new(quorums.clone()), Asked::new(shard, layout));
+        let Some(latest) = self.clock_round(shard, layout, &mut machine, &mut asked, attempt).await? else {
+            return Ok(Attempted::Refused);
+        };
+        let record = match &attempt.sent {
+            Some(record) => record.clone(),
             None => make(later_clock(shard, latest).await?),
         };
-        let mut step = machine.picked();
         asked.forget_running();
+        let is_new = self.no_clobber && !record.tombstone;
+        if is_new && quorums.iter().any(|quorum| quorum.owners.len() > 1) {
+            match self.claim(&mut asked, &quorums, &record, attempt.latest.as_ref()).await? {
+                Claimed::Granted => {}
+                Claimed::Contended => return Ok(Attempted::Contended),
+                Claimed::Refused => return Ok(Attempted::Refused),
+            }
+        }
+        let mut step = machine.picked();
+        let origin = if is_new { NameOrigin::New } else { NameOrigin::Put };
         for owner in machine.owners() {
-            asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::Put, &record));
+            asked.ask(owner, FrameKind::NameWrite, encode_name_write(origin, &record));
         }
         let order = record.order();
         let own = (!record.tombstone).then_some(order);
-        attempt.sent = Some(record);
+        attempt.sent = Some(record.clone());
+        let (mut is_taken, mut missed) = (false, Vec::new());
         loop {
             match step {
                 NameWriteStep::Done => break,
+                NameWriteStep::Failed { .. } if is_taken => return Err(NameError::Taken),
                 NameWriteStep::Failed { have, need } => return Err(asked.too_few(have, need)),
-                NameWriteStep::Restart => return Ok(None),
+                NameWriteStep::Restart => return Ok(Attempted::Refused),
                 NameWriteStep::Wait | NameWriteStep::PickClock { .. } => {}
             }
             let Some((owner, answer)) = asked.next().await else { return Err(asked.too_few(0, 1)) };
             step = match answer {
+                Answer::Written(NameWriteAnswer::Taken(..) | NameWriteAnswer::Claimed) => {
+                    is_taken = true;
+                    missed.push(owner);
+                    machine.on_fail(owner)
+                }
                 Answer::Written(answer) => {
                     self.note_answer(shard, &answer, own, &mut attempt.replaced);
                     machine.on_ack(owner)
                 }
                 Answer::Refused => machine.on_refused(owner),
-                Answer::Record(..) | Answer::Failed => machine.on_fail(owner),
+                Answer::Record(..) | Answer::Failed => {
+                    missed.push(owner);
+                    machine.on_fail(owner)
+                }
             };
         }
         let (holders, replaced) = (machine.holders(), std::mem::take(&mut attempt.replaced));
-        self.hear_the_others(shard, asked, own, replaced.clone());
-        Ok(Some(Written { order, holders, quorums, replaced }))
+        if is_new {
+            for owner in missed {
+                asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::ReadElsewhere, &record));
+            }
+        }
+        self.hear_the_others(shard, asked, own, replaced.clone(), is_new.then_some(record));
+        Ok(Attempted::Written(Written { order, holders, quorums, replaced }))
+    }
+
+    /// Claims the name for a record that must be the first, with a majority of its owners or not at all.
+    /// `latest`: what the name is now, as a quorum knows.
+    async fn claim(
+        &self,
+        asked: &mut Asked,
+        quorums: &[Quorum],
+        record: &NameRecord,
+        latest: Option<&NameRecord>,
+    ) -> Result<Claimed, NameError> {
+        let (began, mut machine) = (Instant::now(), NameClaim::new(quorums.to_vec()));
+        for owner in machine.owners() {
+            asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::Claim, record));
+        }
+        let mut is_contended = false;
+        let outcome = loop {
+            let Some((owner, answer)) = asked.next().await else { break Err(asked.too_few(0, 1)) };
+            let step = match answer {
+                // It was away when that file was removed.
+                Answer::Written(NameWriteAnswer::Taken(clock, version))
+                    if latest.is_some_and(|latest| (clock, version) < latest.order()) =>
+                {
+                    machine.on_fail(owner)
+                }
+                Answer::Written(NameWriteAnswer::Taken(..)) => break Err(NameError::Taken),
+                Answer::Written(NameWriteAnswer::Claimed) => {
+                    is_contended = true;
+                    machine.on_fail(owner)
+                }
+                Answer::Written(_) => machine.on_grant(owner),
+                Answer::Refused => break Ok(Claimed::Refused),
+                Answer::Record(..) | Answer::Failed => machine.on_fail(owner),
+            };
+            match step {
+                ClaimStep::Wait => {}
+                ClaimStep::Granted if began.elapsed() < NAME_CLAIM_MAX / 2 => {
+                    asked.forget_running();
+                    return Ok(Claimed::Granted);
+                }
+                ClaimStep::Granted => break Ok(Claimed::Contended), // for too little time
+                ClaimStep::Failed { .. } if is_contended => break Ok(Claimed::Contended),
+                ClaimStep::Failed { have, need } => break Err(asked.too_few(have, need)),
+            }
+        };
+        asked.forget_running();
+        for owner in machine.owners() {
+            asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::Release, record));
+        }
+        // So that no release overtakes the next claim. Who does not answer releases it by itself, in time.
+        let _ = tokio::time::timeout(STALL_MAX, async { while asked.next().await.is_some() {} }).await;
+        asked.forget_running();
+        outcome
     }
 
     /// The latest clock that a quorum knows. `None`: start over.
     async fn clock_round(
         &self,
         shard: &Rc<Shard>,
+        layout: u32,
         machine: &mut NameWrite,
         asked: &mut Asked,
         attempt: &mut Attempt,
     ) -> Result<Option<Stamp>, NameError> {
         let groups = name_groups(shard, Some(self.bucket));
+        if !are_of(&groups, layout) {
+            return Ok(None);
+        }
+        attempt.see(self.earlier);
         let body = message::encode_name_read(self.bucket, self.name);
         let Some(gathered) = gather(asked, &groups, &machine.owners(), &body).await? else { return Ok(None) };
         let mut latest = self.earlier.map_or(Stamp::ZERO, |earlier| earlier.clock);
         for (_, record) in &gathered.earlier {
             latest = latest.max(record.clock);
-            self.note(record, attempt)?;
+            attempt.note(record);
         }
         let mut known = gathered.answers;
         // All that came together is taken note of, though a quorum of it may do.
         for (_, answer) in &known {
             if let Answer::Record(Some(record), _) = answer {
                 latest = latest.max(record.clock);
-                self.note(record, attempt)?;
+                attempt.note(record);
             }
         }
         loop {
@@ -474,7 +642,7 @@ impl WriteName<'_> {
             let step = match answer {
                 Answer::Record(record, _) => {
                     if let Some(record) = &record {
-                        self.note(record, attempt)?;
+                        attempt.note(record);
                     }
                     machine.on_clock(owner, record.map(|record| record.clock))
                 }
@@ -482,6 +650,10 @@ impl WriteName<'_> {
                 Answer::Written(_) | Answer::Failed => machine.on_fail(owner),
             };
             match step {
+                // The latest decides: an owner that was away may still hold what was removed since.
+                NameWriteStep::PickClock { .. } if self.no_clobber && attempt.is_anothers_file() => {
+                    return Err(NameError::Taken);
+                }
                 NameWriteStep::PickClock { later_than } => return Ok(Some(latest.max(later_than))),
                 NameWriteStep::Failed { have, need } => return Err(asked.too_few(have, need)),
                 NameWriteStep::Restart => return Ok(None),
@@ -503,22 +675,32 @@ impl WriteName<'_> {
                 replaced.push((*clock, *version));
             }
             NameWriteAnswer::Lost(..) => own.into_iter().for_each(|own| witness(shard, self.bucket, self.name, own)),
-            NameWriteAnswer::Kept | NameWriteAnswer::Displaced(..) => {}
+            NameWriteAnswer::Kept
+            | NameWriteAnswer::Displaced(..)
+            | NameWriteAnswer::Taken(..)
+            | NameWriteAnswer::Claimed => {}
         }
     }
 
-    /// The write is done; owners that answer later may tell of versions that nobody else knows of.
+    /// The write is done; owners that answer later may tell of versions that nobody else knows of. `to_bring`: a record
+    /// that had to be the first, for one who did not take it as such.
     fn hear_the_others(
         &self,
         shard: &Rc<Shard>,
         mut asked: Asked,
         own: Option<(Stamp, VersionId)>,
         known: Vec<(Stamp, VersionId)>,
+        mut to_bring: Option<NameRecord>,
     ) {
         let (shard, bucket, name) = (shard.clone(), *self.bucket, *self.name);
         spawn(async move {
-            while let Some((_, answer)) = asked.next().await {
+            while let Some((owner, answer)) = asked.next().await {
                 match answer {
+                    Answer::Written(NameWriteAnswer::Taken(..)) | Answer::Failed => {
+                        // Once is enough: who is away is told by the readers.
+                        let Some(record) = to_bring.take() else { continue };
+                        asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::ReadElsewhere, &record));
+                    }
                     Answer::Written(NameWriteAnswer::Displaced(clock, version))
                         if !known.contains(&(clock, version)) =>
                     {
@@ -532,27 +714,66 @@ impl WriteName<'_> {
             }
         });
     }
+}
 
-    /// Takes note of what an owner holds before the write.
-    fn note(&self, record: &NameRecord, attempt: &mut Attempt) -> Result<(), NameError> {
-        let is_ours = attempt.sent.as_ref().is_some_and(|sent| sent.version == record.version);
-        if record.tombstone || is_ours {
-            return Ok(());
-        }
-        if self.no_clobber {
-            return Err(NameError::Taken);
-        }
-        if !attempt.replaced.contains(&record.order()) {
-            attempt.replaced.push(record.order());
-        }
-        Ok(())
-    }
+/// How one attempt to write has ended.
+enum Attempted {
+    Written(Written),
+    /// An owner runs under another layout, or knows the version as dead: start over.
+    Refused,
+    /// Somebody else claims the name: nothing was written.
+    Contended,
+}
+
+enum Claimed {
+    Granted,
+    Contended,
+    Refused,
 }
 
 /// What outlives a restart of the write.
 struct Attempt {
     sent: Option<NameRecord>,
     replaced: Vec<(Stamp, VersionId)>,
+    /// The latest record that anybody showed.
+    latest: Option<NameRecord>,
+}
+
+impl Attempt {
+    fn see(&mut self, record: Option<&NameRecord>) {
+        if let Some(record) = record
+            && self.latest.as_ref().is_none_or(|latest| record.wins_over(latest))
+        {
+            self.latest = Some(record.clone());
+        }
+    }
+
+    /// Takes note of what an owner holds before the write.
+    fn note(&mut self, record: &NameRecord) {
+        self.see(Some(record));
+        if !record.tombstone && !self.is_ours(record) && !self.replaced.contains(&record.order()) {
+            self.replaced.push(record.order());
+        }
+    }
+
+    fn is_ours(&self, record: &NameRecord) -> bool {
+        self.sent.as_ref().is_some_and(|sent| sent.version == record.version)
+    }
+
+    fn is_anothers_file(&self) -> bool {
+        self.latest.as_ref().is_some_and(|latest| !latest.tombstone && !self.is_ours(latest))
+    }
+}
+
+/// The layout that an operation runs under: the newest of its quorums'. Read once: the next may be adopted at any moment, on
+/// another thread too, and what one layout's quorum acknowledged is nothing to another's.
+fn layout_of(quorums: &[Quorum]) -> u32 {
+    quorums.last().map_or(0, |quorum| quorum.layout)
+}
+
+/// Whether whom to hear was asked under the same layout.
+fn are_of(groups: &[NameGroup], layout: u32) -> bool {
+    groups.first().is_some_and(|newest| newest.layout == layout)
 }
 
 fn quorums(shard: &Rc<Shard>, bucket: &BucketId) -> Result<Vec<Quorum>, NameError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::chunks::LAYOUT_RESTARTS_MAX;
-use super::connections::connect;
+use super::connections::{connect, is_near};
 use super::shard::Shard;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::{Address, NodeId, VersionId, message};
@@ -93,7 +93,9 @@ pub async fn capsules(shard: &Rc<Shard>, root: &Address) -> Result<Vec<(VersionI
         return Ok(local);
     }
     let mut unreachable = None;
-    for owner in shard.node.chunk_holders(root).all() {
+    let mut owners: Vec<NodeId> = shard.node.chunk_holders(root).all().collect();
+    owners.sort_by_key(|owner| !is_near(shard, owner));
+    for owner in owners {
         let asked = async {
             let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
             let number = shard.node.layout_number();

@@ -13,7 +13,7 @@ use crate::cluster::{Membership, MembershipAction, MembershipEvent};
 use crate::config::NodeConfig;
 use crate::crypto::identity::{CheckedCertificate, sign_role};
 use crate::crypto::keys::NodeKeys;
-use crate::format::certificate::{Role, RoleState};
+use crate::format::certificate::{Layout, LayoutEntry, Role, RoleState};
 use crate::format::{Incarnation, Malformed, NodeId};
 use crate::node::control::PeerReport;
 
@@ -35,8 +35,8 @@ impl Peers {
         keys: &NodeKeys,
         incarnation: Incarnation,
         listen: SocketAddr,
+        bootstrap: Vec<String>,
     ) -> Self {
-        let bootstrap = config.join.iter().flat_map(|ticket| ticket.addresses.iter().cloned()).collect();
         let mut own = Role {
             node: certificate.node_id,
             incarnation,
@@ -51,7 +51,10 @@ impl Peers {
         sign_role(&mut own, keys, &certificate.network);
         let mut machine = Membership::new(certificate.node_id, bootstrap, rand::random());
         let known = vec![Known { certificate: certificate.certificate().clone(), role: own.clone() }];
-        let first = machine.handle(MembershipEvent::Roles { from: certificate.node_id, known }, Duration::ZERO);
+        let first = machine.handle(
+            MembershipEvent::Roles { from: certificate.node_id, known, wall_s: wall_ms() / 1000 },
+            Duration::ZERO,
+        );
         Self {
             machine: Mutex::new(machine),
             first: Mutex::new(first),
@@ -94,6 +97,10 @@ impl Peers {
 
     pub fn is_alive(&self, node: &NodeId) -> bool {
         lock(&self.machine).is_alive(node)
+    }
+
+    pub fn is_lost(&self, node: &NodeId) -> bool {
+        lock(&self.machine).is_lost(node)
     }
 
     pub fn known(&self) -> Vec<Known> {
@@ -150,13 +157,15 @@ impl Peers {
         lock(&self.machine).encode()
     }
 
-    /// Takes in, at start, whom a layout names.
-    pub fn remember(&self, known: &Known) {
-        lock(&self.machine).remember(known);
+    /// Takes in whom a layout names; gives back what the machine wants done.
+    pub fn admit(&self, layout: &Layout) -> Vec<MembershipAction> {
+        let known = |entry: &LayoutEntry| Known { certificate: entry.certificate.clone(), role: entry.role.clone() };
+        let known: Vec<Known> = layout.entries.iter().map(known).collect();
+        lock(&self.machine).admit(&known, wall_ms() / 1000)
     }
 
     pub fn restore(&self, book: &[u8]) -> Result<(), Malformed> {
-        lock(&self.machine).restore(book)
+        lock(&self.machine).restore(book, wall_ms() / 1000)
     }
 }
 

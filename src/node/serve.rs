@@ -1,6 +1,6 @@
 //! What this node answers its peers.
 //!
-//! Every request is checked against the asker's certificate and, where it changes anything, against the layout that it
+//! Every request is checked against what a layout has admitted the asker as and, where it changes anything, against the layout that it
 //! runs under: an owner refuses any other than its own newest, and the asker starts over.
 //!
 //! Who is in no layout known here has not been admitted: hello, roles and layout are all that is answered.
@@ -15,6 +15,7 @@
 
 use std::cell::OnceCell;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use super::membership::{self, Standing};
 use super::name_scan::NAME_PAGE_RECORDS;
@@ -22,7 +23,6 @@ use super::shard::Shard;
 use crate::catalog::CatalogError;
 use crate::crypto::hash::{address_of, proof_of_holding};
 use crate::crypto::keys::VaultKey;
-use crate::format::certificate::Class;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
 use crate::format::record::FLAG_STAND_IN;
@@ -47,11 +47,11 @@ impl Serve {
 
 impl Handler for Serve {
     async fn handle(self: Rc<Self>, peer: Rc<PeerInfo>, request: Request) -> Reply {
-        let is_member = peer.certificate.class == Class::Member;
+        let is_member = self.shard.node.is_fellow_member(&peer.certificate);
         let is_admitted = self.shard.node.is_admitted(&peer.certificate.node_id);
         let outcome = match request.kind {
             FrameKind::Hello => self.hello(&request).await,
-            FrameKind::Roles => self.roles(&peer, &request).await,
+            FrameKind::Roles => self.roles(&request).await,
             FrameKind::Layout => self.layout(&request),
             // A certificate alone is an application: its invite may have expired. The founder's layout is the answer.
             _ if !is_admitted => Err(Refusal::plain(Status::Forbidden)),
@@ -85,6 +85,14 @@ impl Handler for Serve {
         tracing::debug!(peer = ?connection.peer().certificate.node_id, %reason, "connection closed");
         self.shard.connections.forget(connection);
         membership::on_closed(&self.shard, &self.standing);
+    }
+
+    fn payload_sent(&self, bytes: usize) {
+        self.shard.node.traffic.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn payload_received(&self, bytes: usize) {
+        self.shard.node.traffic.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -195,7 +203,8 @@ impl Serve {
         }
         self.check_alive(&version).await?;
         if let Hold::Absent(claim) = self.shard.store.hold(&request.header.address, &version).await? {
-            let staged = self.shard.store.stage(claim, payload.buffer, payload.len, &version, flags).await?;
+            let staged = self.shard.store.stage(claim, payload.buffer, payload.len, &version, flags).await;
+            let staged = staged.map_err(StoreError::from)?;
             staged.commit().await?;
         }
         answer(Vec::new())
@@ -331,9 +340,10 @@ impl Serve {
         answer(membership::own_hello(&self.shard))
     }
 
-    async fn roles(&self, peer: &PeerInfo, request: &Request) -> Result<Reply, Refusal> {
+    async fn roles(&self, request: &Request) -> Result<Reply, Refusal> {
+        let connection = self.connection.get().ok_or(Refusal::plain(Status::Unavailable))?;
         let items = message::decode_page(&request.body, "role")?;
-        membership::on_roles(&self.shard, peer.certificate.node_id, items).await?;
+        membership::on_roles(&self.shard, connection, items).await?;
         answer(Vec::new())
     }
 

@@ -12,6 +12,7 @@ use super::names::{NameLocks, Witnessed};
 use super::peers::Peers;
 use super::shard::Job;
 use crate::catalog::{Catalog, Clock, versions};
+use crate::cluster::claims::NameClaims;
 use crate::cluster::{ActiveLayout, Layouts, PendingDeaths};
 use crate::config::NodeConfig;
 use crate::crypto::identity::CheckedCertificate;
@@ -46,6 +47,7 @@ pub struct Shared {
     pub clock: Mutex<Clock>,
     pub deaths: Mutex<PendingDeaths>,
     pub cache: Cache,
+    pub traffic: Traffic,
     pub admission: Arc<Admission>,
     pub replay: Arc<ReplayFilter>,
     pub shards: Vec<mpsc::UnboundedSender<Job>>,
@@ -65,8 +67,18 @@ pub struct Shared {
     pub layout_changed: Notify,
     /// Held while a name record is compared and made durable.
     pub name_locks: NameLocks,
+    /// Names that puts with `--no-clobber` have claimed here.
+    pub name_claims: Mutex<NameClaims>,
     pub witnessed: Witnessed,
     pub document_serial: AtomicU64,
+}
+
+/// Payloads that went to other nodes and came from them since this node began: chunks, but for small ones that are
+/// stored many in one message.
+#[derive(Default)]
+pub struct Traffic {
+    pub sent_bytes: AtomicU64,
+    pub received_bytes: AtomicU64,
 }
 
 /// Nodes that may hold a chunk: those that own it, and those that did under an earlier layout.
@@ -124,8 +136,20 @@ impl Shared {
 
     /// Whether a layout that is known here names this node.
     pub fn is_admitted(&self, node: &NodeId) -> bool {
+        self.admitted_as(node).is_some()
+    }
+
+    /// As what the newest of the layouts known here that names this node has admitted it. A certificate alone says what an
+    /// invite once allowed: the invite may have expired, and a node may have several.
+    pub fn admitted_as(&self, node: &NodeId) -> Option<Class> {
         let layouts = self.layouts();
-        layouts.active().iter().chain(layouts.earlier()).any(|layout| layout.node(node).is_some())
+        let mut layouts = layouts.active().iter().rev().chain(layouts.earlier());
+        layouts.find_map(|layout| layout.node(node)).map(|node| node.class)
+    }
+
+    /// Whether whoever showed this certificate may be treated as a member: it claims to be one, and was admitted as one.
+    pub fn is_fellow_member(&self, certificate: &CheckedCertificate) -> bool {
+        certificate.class == Class::Member && self.admitted_as(&certificate.node_id) == Some(Class::Member)
     }
 
     /// The newest layout; none before this node has joined.

@@ -16,7 +16,8 @@ use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
 use super::{
-    NodeError, Ready, checkpoints, chunks, commands, deaths, log, membership, name_sync, names, reclaim, wall_ms,
+    NodeError, Ready, bootstrap, checkpoints, chunks, commands, deaths, log, membership, name_sync, names, reclaim,
+    wall_ms,
 };
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
@@ -51,6 +52,9 @@ pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), Node
     let mut ring = Ring::new(&RingOptions::default())?;
     check_port(config.listen)?;
     let (keys, founded) = keys(&config)?;
+    if let Some(warning) = other_zone(config.zone.as_deref(), &keys.certificate().zone) {
+        tracing::warn!("{warning}");
+    }
     let threads = config.threads.unwrap_or_else(thread_count_default).max(1);
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::unbounded_channel::<Job>()).unzip();
     let mut receivers = receivers.into_iter();
@@ -127,9 +131,21 @@ fn keys(config: &NodeConfig) -> Result<(KeyRing, bool), NodeError> {
     }
     let zone = config.zone.as_deref().unwrap_or_default();
     match config.join.first() {
-        Some(ticket) => Ok((KeyRing::join(dir, ticket, zone)?, false)),
+        Some(ticket) => {
+            // Before the keys: with them alone there would be nobody to turn to.
+            bootstrap::keep(config)
+                .map_err(|error| NodeError::DataDir { path: dir.clone(), reason: error.to_string() })?;
+            Ok((KeyRing::join(dir, ticket, zone)?, false))
+        }
         None => Ok((KeyRing::found(dir, zone)?, true)),
     }
+}
+
+/// A node's zone is settled when it joins, and by the invite where that names one: what to say where `--zone` does not count.
+fn other_zone(wanted: Option<&str>, zone: &str) -> Option<String> {
+    let wanted = wanted.filter(|wanted| *wanted != zone)?;
+    let own = if zone.is_empty() { "none".to_owned() } else { format!("`{zone}`") };
+    Some(format!("--zone {wanted} does not count: this node's zone is {own}, settled by its ticket when it joined"))
 }
 
 /// The shards' listeners share their port, and so another process of the same user could share it too without anybody
@@ -231,7 +247,7 @@ async fn open(
         config.capacity.map_or(config.cache, |capacity| config.cache.min(capacity / CACHE_SHARE_OF_CAPACITY));
     let cache = Cache::new(cache_bytes);
     let node = Arc::new(Shared {
-        peers: Peers::new(&config, &certificate, keys.node(), incarnation, listen),
+        peers: Peers::new(&config, &certificate, keys.node(), incarnation, listen, bootstrap::addresses(&config)),
         config,
         listen,
         started: Instant::now(),
@@ -247,6 +263,7 @@ async fn open(
         clock: Mutex::new(Clock::new(floor)),
         deaths: Mutex::new(PendingDeaths::default()),
         cache,
+        traffic: Default::default(),
         admission: Admission::new(Instant::now()),
         replay: Arc::new(replay_filter),
         shards,
@@ -259,6 +276,7 @@ async fn open(
         names_synced: AtomicU32::new(synced),
         layout_changed: Notify::new(),
         name_locks: Default::default(),
+        name_claims: Default::default(),
         witnessed: Default::default(),
         document_serial: AtomicU64::new(0),
     });
@@ -450,4 +468,18 @@ fn cut_off_after(limit: std::time::Duration) {
         tracing::warn!("shutdown took longer than {} s: cut off", limit.as_secs());
         std::process::exit(0);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zone_that_does_not_count_is_warned_of() {
+        assert_eq!(other_zone(None, "z-1"), None);
+        assert_eq!(other_zone(Some("cellar"), "cellar"), None);
+        let warning = other_zone(Some("attic"), "z-1").unwrap();
+        assert!(warning.contains("attic") && warning.contains("z-1"), "{warning}");
+        assert!(other_zone(Some("attic"), "").unwrap().contains("none"));
+    }
 }

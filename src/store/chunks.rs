@@ -52,6 +52,19 @@ impl Claim {
     }
 }
 
+/// A chunk that was not staged: nothing of it was reserved or written, and the buffer is as it was.
+#[derive(Debug)]
+pub struct Refused {
+    pub error: StoreError,
+    pub buffer: Buffer,
+}
+
+impl From<Refused> for StoreError {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
+}
+
 /// A chunk on its way to the disk. Dropping this does not take it back.
 pub struct Staged {
     buffer: SharedBuffer,
@@ -174,9 +187,12 @@ impl<D: Disk> Store<D> {
         payload_len: usize,
         version: &VersionId,
         flags: u8,
-    ) -> Result<Staged, StoreError> {
-        check_length(&buffer, payload_len)?;
-        self.check_room((RECORD_HEADER_BYTES + payload_len) as u64)?;
+    ) -> Result<Staged, Refused> {
+        let takes = check_length(&buffer, payload_len)
+            .and_then(|()| self.check_room((RECORD_HEADER_BYTES + payload_len) as u64));
+        if let Err(error) = takes {
+            return Err(Refused { error, buffer });
+        }
         let Claim { address, lock, superseded } = claim;
         let effect = Effect::Insert { superseded, lock };
         let header = RecordHeader::new(RecordKind::Chunk, flags, payload_len as u32, address, *version);
@@ -187,30 +203,37 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    async fn stage_bulk(&self, mut buffer: Buffer, header: RecordHeader, effect: Effect) -> Result<Staged, StoreError> {
+    async fn stage_bulk(&self, mut buffer: Buffer, header: RecordHeader, effect: Effect) -> Result<Staged, Refused> {
         let payload_len = header.payload_bytes.get() as usize;
         let len = RECORD_HEAD_BYTES + payload_len.next_multiple_of(BLOCK_BYTES);
         if let Some(rest) = buffer.as_mut_slice().get_mut(RECORD_HEAD_BYTES + payload_len..len) {
             rest.fill(0);
         }
-        (self.context().backpressure)().await?;
+        if let Err(error) = (self.context().backpressure)().await {
+            return Err(Refused { error, buffer });
+        }
         let (sender, done) = oneshot::channel();
-        let mut frozen = None;
+        // Taken out, and the other put in, once it has a place.
+        let (mut unplaced, mut placed) = (Some(buffer), None);
         let build = |slot: &Slot| {
+            let Some(mut buffer) = unplaced.take() else { unreachable!("a chunk is given one place") };
             let entry = fill_head(&mut buffer, slot, header, len);
             let shared = buffer.freeze();
-            frozen = Some(shared.clone());
+            placed = Some(shared.clone());
             (shared, vec![Durable { entry, payload: Vec::new(), effect }])
         };
         let tell = Box::new(move |result| {
             let _ = sender.send(result);
         });
-        self.0.bulk.write(len, 1, build, tell).await?;
-        let buffer = frozen.ok_or(StoreError::Closed)?;
-        Ok(Staged { buffer, done })
+        let outcome = self.0.bulk.write(len, 1, build, tell).await;
+        match (outcome, unplaced, placed) {
+            (Ok(()), _, Some(buffer)) => Ok(Staged { buffer, done }),
+            (Err(error), Some(buffer), _) => Err(Refused { error, buffer }),
+            _ => unreachable!("a write that was begun has its place, one that was refused has none"),
+        }
     }
 
-    async fn stage_small(&self, buffer: Buffer, header: RecordHeader, effect: Effect) -> Result<Staged, StoreError> {
+    async fn stage_small(&self, buffer: Buffer, header: RecordHeader, effect: Effect) -> Result<Staged, Refused> {
         let payload = buffer.as_slice().get(RECORD_HEAD_BYTES..).unwrap_or_default();
         let payload = payload.get(..header.payload_bytes.get() as usize).unwrap_or_default().to_vec();
         let op = Op {
@@ -222,8 +245,10 @@ impl<D: Disk> Store<D> {
             effect,
         };
         let (answer, done) = oneshot::channel();
-        self.context().send(Message::Write { ops: vec![op], answer }).await?;
-        Ok(Staged { buffer: buffer.freeze(), done })
+        match self.context().send(Message::Write { ops: vec![op], answer }).await {
+            Ok(()) => Ok(Staged { buffer: buffer.freeze(), done }),
+            Err(error) => Err(Refused { error, buffer }),
+        }
     }
 
     /// Whether the only copies here are known to be damaged.

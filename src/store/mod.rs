@@ -60,7 +60,7 @@ mod small;
 mod tests;
 mod verify;
 
-pub use chunks::{Claim, Hold, Located, ReadOutcome, Removal, Staged};
+pub use chunks::{Claim, Hold, Located, ReadOutcome, Refused, Removal, Staged};
 pub use context::{Backpressure, Observer, Spawn};
 pub use disk::{Disk, DiskFile};
 pub use index::Place;

@@ -156,6 +156,17 @@ impl<D: Disk> Store<D> {
         keep: &impl Keep,
         drop_damaged: bool,
     ) -> Result<(), StoreError> {
+        // Nothing is copied out of a segment that has to stay: it would be copied again each time.
+        let mut stays = false;
+        let readable = self
+            .each_page(entry, drop_damaged, async |page: Vec<Read>| {
+                stays |= page.iter().any(|(record, _)| self.is_quarantined_at(entry.id, record));
+                Ok(())
+            })
+            .await?;
+        if stays || readable != Some(true) {
+            return Ok(());
+        }
         let mut is_busy = false;
         let whole = self
             .each_page(entry, drop_damaged, async |page: Vec<Read>| {
@@ -226,6 +237,13 @@ impl<D: Disk> Store<D> {
         record.kind != RecordKind::Chunk as u8 || self.shared().index.has(&record.address, &place_of(segment, record))
     }
 
+    /// A chunk whose bytes are not to be trusted and not to be forgotten: it stays until it is replaced.
+    fn is_quarantined_at(&self, segment: u64, record: &FooterEntry) -> bool {
+        let mut candidates = self.shared().index.candidates(&record.address).into_iter();
+        record.kind == RecordKind::Chunk as u8
+            && candidates.any(|place| place.is_at(segment, record.offset.get()) && place.is_quarantined())
+    }
+
     fn carry(&self, segment: u64, record: &FooterEntry, payload: Vec<u8>, needed: bool) -> Carry {
         let (address, version) = (record.address, record.version);
         let Some(kind) = RecordKind::parse(record.kind).filter(|_| needed) else { return Carry::Drop };
@@ -237,7 +255,7 @@ impl<D: Disk> Store<D> {
                 let here = candidates.into_iter().find(|place| place.is_at(segment, record.offset.get()));
                 match here {
                     None => Carry::Drop,
-                    // Its bytes are not to be trusted and not to be forgotten: it stays until it is replaced.
+                    // Since the look at the whole segment.
                     Some(place) if place.is_quarantined() => Carry::Busy,
                     Some(from) => take(payload, Effect::Move { from, lock }),
                 }

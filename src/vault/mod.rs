@@ -47,7 +47,7 @@ pub use get::{GetError, GetJob, GetOptions, GetResult};
 pub use input::{FileStamp, Input, InputKind};
 pub use job::Progress;
 pub use output::Output;
-pub use plain::{Fetch, get_plain};
+pub use plain::{Fetch, PlainOutput, get_plain};
 pub use put::{PutError, PutJob, PutOptions, PutResult};
 pub use share::Share;
 pub use tree::{Finish, Node, TreeBuilder, TreeError, check_depth, check_node, chunk_bytes};

@@ -70,7 +70,7 @@ impl Connection {
         let Established { stream, certificate, network_key_generation, sealer, unsealer } = established;
         let peer = PeerInfo { certificate, address, dialled, network_key_generation };
         let link = Link::new(stream, peer, pool);
-        spawn(writer::write(link.clone(), sealer));
+        spawn(writer::write(link.clone(), sealer, handler.clone()));
         spawn(reader::read(link.clone(), Decoder::new(unsealer, dialled), handler));
         spawn(watch(link.clone()));
         Connection(link)
@@ -101,6 +101,11 @@ impl Connection {
     /// Requests of ours that have no answer yet: who asks can spread its load.
     pub fn in_flight(&self) -> usize {
         self.0.in_flight()
+    }
+
+    /// When the peer last sent a byte: no later than a keepalive ago, unless it hangs or the way to it is cut.
+    pub fn heard_at(&self) -> Instant {
+        self.0.heard_at()
     }
 
     /// Answers that wait are still sent (those without a payload), then a goodbye with `reason`; then it is over.

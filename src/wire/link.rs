@@ -224,6 +224,10 @@ impl Link {
         !self.is_closed() && self.leaving.borrow().is_none()
     }
 
+    pub(super) fn heard_at(&self) -> Instant {
+        self.liveness.borrow().heard_at()
+    }
+
     pub(super) fn look(&self, now: Instant) -> Verdict {
         self.liveness.borrow_mut().look(now, &self.movement.borrow())
     }

@@ -57,6 +57,11 @@ impl Liveness {
         self.received = now;
     }
 
+    /// When a byte last came, as far as is known.
+    pub fn heard_at(&self) -> Instant {
+        self.received
+    }
+
     pub fn look(&mut self, now: Instant, movement: &Movement) -> Verdict {
         if movement.arriving || now > self.expected + KEEPALIVE_INTERVAL {
             self.received = now;

@@ -193,6 +193,12 @@ pub trait Handler: 'static {
 
     /// Called once for each `connected`, after the last request of the peer was handed over.
     fn closed(&self, connection: &Connection, reason: &CloseReason);
+
+    /// A payload of so many bytes has left, in a request of ours or an answer.
+    fn payload_sent(&self, _bytes: usize) {}
+
+    /// A payload of so many bytes has come and matched its address.
+    fn payload_received(&self, _bytes: usize) {}
 }
 
 /// Why a connection ended: the first of what happened.

@@ -141,6 +141,7 @@ impl<H: Handler> Reader<H> {
                     return Err(CloseReason::PayloadMismatch(frame.header.address));
                 }
                 self.link.payload_ended();
+                self.handler.payload_received(payload_bytes);
                 self.dispatch(frame, Some((payload, grant)))
             }
             None => {

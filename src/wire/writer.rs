@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 use super::handshake::Sealer;
 use super::link::Link;
 use super::queue::Outgoing;
-use super::{CloseReason, PayloadSource, Violation};
+use super::{CloseReason, Handler, PayloadSource, Violation};
 use crate::format::frame::FrameKind;
 use crate::io::SendSource;
 use crate::limits::{SEND_COALESCED_BYTES_MAX, STALL_MAX};
@@ -28,7 +28,7 @@ struct Batch {
     is_last: bool,
 }
 
-pub(super) async fn write(link: Rc<Link>, mut sealer: Sealer) {
+pub(super) async fn write<H: Handler>(link: Rc<Link>, mut sealer: Sealer, handler: Rc<H>) {
     let reason = loop {
         if link.is_closed() {
             return;
@@ -41,9 +41,12 @@ pub(super) async fn write(link: Rc<Link>, mut sealer: Sealer) {
             }
             Err(reason) => break reason,
         };
-        let is_last = batch.is_last;
+        let (is_last, payload_bytes) = (batch.is_last, batch.payload.as_ref().map_or(0, PayloadSource::len));
         if let Err(reason) = send(&link, batch).await {
             break reason;
+        }
+        if payload_bytes > 0 {
+            handler.payload_sent(payload_bytes);
         }
         if is_last {
             break link.said_goodbye();

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rand::RngExt;
 
-use crate::node::{KIB, MIB, Network, eventually, finish, noise, random, signal, text};
+use crate::node::{KIB, MIB, Network, eventually, finish, moment, noise, random, signal, text};
 
 const SIZES: [usize; 8] = [0, 1, 31, 32, MIB - 1, MIB, MIB + 1, 10 * MIB + 7];
 
@@ -201,6 +201,40 @@ fn ctrl_c_ends_a_put_with_130_and_names_nothing() {
     drop(stdin);
     node.put("half", b"another try");
     node.holds("half", b"another try");
+}
+
+#[test]
+fn what_an_interrupted_put_says_of_its_name_is_true() {
+    let mut random = random();
+    let network = Network::one();
+    let (node, path) = (&network[0], network.path("short"));
+    let mut interrupted = 0;
+    for round in 0..60 {
+        let name = format!("short/{round}");
+        fs::write(&path, noise(&mut random, KIB)).unwrap();
+        let put = node
+            .command(&["put", path.to_str().unwrap(), "--name", &name, "--progress", "never"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(moment(&mut random, Duration::from_millis(20)));
+        signal("INT", put.id());
+        // So early that it does not listen yet, the signal just ends it.
+        let output = put.wait_with_output().unwrap();
+        let error = text(&output.stderr);
+        let stored = || node.run(&["stat", &name]).status.code();
+        match output.status.code() {
+            Some(0) => assert_eq!(stored(), Some(0)),
+            Some(130) if error.contains("is not stored") => assert_eq!(stored(), Some(4), "{error}"),
+            Some(130) => {
+                assert!(error.contains(&format!("may or may not be stored: see gabion stat {name}")), "{error}")
+            }
+            _ => continue,
+        }
+        interrupted += u32::from(output.status.code() == Some(130));
+    }
+    println!("{interrupted} of 60 were interrupted in the middle");
 }
 
 #[test]

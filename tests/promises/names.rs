@@ -67,6 +67,60 @@ fn p3_concurrent_puts_of_one_name_leave_one_winner_whole() {
     }
 }
 
+/// Puts each of these under one name at once, on the nodes in turns, none over another; the codes they ended with.
+fn puts_of_the_first(network: &Network, name: &str, contents: &[Vec<u8>]) -> Vec<i32> {
+    thread::scope(|scope| {
+        let puts: Vec<_> = contents
+            .iter()
+            .enumerate()
+            .map(|(at, bytes)| {
+                let (node, path) = (&network[at % network.nodes.len()], network.path(&format!("{at}.input")));
+                std::fs::write(&path, bytes).unwrap();
+                let arguments = ["put", path.to_str().unwrap(), "--name", name, "--no-clobber"].map(str::to_owned);
+                scope.spawn(move || {
+                    let output = node.run(&arguments.each_ref().map(String::as_str));
+                    let (code, error) = (output.status.code().unwrap(), text(&output.stderr));
+                    assert!(code == 0 || code == 1 && error.contains("--no-clobber"), "{code}: {error}");
+                    code
+                })
+            })
+            .collect();
+        puts.into_iter().map(|put| put.join().unwrap()).collect()
+    })
+}
+
+fn one_put_is_the_first(network: &Network, bytes: usize, rounds: usize, at_once: usize) {
+    let mut random = random();
+    let mut won = Vec::new();
+    for round in 0..rounds {
+        let name = format!("first/{round}");
+        let contents: Vec<Vec<u8>> = (0..at_once).map(|_| noise(&mut random, bytes)).collect();
+        let codes = puts_of_the_first(network, &name, &contents);
+        let winners: Vec<&Vec<u8>> =
+            contents.iter().zip(&codes).filter(|(_, code)| **code == 0).map(|(bytes, _)| bytes).collect();
+        assert!(winners.len() <= 1, "{codes:?}: several were told that they are the first");
+        won.extend(winners.first().map(|winner| (name, (*winner).clone())));
+    }
+    assert!(won.len() * 2 > rounds, "{} of {rounds} had a winner", won.len());
+    // Whoever lost has left nothing that comes out later, and nobody has declared the winner dead.
+    for node in &network.nodes {
+        node.ok(&["reclaim"]);
+        won.iter().for_each(|(name, winner)| node.holds(name, winner));
+    }
+}
+
+#[test]
+fn p4_of_concurrent_puts_with_no_clobber_one_at_most_is_stored_and_stays() {
+    let alone = Network::one();
+    one_put_is_the_first(&alone, 300 * KIB, 6, 2);
+    let three = Network::start(3, 3, 0);
+    one_put_is_the_first(&three, 300 * KIB, 6, 3);
+    three[0].put("removed", b"old");
+    three[1].ok(&["rm", "removed"]);
+    assert_eq!(puts_of_the_first(&three, "removed", &[b"new".to_vec()]), [0]);
+    assert_eq!(puts_of_the_first(&three, "removed", &[b"newer".to_vec()]), [1]);
+}
+
 #[test]
 fn p4_of_concurrent_puts_of_one_name_only_the_winner_keeps_space() {
     let mut random = random();

@@ -2,10 +2,11 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use gabion::format::ticket::Ticket;
 
-use crate::node::{KIB, MIB, Network, Node, noise, random};
+use crate::node::{KIB, MIB, Network, Node, noise, random, text};
 
 /// A ticket of the founder that leads to another node.
 fn ticket_to(founder: &Node, other: &Node) -> String {
@@ -86,6 +87,38 @@ fn p3_what_is_put_while_nodes_join_is_read_by_those_who_joined() {
 }
 
 #[test]
+fn p3_names_stay_while_many_join_at_once() {
+    let mut random = random();
+    let mut network = Network::start(1, 3, 0);
+    let bytes = noise(&mut random, 300);
+    // Many buckets: of some, owners come and go from layout to layout before they have brought in anything.
+    let names: Vec<String> = (0..24).map(|number| format!("b{number}/file")).collect();
+    names.iter().for_each(|name| network[0].put(name, &bytes));
+    let ticket = network[0].ticket(&["--member"]);
+    let joined = std::thread::scope(|threads| {
+        let joining: Vec<_> = (1..7)
+            .map(|number| {
+                let (path, ticket) = (network.path(&number.to_string()), &ticket);
+                threads.spawn(move || Node::join(&path, ticket))
+            })
+            .collect();
+        joining.into_iter().map(|node| node.join().unwrap()).collect::<Vec<_>>()
+    });
+    network.nodes.extend(joined);
+    // Not known yet may be said, and then it is known who has to be heard; absent may not.
+    for name in &names {
+        for node in &network.nodes {
+            let output = node.run(&["cat", name]);
+            assert_ne!(output.status.code(), Some(4), "{name}: {}", crate::node::text(&output.stderr));
+        }
+    }
+    network.wait_ready();
+    for name in &names {
+        network.nodes.iter().for_each(|node| node.holds(name, &bytes));
+    }
+}
+
+#[test]
 fn restarted_nodes_find_each_other_without_any_ticket() {
     let mut random = random();
     let mut network = Network::start(3, 3, 1);
@@ -106,4 +139,47 @@ fn restarted_nodes_find_each_other_without_any_ticket() {
     network[0].start();
     network.wait_ready();
     network[0].holds("moved", &bytes[..64 * KIB]);
+}
+
+#[test]
+fn a_node_that_hangs_is_not_waited_for() {
+    let mut random = random();
+    let mut network = Network::start(3, 3, 0);
+    for number in 0..5 {
+        network[0].put(&format!("before/{number}"), b"short");
+    }
+    let bytes = noise(&mut random, 96 * MIB);
+    network[2].suspend();
+    // Nobody knows yet; and what follows, while it counts as gone, is no slower. Far less than a wait for it each time.
+    let begun = Instant::now();
+    for round in 0..2 {
+        network[0].put(&format!("long/{round}"), &bytes);
+        for _ in 0..12 {
+            assert_eq!(text(&network[0].ok(&["ls", "before/"]).stdout).lines().count(), 5);
+            network[1].put("short", b"short");
+        }
+        network[0].wait_for("the silence", |status| status["nodes_alive"] == 2);
+        network[1].wait_for("the silence", |status| status["nodes_alive"] == 2);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
+    network[2].resume();
+    network.wait_ready();
+    network[2].holds("long/1", &bytes);
+    assert_eq!(text(&network[2].ok(&["ls", "before/"]).stdout).lines().count(), 5);
+}
+
+#[test]
+fn a_node_that_reached_nobody_with_its_ticket_finds_the_network_after_a_restart_without_it() {
+    let mut network = Network::start(1, 2, 0);
+    let ticket = network[0].ticket(&["--member"]);
+    network[0].stop();
+    let mut second = Node::join(&network.path("1"), &ticket);
+    second.stop();
+    second.start();
+    network[0].start();
+    network.nodes.push(second);
+    network.wait_ready();
+    network[0].put("file", b"found");
+    network[1].holds("file", b"found");
+    assert!(!network.path("1").join("bootstrap").exists(), "it knows a layout now");
 }

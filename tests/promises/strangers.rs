@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use gabion::crypto::keyfile::KeyRing;
+use gabion::crypto::keys::VaultKey;
 use rand::RngExt;
 
 use crate::node::{MIB, Network, Node, noise, positions, random};
@@ -80,6 +82,7 @@ fn p5_a_storage_node_keeps_what_it_can_neither_read_nor_name() {
     network[1].reads(&["cat", &link, "--range", "1000000-1000099"], &long[1_000_000..1_000_100]);
     network[1].ok(&["get", &link, "-o", &never]);
     assert!(fs::read(&never).unwrap() == long);
+    network[1].fails(2, &["cat", &link, "--range", "4000000-4000009"]);
     blind_memory(&network[1], &[CONTENT]);
     network[1].stop();
     assert_eq!(holders(&network[1].dir, &wanted), [""; 0], "of the storage node");
@@ -166,4 +169,57 @@ fn p6_a_ticket_of_another_network_admits_nobody() {
     lost.wait_for("loneliness", |status| status["nodes_alive"] == 1 && status["state"] == "degraded");
     assert_eq!(networks[0][0].count("nodes_known"), 1);
     lost.fails(7, &["put", "/proc/self/cmdline", "--name", "x"]);
+}
+
+/// A node with a member ticket that nobody may be admitted by any more, knowing the network all the same.
+fn come_too_late(network: &Network, name: &str, prepare: impl FnOnce(&Path, &str)) -> Node {
+    let ticket = network[0].ticket(&["--member", "--expires", "1s"]);
+    std::thread::sleep(Duration::from_millis(2100));
+    let dir = network.path(name);
+    prepare(&dir, &ticket);
+    let mut node = Node::join(&dir, &ticket);
+    node.wait_for("the layout", |status| status["layout"] == network[0].count("layout"));
+    node
+}
+
+#[test]
+fn p5_a_member_that_was_never_admitted_cannot_plant_the_vault_key() {
+    let mut network = Network::start(2, 2, 0);
+    network[0].put("file", b"sealed under the key of the network");
+    let _planter = come_too_late(&network, "planter", |dir, ticket| {
+        let mut keys = KeyRing::join(dir, &ticket.parse().unwrap(), "").unwrap();
+        keys.store_vault_key(VaultKey::from_bytes([7; 32])).unwrap();
+    });
+    // A member that has no vault key meets it before it meets any other.
+    network.nodes.iter_mut().for_each(Node::stop);
+    let key = network[1].dir.join("keys/vault.key");
+    fs::remove_file(&key).unwrap();
+    network[1].start();
+    network[1].wait_for("the planter", |status| status["nodes_alive"] == 2);
+    for _ in 0..20 {
+        let error = network[1].fails(7, &["put", "/proc/self/cmdline", "--name", "x"]);
+        assert!(error.contains("has not received the vault key"), "{error}");
+        assert!(!key.exists(), "a vault key was planted");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    network[0].start();
+    network[1].wait_for("the true key", |status| !status["reasons"].to_string().contains("vault key"));
+    network[1].holds("file", b"sealed under the key of the network");
+}
+
+#[test]
+fn p6_who_comes_with_an_expired_ticket_stays_out_of_every_address_book() {
+    let mut network = Network::start(2, 2, 0);
+    let late: Vec<Node> = ["late-0", "late-1"].iter().map(|name| come_too_late(&network, name, |_, _| {})).collect();
+    // Others are admitted all the same, and hear of nobody else.
+    let third = Node::join(&network.path("2"), &network[0].ticket(&["--member"]));
+    network.nodes.push(third);
+    network.nodes.iter_mut().for_each(|node| {
+        node.wait_for("three nodes in the layout", |status| status["layout"] == 3);
+    });
+    drop(late);
+    network.wait_ready();
+    for node in &network.nodes {
+        assert_eq!(node.count("nodes_known"), 3, "{}", node.log());
+    }
 }

@@ -262,6 +262,7 @@ fn put(
     memory.names.insert(name.clone(), stored);
     vec![
         ControlEvent::Progress { done: len, total: None, new: len },
+        ControlEvent::Naming,
         ControlEvent::Stored {
             bucket: name.0,
             key: name.1,
@@ -360,6 +361,8 @@ fn status(memory: &Memory) -> StatusReport {
         versions: 0,
         deaths_pending: 0,
         cache_bytes: 0,
+        payload_bytes_sent: 0,
+        payload_bytes_received: 0,
         registered_buffers: 0,
         rss_anon_bytes: 0,
         uptime_s: 1,

@@ -99,6 +99,15 @@ impl Node {
         assert_eq!(output.status.code(), Some(0), "the node after SIGTERM: {}", self.log());
     }
 
+    /// It hangs from here on: its connections stay, and nobody answers. [`Node::resume`] or [`Node::kill`] end that.
+    pub fn suspend(&self) {
+        signal("STOP", self.pid());
+    }
+
+    pub fn resume(&self) {
+        signal("CONT", self.pid());
+    }
+
     fn log_path(&self) -> PathBuf {
         self.dir.with_extension("log")
     }

@@ -110,7 +110,17 @@ expect() { # CODE TEXT command…
 same() { cmp "$1" "$2" || fail "$2 differs from $1"; }
 
 disk_bytes() { du -s --block-size=1 "$t/$1" | cut -f1; }
-cpu_seconds() { awk -v tick="$(getconf CLK_TCK)" '{ print ($14 + $15) / tick }' "/proc/$(cat "$t/$1.pid")/stat"; }
+
+# Of these nodes since they started, and of all commands that the process SHELL has waited for.
+cpu_seconds() { # SHELL NODE…
+    local stats=("/proc/$1/stat") node
+    for node in "${@:2}"; do stats+=("/proc/$(cat "$t/$node.pid")/stat"); done
+    # A name between the parentheses could hold blanks.
+    sed 's/.*) //' "${stats[@]}" | awk -v tick="$(getconf CLK_TCK)" '
+        NR == 1 { ticks += $14 + $15 }
+        NR > 1 { ticks += $12 + $13 }
+        END { print ticks / tick }'
+}
 
 # Samples the memory of all nodes of this test until the test ends; memory_check judges it.
 memory_watch() {

@@ -1,58 +1,106 @@
-# How fast, as ratios to what the same machine does in the same run. Judged on the full list only: a shared machine with
-# small files says little.
+# How fast, as ratios to what the same machine does in the same round: the middle of three. Judged on the full list only:
+# a shared machine with small files says little. CPU seconds are those of everything of gabion: nodes and commands.
 # shellcheck shell=bash disable=SC2154
 
 test_speed() {
-    local bytes=$((file_mib << 20)) gib fio_write fio_read took put get before after link remote
+    local rounds=3 round case
     command -v fio > /dev/null || fail "no fio; install it"
     command -v iperf3 > /dev/null || fail "no iperf3; install it"
-    gib=$(calc "$file_mib / 1024" 4)
-    random_file "$t/file" "$bytes" "$seed"
+    [ -z "$small" ] || rounds=1
+    random_file "$t/file" $((file_mib << 20)) "$seed"
+    for round in $(seq "$rounds"); do
+        speed_round
+        echo "round $round done"
+        rm -rf "$t/a" "$t/b" "$t/fio"
+    done
+    for case in put get fetch wire; do
+        figure "$(speed_case "$case"): $(middle "$case.rate") MiB/s, $(spread "$case.ratio") times" \
+            "$(speed_limit "$case")'s time ($(middle "$case.limit") MiB/s)," \
+            "$(spread "$case.cpu") CPU s/GiB$(speed_remark "$case");"
+    done
+    [ -z "$small" ] || return 0
+    holds "$(middle put.ratio) <= 1.5" || fail "put takes $(spread put.ratio) times as long as fio"
+}
+
+speed_case() {
+    case $1 in
+        put | get) echo "$1" ;;
+        fetch) echo "node to node, kept" ;;
+        wire) echo "node to node, not kept" ;;
+    esac
+}
+
+speed_limit() { case $1 in put | get) echo fio ;; *) echo iperf3 ;; esac }
+speed_remark() { [ "$1" != fetch ] || echo ", $(middle fetch.kept) % of it"; }
+
+# One node, then two; each in an empty directory.
+speed_round() {
+    local link
     sync # in the page cache and clean: writing it back would compete with fio and put alike, and not equally
-    fio_write=$(fio_rate write)
-    node_start a
-    before=$(cpu_seconds a)
-    took=$(timed g a put "$t/file")
-    after=$(cpu_seconds a)
-    put=$(calc "$bytes / $took" 0)
-    figure "put $(mib "$put") MiB/s, $(calc "$fio_write / $put") times fio's time ($(mib "$fio_write") MiB/s)," \
-        "$(calc "($after - $before) / $gib") CPU s/GiB;"
-    local put_ratio put_cpu
-    put_ratio=$(calc "$fio_write / $put") put_cpu=$(calc "($after - $before) / $gib")
-
+    fio_rate write > "$t/limit"
+    node_start a --replicas 1
+    cat "$t/file" > /dev/null
+    measured put "$(cat "$t/limit")" a -- g a put "$t/file"
     drop_caches
-    fio_read=$(fio_rate read)
+    fio_rate read > "$t/limit"
     drop_caches
-    before=$(cpu_seconds a)
-    took=$(timed g a get file -o /dev/null)
-    after=$(cpu_seconds a)
-    get=$(calc "$bytes / $took" 0)
-    figure "get $(mib "$get") MiB/s, $(calc "$fio_read / $get") times fio's time ($(mib "$fio_read") MiB/s)," \
-        "$(calc "($after - $before) / $gib") CPU s/GiB;"
+    measured get "$(cat "$t/limit")" a -- g a get file -o /dev/null
 
-    # Node to node: the second joined later and holds nothing of the file.
-    link=$(iperf_rate)
-    cat "$t"/a/segments/*.seg > /dev/null # the source is hot: this is about the network
+    # The second joined later and holds nothing of the file.
+    iperf_rate > "$t/limit"
+    link=$(cat "$t/limit")
     node_join b a --member
     node_ready b 2
-    before=$(calc "$(cpu_seconds a) + $(cpu_seconds b)")
-    took=$(timed g b get file --remote -o /dev/null)
-    after=$(calc "$(cpu_seconds a) + $(cpu_seconds b)")
-    remote=$(calc "$bytes / $took" 0)
-    figure "node to node $(mib "$remote") MiB/s, $(calc "$link / $remote") times iperf3's time ($(mib "$link") MiB/s)," \
-        "$(calc "($after - $before) / $gib") CPU s/GiB"
-    [ -z "$small" ] || return 0
-    holds "$put_ratio <= 1.5" || fail "put takes $put_ratio times as long as fio"
-    holds "$put_cpu < 1" || fail "put takes $put_cpu CPU seconds per GiB"
+    cat "$t"/a/segments/*.seg > /dev/null # the source is hot: this is about the network
+    measured fetch "$link" a b -- fetch_and_keep
+    note fetch.kept "$(calc "100 * $(g b status --json | field cache_bytes) / ($file_mib * 1048576)" 0)"
+    measured wire "$link" a b -- g b get file --remote -o /dev/null
+    node_stop b
+    node_stop a
+    rm -f "$t/a.port" "$t/b.port"
+}
+
+# A node keeps what it fetched in the background, and while it has buffers to spare: until it has written for the last
+# time.
+fetch_and_keep() {
+    local before='' written='' still=0
+    g b get file -o /dev/null
+    while [ $still -lt 4 ]; do
+        written=$(grep ^write_bytes "/proc/$(cat "$t/b.pid")/io")
+        if [ "$written" = "$before" ]; then still=$((still + 1)); else still=0 ended=$(now); fi
+        before=$written
+        sleep 0.1
+    done
 }
 
 mib() { calc "$1 / 1048576" 0; }
 
-timed() { # command…: seconds
-    local started
+# Runs a command for the whole file and notes its rate, the LIMIT's time and CPU seconds per GiB in files of that name.
+measured() { # NAME LIMIT NODE… -- command…
+    local name=$1 limit=$2 nodes=() shell=$BASHPID started ended='' took before after rate
+    shift 2
+    while [ "$1" != -- ]; do nodes+=("$1") && shift; done
+    shift
+    before=$(cpu_seconds "$shell" "${nodes[@]}")
     started=$(now)
-    "$@" > "$t/timed.out"
-    calc "$(now) - $started" 3
+    "$@" > "$t/measured.out"
+    took=$(calc "${ended:-$(now)} - $started" 3)
+    after=$(cpu_seconds "$shell" "${nodes[@]}")
+    rate=$(calc "$file_mib * 1048576 / $took" 0)
+    note "$name.rate" "$(mib "$rate")"
+    note "$name.limit" "$(mib "$limit")"
+    note "$name.ratio" "$(calc "$limit / $rate")"
+    note "$name.cpu" "$(calc "($after - $before) * 1024 / $file_mib")"
+}
+
+note() { echo "$2" >> "$t/$1"; }
+
+# Of the numbers in $t/FILE.
+middle() { sort -n "$t/$1" | awk '{ line[NR] = $1 } END { print line[int((NR + 1) / 2)] }'; }
+spread() {
+    local least most
+    least=$(sort -n "$t/$1" | head -n 1) most=$(sort -n "$t/$1" | tail -n 1)
+    if [ "$least" = "$most" ]; then echo "$least"; else echo "$(middle "$1") ($least to $most)"; fi
 }
 
 drop_caches() {

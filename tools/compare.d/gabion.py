@@ -7,21 +7,33 @@ import os
 import pathlib
 import shutil
 import subprocess
+import time
 
-from measure import Failed, Own, warm
+from measure import Failed, Own
 from system import Facts, System
 
-BETWEEN_NODES = ("wire", "copy", "tree_copy")
+BETWEEN_NODES = ("fetch", "wire", "copy", "tree_copy")
+# A cache counts as written once it has not grown for so long.
+CACHE_STILL_SECONDS = 0.5
+CACHE_SECONDS_MAX = 60
+# Between two looks at it.
+CACHE_LOOK_SECONDS = 0.02
 
 
 class Gabion(System):
     name = "gabion"
     programs = ("gabion",)
+    to_sink = ("get_cold", "get_hot", "fetch", "wire")
 
     def facts_of(self, stage: str) -> Facts:
         where = "at rest and on the wire" if stage in BETWEEN_NODES else "at rest"
-        verified = "-" if stage in ("put", "tree_put", "value_set") else "BLAKE3, each chunk"
-        return Facts(where, verified, "before it says so")
+        if stage in ("put", "tree_put", "value_set"):
+            return Facts(where, "-", "before it says so", "the index in RAM; chunks go past the page cache")
+        cached = {"get_cold": "the index in RAM", "fetch": "the sender's chunks; the receiver keeps a copy on its disk",
+                  "value_get": "chunks in the page cache, the index in RAM"}
+        chunks = "the sender's chunks" if stage in BETWEEN_NODES else "chunks in the page cache"
+        durable = "the copies kept; what comes out is not" if stage == "fetch" else "no"
+        return Facts(where, "BLAKE3, each chunk", durable, cached.get(stage, chunks))
 
     def node(self, name: str, *arguments: object) -> list[object]:
         return [self.program("gabion"), "--data-dir", self.scratch / name, *arguments]
@@ -38,13 +50,18 @@ class Gabion(System):
             raise Failed(f"gabion {arguments[0]}: {ran.stderr.strip()}")
         return ran.stdout
 
+    def status(self, name: str) -> dict:
+        return json.loads(self.ask(name, "status", "--json"))
+
     def start(self, name: str, nodes: int, ticket: str | None = None) -> None:
-        self.meter.serve(self.node(name, "--listen", "127.0.0.1:0"), name, env=self.environment(ticket))
+        # One copy, as everybody else keeps.
+        options = [] if ticket else ["--replicas", 1]
+        self.meter.serve(self.node(name, "--listen", "127.0.0.1:0", *options), name, env=self.environment(ticket))
 
         def is_ready() -> bool:
             # While a node still learns what it owns, its status is an exit code of its own, and so a failure here.
             try:
-                return json.loads(self.ask(name, "status", "--json"))["nodes_alive"] >= nodes
+                return self.status(name)["nodes_alive"] >= nodes
             except (Failed, ValueError, KeyError):
                 return False
 
@@ -54,18 +71,19 @@ class Gabion(System):
         self.start("a", 1)
         if not set(stages) & set(BETWEEN_NODES):
             return
-        if set(stages) & {"wire", "copy"}:
+        if set(stages) & {"fetch", "wire", "copy"}:
             self.ask("a", "put", self.given.file, "--name", "file")
         if "tree_copy" in stages:
             self.ask("a", "put", "-r", self.given.tree, "--name", "tree")
         # The second comes later and holds nothing of all this.
         self.start("b", 2, self.ask("a", "ticket", "--member").strip())
-        warm(self.scratch / "a" / "segments")
 
     def prepare(self, stage: str) -> None:
         missing = self.missing_put(stage)
         if missing:
             self.run(missing)
+        if stage == "fetch" and self.status("b")["chunks"] > 0:
+            raise Failed("the receiver holds chunks before it has asked for any")
         for name in ("copy", "tree"):
             path = self.scratch / name
             shutil.rmtree(path, ignore_errors=True)
@@ -81,20 +99,35 @@ class Gabion(System):
         before = {"get_cold": "put", "get_hot": "put", "tree_get": "tree_put", "value_get": "value_set"}.get(stage)
         return before if before and before not in self.done else None
 
-    def command(self, name: str, *arguments: object) -> None:
-        self.meter.call(*self.node(name, *arguments), env=self.environment())
+    def command(self, name: str, *arguments: object, **options: object) -> None:
+        self.meter.call(*self.node(name, *arguments), env=self.environment(), **options)
 
     def put(self) -> None:
         self.done.add("put")
         self.command("a", "put", self.given.file, "--name", "file")
 
     def get_cold(self) -> None:
-        self.command("a", "get", "file", "-o", "/dev/null")
+        self.command("a", "get", "file", "-o", self.sink)
 
     get_hot = get_cold
 
+    def fetch(self) -> Own:
+        """The receiver may keep what it fetches, in the background and while it has buffers to spare: it is done when
+        the last kept chunk is on its disk."""
+        start = time.monotonic()
+        self.command("b", "get", "file", "-o", self.sink)
+        written, cached = time.monotonic(), self.status("b")["cache_bytes"]
+        looked = written
+        while looked - written < CACHE_STILL_SECONDS and looked - start < CACHE_SECONDS_MAX:
+            time.sleep(CACHE_LOOK_SECONDS)
+            looked, now = time.monotonic(), self.status("b")["cache_bytes"]
+            if now != cached:
+                written, cached = looked, now
+        # Inner nodes of the file's tree are kept as well.
+        return Own(written - start, remark=f"{min(cached / self.given.file_bytes, 1):.0%} of it kept")
+
     def wire(self) -> None:
-        self.command("b", "get", "file", "--remote", "-o", "/dev/null")
+        self.command("b", "get", "file", "--remote", "-o", self.sink)
 
     def copy(self) -> None:
         self.command("b", "get", "file", "--remote", "-o", self.scratch / "copy")
@@ -127,4 +160,4 @@ class Gabion(System):
                 "tree_copy": self.scratch / "tree"}.get(stage)
 
     def data(self) -> pathlib.Path:
-        return self.scratch / "a" / "segments"
+        return self.scratch / "a"

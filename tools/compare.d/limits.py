@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -18,22 +19,32 @@ class Fio(System):
     name = "fio, O_DIRECT"
     is_limit = True
     programs = ("fio",)
-    facts = Facts(NONE, NONE, "on disk, then fsync")
+    # A rate is known long before all values are written one by one.
+    value_seconds_max = 5
 
     def facts_of(self, stage: str) -> Facts:
-        return self.facts if stage == "put" else Facts(NONE, NONE, NONE)
+        durable = {"put": "on disk, then fsync", "value_set": "each: write, then fdatasync, one at a time"}
+        return Facts(NONE, NONE, durable.get(stage, NONE), "nothing")
 
     def put(self) -> Own:
-        return self._fio("write")
+        return self._big("write")
 
     def get_cold(self) -> Own:
-        return self._fio("read")
+        return self._big("read")
 
-    def _fio(self, direction: str) -> Own:
+    def value_set(self) -> Own:
+        own = self._fio("write", "values", self.given.values * self.given.value_bytes, f"--bs={self.given.value_bytes}",
+                        "--iodepth=1", "--fdatasync=1", f"--runtime={self.value_seconds_max}")
+        return dataclasses.replace(own, amount=own.amount // self.given.value_bytes)
+
+    def _big(self, direction: str) -> Own:
+        return self._fio(direction, "fio", self.given.file_bytes, "--bs=1M", "--iodepth=16", "--end_fsync=1")
+
+    def _fio(self, direction: str, file: str, file_bytes: int, *options: str) -> Own:
         self.meter.call(
-            self.program("fio"), "--name=x", f"--filename={self.scratch / 'fio'}", f"--size={self.given.file_bytes}",
-            f"--rw={direction}", "--bs=1M", "--direct=1", "--ioengine=io_uring", "--iodepth=16", "--end_fsync=1",
-            "--output-format=json", f"--output={self.scratch / 'fio.json'}")
+            self.program("fio"), "--name=x", f"--filename={self.scratch / file}", f"--size={file_bytes}",
+            f"--rw={direction}", "--direct=1", "--ioengine=io_uring", *options, "--output-format=json",
+            f"--output={self.scratch / 'fio.json'}")
         text = (self.scratch / "fio.json").read_text()
         # It may say something before it begins.
         job = json.loads(text[text.index("{"):])["jobs"][0]
@@ -47,7 +58,7 @@ class Fio(System):
 
     def prepare(self, stage: str) -> None:
         if stage == "get_cold" and not (self.scratch / "fio").exists():
-            self._fio("write")
+            self._big("write")
 
 
 class BareLoop(System):
@@ -62,7 +73,7 @@ class BareLoop(System):
         return "gabion's"
 
     def facts_of(self, stage: str) -> Facts:
-        return Facts("AES-256-CTR", NONE if stage == "put" else "BLAKE3", NONE)
+        return Facts("AES-256-CTR", NONE if stage == "put" else "BLAKE3", NONE, "all in RAM")
 
     def put(self) -> Own:
         return self._loop("seal")
@@ -83,7 +94,7 @@ class Iperf(System):
     name = "iperf3, one stream"
     is_limit = True
     programs = ("iperf3",)
-    facts = Facts("no", "no", NONE)
+    facts = Facts("no", "no", NONE, "all in RAM")
     seconds = 3
 
     def set_up(self, stages: list[str]) -> None:
@@ -98,6 +109,7 @@ class Iperf(System):
         return Own(received["seconds"], None, int(received["bytes"]))
 
     copy = wire
+    fetch = wire
 
 
 class PlainCopy(System):
@@ -106,7 +118,7 @@ class PlainCopy(System):
     name = "cp, then sync"
     is_limit = True
     programs = ("cp", "sync")
-    facts = Facts("no", "no", "sync")
+    facts = Facts("no", "no", "sync", "input and copy in the page cache")
 
     def put(self) -> None:
         target = self.scratch / "file"
@@ -122,13 +134,16 @@ class PlainCopy(System):
         self.meter.call(self.program("cp"), "-r", "--reflink=never", self.scratch / "tree", self.scratch / "back")
 
     def facts_of(self, stage: str) -> Facts:
-        return self.facts if stage != "tree_get" else Facts("no", "no", "no")
+        return self.facts if stage != "tree_get" else dataclasses.replace(self.facts, durable="no")
 
     def prepare(self, stage: str) -> None:
         if stage == "tree_get":
             shutil.rmtree(self.scratch / "back", ignore_errors=True)
             if not (self.scratch / "tree").exists():
                 self.tree_put()
+
+    def data(self) -> pathlib.Path:
+        return self.scratch / "tree"
 
     def output(self, stage: str) -> pathlib.Path | None:
         return self.scratch / "back" if stage == "tree_get" else None

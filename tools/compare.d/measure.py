@@ -17,12 +17,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from typing import IO
 
 GIB = 1 << 30
 TICKS = os.sysconf("SC_CLK_TCK")
 SAMPLE_SECONDS = 0.05
 STOP_SECONDS = 10
 RUN_SECONDS_MAX = 1800
+NOWHERE = "/dev/null"
 
 
 class Failed(Exception):
@@ -40,6 +42,8 @@ class Run:
     # How long the machine then took to bring everything to its disk.
     sync_seconds: float = 0.0
     machine_cpu_seconds: float = 0.0
+    # What is to be known about this very run.
+    remark: str = ""
 
 
 @dataclasses.dataclass
@@ -49,6 +53,7 @@ class Own:
     seconds: float
     cpu_seconds: float | None = None
     amount: int | None = None
+    remark: str = ""
 
 
 def read(path: str) -> str:
@@ -101,6 +106,8 @@ class Meter:
     def __init__(self, scratch: pathlib.Path) -> None:
         self.scratch = scratch
         self.servers: list[subprocess.Popen[bytes]] = []
+        # Put before every measured command.
+        self.wrapper: list[str] = []
         self._client: int | None = None
         self._clients_cpu = 0.0
         self._peak = 0
@@ -126,13 +133,15 @@ class Meter:
                 raise Failed(f"{what}: not within {seconds:.0f} s")
             time.sleep(0.05)
 
-    def call(self, *arguments: object, to: str | None = None, cwd: pathlib.Path | None = None,
-             env: dict[str, str] | None = None) -> str:
-        """Runs a command to its end; its output, or nothing when that goes into the file `to`."""
+    def call(self, *arguments: object, to: str | pathlib.Path | None = None,
+             stdin: IO[bytes] | int = subprocess.DEVNULL, stdout: IO[bytes] | None = None,
+             cwd: pathlib.Path | None = None, env: dict[str, str] | None = None) -> str:
+        """Runs a command to its end; its output, or nothing when that goes into the file `to` or into `stdout`."""
         output, errors = self.scratch / "call.out", self.scratch / "call.err"
         with open(to or output, "wb") as out, open(errors, "wb") as err:
-            client = subprocess.Popen([str(argument) for argument in arguments], stdin=subprocess.DEVNULL, stdout=out,
-                                      stderr=err, cwd=cwd, env=env, start_new_session=True)
+            command = [*self.wrapper, *(str(argument) for argument in arguments)]
+            client = subprocess.Popen(command, stdin=stdin, stdout=stdout or out, stderr=err, cwd=cwd, env=env,
+                                      start_new_session=True)
             self._client = client.pid
             deadline = threading.Timer(RUN_SECONDS_MAX, client.kill)
             deadline.start()
@@ -150,7 +159,7 @@ class Meter:
         if client.returncode != 0:
             said = read(str(errors)).strip().splitlines()[-2:] or ["it says nothing"]
             raise Failed(f"{pathlib.Path(str(arguments[0])).name} ended with {client.returncode}: {' '.join(said)}")
-        return "" if to else read(str(output))
+        return "" if to or stdout else read(str(output))
 
     def measure(self, action: Callable[[], Own | None], amount: int, with_sync: bool) -> Run:
         before = sum(cpu_seconds(server.pid) for server in self.servers)
@@ -174,7 +183,8 @@ class Meter:
         cpu = sum(cpu_seconds(server.pid) for server in self.servers) - before + self._clients_cpu
         if own.cpu_seconds is not None:
             cpu = own.cpu_seconds
-        return Run(own.seconds, cpu, own.amount or amount, self._peak, sync_seconds if with_sync else 0.0, machine)
+        return Run(own.seconds, cpu, own.amount or amount, self._peak, sync_seconds if with_sync else 0.0, machine,
+                   own.remark)
 
     def _sample(self, ended: threading.Event) -> None:
         while True:

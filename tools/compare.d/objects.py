@@ -10,20 +10,22 @@ import secrets
 import subprocess
 
 from measure import Failed, answers, free_port
-from peers import Peer
+from peers import Peer, cached
 from system import Facts
 
 BUCKET = "given"
 
 
 class ObjectStore(Peer):
-    """`set_up` of a subclass sets `port`, `key` and `secret`, and makes the bucket."""
+    """`start` of a subclass sets `port`, `key` and `secret`, and makes the bucket."""
+
+    to_sink = ("get_cold", "get_hot", "wire")
 
     def environment(self) -> dict[str, str]:
         keys = {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret}
         return os.environ | keys | {"AWS_REGION": "garage"}
 
-    def s5cmd(self, *arguments: object, to: str | None = None) -> None:
+    def s5cmd(self, *arguments: object, to: str | pathlib.Path | None = None) -> None:
         self.meter.call(*self.client(), *arguments, to=to, env=self.environment())
 
     def client(self) -> list[str]:
@@ -60,7 +62,7 @@ class ObjectStore(Peer):
         self.s5cmd("cp", self.given.file, f"s3://{BUCKET}/file")
 
     def get_cold(self) -> None:
-        self.s5cmd("cat", f"s3://{BUCKET}/file", to="/dev/null")
+        self.s5cmd("cat", f"s3://{BUCKET}/file", to=self.sink)
 
     get_hot = get_cold
     wire = get_cold
@@ -85,7 +87,7 @@ class SeaweedFs(ObjectStore):
 
     def facts_of(self, stage: str) -> Facts:
         is_get = "get" in stage or stage in ("wire", "copy", "tree_copy")
-        return Facts("no", "CRC32" if is_get else "MD5", "no")
+        return Facts("no", "CRC32" if is_get else "MD5", "no", cached(stage))
 
     def start(self, stages: list[str]) -> None:
         self.key, self.secret = "key", secrets.token_hex(16)
@@ -115,7 +117,7 @@ class Garage(ObjectStore):
     programs = ("garage", "s5cmd")
 
     def facts_of(self, stage: str) -> Facts:
-        return Facts("no", "MD5" if "put" in stage else "BLAKE2, each block", "no")
+        return Facts("no", "MD5" if "put" in stage else "BLAKE2, each block", "no", cached(stage))
 
     def start(self, stages: list[str]) -> None:
         rpc, self.port = free_port(), free_port()

@@ -12,6 +12,17 @@ from measure import Failed, Own, answers, free_port
 from system import Facts, System
 
 
+def cached(stage: str) -> str:
+    """Of whoever reads and writes by the page cache."""
+    if stage == "get_cold":
+        return "nothing"
+    if stage in ("put", "tree_put"):
+        return "what it wrote, in the page cache"
+    if stage in ("get_hot", "wire"):
+        return "what it stores, in the page cache"
+    return "source and output in the page cache"
+
+
 class Peer(System):
     """Has room for the outputs of its stages."""
 
@@ -41,31 +52,43 @@ class Sendme(Peer):
 
     name = "sendme"
     programs = ("sendme",)
-    facts = Facts("on the wire (TLS 1.3)", "BLAKE3, each 16 KiB", "no")
+
+    def facts_of(self, stage: str) -> Facts:
+        if stage == "tree_put":
+            return Facts("no", "-", "no", "hashes and small files in its database; the rest it reads where it lies")
+        kept = "; the receiver's copy becomes the file" if stage == "fetch" else ""
+        return Facts("on the wire (TLS 1.3)", "BLAKE3, each 16 KiB", "no", cached(stage) + kept)
 
     def set_up(self, stages: list[str]) -> None:
-        self.tickets = {}
-        for stage, path in (("copy", self.given.file), ("tree_copy", self.given.tree)):
-            if stage in stages:
-                self.tickets[stage] = self._provide(stage, path)
+        self.tickets: dict[pathlib.Path, str] = {}
+        for stage, path in (("fetch", self.given.file), ("copy", self.given.file), ("tree_copy", self.given.tree)):
+            if stage in stages and path not in self.tickets:
+                self.tickets[path] = self._provide(path)
 
-    def _provide(self, name: str, path: pathlib.Path) -> str:
-        folder = self.scratch / f"provider-{name}"
-        folder.mkdir()
+    def _provide(self, path: pathlib.Path) -> str:
+        """Until there is a ticket: from then on it can be asked for."""
+        name = f"provider-{path.name}"
+        folder = self.scratch / name
+        folder.mkdir(exist_ok=True)
         self.meter.serve([self.program("sendme"), "send", "--ticket-type", "addresses", "--relay", "disabled",
                           "--magic-ipv4-addr", f"127.0.0.1:{free_port()}", path], name, cwd=folder)
         self.meter.wait_for("a ticket of sendme", lambda: "sendme receive" in self.meter.log(name), 600)
         return self.meter.log(name).split("sendme receive", 1)[1].split()[0]
 
-    def _receive(self, stage: str) -> None:
-        self.meter.call(self.program("sendme"), "receive", "--relay", "disabled", self.tickets[stage],
+    def _receive(self, path: pathlib.Path) -> None:
+        self.meter.call(self.program("sendme"), "receive", "--relay", "disabled", self.tickets[path],
                         cwd=self.scratch / "out")
 
     def copy(self) -> None:
-        self._receive("copy")
+        self._receive(self.given.file)
+
+    fetch = copy
+
+    def tree_put(self) -> None:
+        self._provide(self.given.tree)
 
     def tree_copy(self) -> None:
-        self._receive("tree_copy")
+        self._receive(self.given.tree)
 
     def prepare(self, stage: str) -> None:
         shutil.rmtree(self.scratch / "out", ignore_errors=True)
@@ -73,7 +96,8 @@ class Sendme(Peer):
 
     def output(self, stage: str) -> pathlib.Path | None:
         # It names what it receives as the sender did.
-        return self.scratch / "out" / (self.given.file if stage == "copy" else self.given.tree).name
+        path = {"copy": self.given.file, "fetch": self.given.file, "tree_copy": self.given.tree}.get(stage)
+        return self.scratch / "out" / path.name if path else None
 
 
 class RcloneCrypt(Peer):
@@ -81,6 +105,7 @@ class RcloneCrypt(Peer):
 
     name = "rclone crypt"
     programs = ("rclone",)
+    to_sink = ("get_cold", "get_hot")
 
     @classmethod
     def version(cls, finder) -> str:
@@ -88,7 +113,7 @@ class RcloneCrypt(Peer):
 
     def facts_of(self, stage: str) -> Facts:
         is_get = "get" in stage
-        return Facts("at rest", "Poly1305, each 64 KiB" if is_get else "-", "no")
+        return Facts("at rest", "Poly1305, each 64 KiB" if is_get else "-", "no", cached(stage))
 
     def set_up(self, stages: list[str]) -> None:
         (self.scratch / "store").mkdir()
@@ -96,7 +121,7 @@ class RcloneCrypt(Peer):
         self.remote = f":crypt,remote='{self.scratch / 'store'}',password='{password}':"
         self.done: set[str] = set()
 
-    def rclone(self, *arguments: object, to: str | None = None) -> None:
+    def rclone(self, *arguments: object, to: str | pathlib.Path | None = None) -> None:
         self.meter.call(self.program("rclone"), "--config", "/dev/null", *arguments, to=to)
 
     def prepare(self, stage: str) -> None:
@@ -110,7 +135,7 @@ class RcloneCrypt(Peer):
         self.rclone("copyto", self.given.file, f"{self.remote}file")
 
     def get_cold(self) -> None:
-        self.rclone("cat", f"{self.remote}file", to="/dev/null")
+        self.rclone("cat", f"{self.remote}file", to=self.sink)
 
     get_hot = get_cold
 
@@ -130,13 +155,14 @@ class RcloneSftp(Peer):
 
     name = "rclone sftp"
     programs = ("rclone",)
+    to_sink = ("wire",)
 
     @classmethod
     def version(cls, finder) -> str:
         return finder.version("rclone", "version")
 
     def facts_of(self, stage: str) -> Facts:
-        return Facts("on the wire (SSH)", "-" if stage == "wire" else "MD5, whole file", "no")
+        return Facts("on the wire (SSH)", "-" if stage == "wire" else "MD5, whole file", "no", cached(stage))
 
     def set_up(self, stages: list[str]) -> None:
         port, word = free_port(), "gabion"
@@ -146,11 +172,11 @@ class RcloneSftp(Peer):
         password = self.quietly(self.program("rclone"), "obscure", word)
         self.remote = f":sftp,host=127.0.0.1,port={port},user={word},pass='{password}':"
 
-    def rclone(self, *arguments: object, to: str | None = None) -> None:
+    def rclone(self, *arguments: object, to: str | pathlib.Path | None = None) -> None:
         self.meter.call(self.program("rclone"), "--config", "/dev/null", *arguments, to=to)
 
     def wire(self) -> None:
-        self.rclone("cat", f"{self.remote}{self.given.file.name}", to="/dev/null")
+        self.rclone("cat", f"{self.remote}{self.given.file.name}", to=self.sink)
 
     def copy(self) -> None:
         self.rclone("copyto", f"{self.remote}{self.given.file.name}", self.out("copy"))
@@ -164,7 +190,7 @@ class Rsync(Peer):
 
     name = "rsync daemon"
     programs = ("rsync",)
-    facts = Facts("no", "whole-file checksum", "no")
+    facts = Facts("no", "whole-file checksum", "no", cached("copy"))
 
     def set_up(self, stages: list[str]) -> None:
         self.port = free_port()
@@ -190,7 +216,7 @@ class Scp(Peer):
 
     name = "scp"
     programs = ("scp", "sshd", "ssh-keygen")
-    facts = Facts("on the wire (SSH)", "SSH's MAC", "no")
+    facts = Facts("on the wire (SSH)", "SSH's MAC", "no", cached("copy"))
 
     @classmethod
     def version(cls, finder) -> str:
@@ -231,9 +257,16 @@ class Redis(Peer):
     """Values in memory, nothing kept."""
 
     name = "redis, in memory"
-    programs = ("redis-server", "redis-benchmark")
-    facts = Facts("no", "no", "no")
+    programs = ("redis-server", "redis-benchmark", "redis-cli")
+    durable = "no"
     options: tuple[str, ...] = ("--appendonly", "no")
+    # Of each call that fills it: the server answers nobody else meanwhile.
+    fill_keys = 10_000
+
+    def facts_of(self, stage: str) -> Facts:
+        # redis-benchmark draws keys at random, so a set meets about 0.63 of them, some more than once.
+        drawn = "each key is there" if stage == "value_get" else "0.63 of the keys, some set again"
+        return Facts("no", "no", self.durable if stage == "value_set" else "-", f"all in RAM; {drawn}")
 
     def set_up(self, stages: list[str]) -> None:
         self.port = free_port()
@@ -241,16 +274,19 @@ class Redis(Peer):
                           self.scratch, "--save", "", *self.options], "redis")
         self.meter.wait_for("redis", lambda: answers(self.port))
 
-        self.is_filled = False
-
     def prepare(self, stage: str) -> None:
         super().prepare(stage)
-        # A get of what is not there would be answered by nothing.
-        if stage == "value_get" and not self.is_filled:
-            self.run("value_set")
+        if stage != "value_get":
+            return
+        # As many keys as gabion has, named as redis-benchmark names them. A get of a key that is not there costs less.
+        script = ("for key = ARGV[1], ARGV[2] do redis.call('SET', string.format('key:%012d', key), "
+                  "string.rep('x', ARGV[3])) end")
+        for first in range(0, self.given.values, self.fill_keys):
+            last = min(first + self.fill_keys, self.given.values) - 1
+            self.quietly(self.program("redis-cli"), "-p", self.port, "EVAL", script, 0, first, last,
+                         self.given.value_bytes)
 
     def value_set(self) -> Own:
-        self.is_filled = True
         return self._benchmark("set")
 
     def value_get(self) -> Own:
@@ -258,10 +294,8 @@ class Redis(Peer):
 
     def _benchmark(self, what: str) -> Own:
         given = self.given
-        # It draws keys at random: of so few none stays unset, and no get is answered by nothing.
-        keys = max(given.values // 16, 1)
         said = self.meter.call(self.program("redis-benchmark"), "-p", self.port, "-d", given.value_bytes, "-c",
-                               given.clients, "-P", 1, "-n", given.values, "-r", keys, "-t", what, "--csv")
+                               given.clients, "-P", 1, "-n", given.values, "-r", given.values, "-t", what, "--csv")
         rate = float(said.splitlines()[-1].split(",")[1].strip('"'))
         return Own(given.values / rate)
 
@@ -271,7 +305,4 @@ class RedisDurable(Redis):
 
     name = "redis, appendfsync always"
     options = ("--appendonly", "yes", "--appendfsync", "always")
-
-    def facts_of(self, stage: str) -> Facts:
-        del stage
-        return Facts("no", "no", "before it says so")
+    durable = "before it says so"

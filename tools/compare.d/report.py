@@ -11,7 +11,9 @@ import os
 import pathlib
 import platform
 import statistics
+import subprocess
 import time
+from collections.abc import Callable
 from html import escape
 
 from measure import GIB, Run, read
@@ -39,6 +41,8 @@ class Row:
     facts: Facts
     # By round; nothing where the system failed.
     runs: list[Run | None] = dataclasses.field(default_factory=list)
+    # Counted in a round of their own.
+    syscalls_per_gib: float | None = None
 
     def done(self) -> list[Run]:
         return [run for run in self.runs if run]
@@ -47,13 +51,26 @@ class Row:
         runs = sorted(self.done(), key=lambda run: run.seconds / run.amount)
         return runs[(len(runs) - 1) // 2]
 
-    def times(self, other: Row | None) -> tuple[float, float, float] | None:
-        """Its time for the same amount, times the other's: the middle, the least, the most."""
+    def times(self, other: Row | None, cost: Callable[[Run], float]) -> tuple[float, float, float] | None:
+        """What it costs for the same amount, times what the other costs: the middle, the least, the most."""
         if other is None:
             return None
-        pairs = [(mine, theirs) for mine, theirs in zip(self.runs, other.runs, strict=False) if mine and theirs]
-        ratios = [mine.seconds / mine.amount * theirs.amount / theirs.seconds for mine, theirs in pairs]
+        pairs = [(cost(mine) / mine.amount, cost(theirs) / theirs.amount)
+                 for mine, theirs in zip(self.runs, other.runs, strict=False) if mine and theirs]
+        ratios = [mine / theirs for mine, theirs in pairs if theirs > 0]
         return (statistics.median_low(ratios), min(ratios), max(ratios)) if ratios else None
+
+
+def its_seconds(run: Run) -> float:
+    return run.seconds
+
+
+def with_sync(run: Run) -> float:
+    return run.seconds + run.sync_seconds
+
+
+def its_cpu(run: Run) -> float:
+    return run.cpu_seconds
 
 
 def rate(stage: Stage, run: Run) -> str:
@@ -67,10 +84,10 @@ def cpu(stage: Stage, run: Run) -> str:
     return f"{run.cpu_seconds / run.amount * 1e6:,.0f} us each"
 
 
-def spread(values: tuple[float, float, float] | None, digits: int = 2) -> str:
+def spread(values: tuple[float, float, float] | None) -> str:
     if values is None:
         return "-"
-    middle, least, most = (f"{value:.{digits}f}" for value in values)
+    middle, least, most = (f"{value:.2f}" for value in values)
     return middle if least == most else f"{middle} ({least} to {most})"
 
 
@@ -88,22 +105,56 @@ def durable(row: Row) -> str:
     return f"{row.facts.durable}; a sync then took {row.middle().sync_seconds:.2f} s"
 
 
+def cached(row: Row) -> str:
+    remarks = sorted({run.remark for run in row.done() if run.remark})
+    return "; ".join([row.facts.cached, *([" to ".join([remarks[0], *remarks[1:][-1:]])] if remarks else [])])
+
+
 def table(stage: Stage, rows: list[Row]) -> list[str]:
     limit = next((row for row in rows if row.is_limit), None)
     reference = next((row for row in rows if row.system == REFERENCE), None)
-    headings = ["", "rate", "seconds", f"time, times that of {limit.system if limit else 'a limit'}",
-                "time, times gabion's", "CPU", "memory", "durable", "encrypted", "verified"]
-    lines = [f"**{stage.title}**", "", "| " + " | ".join(headings) + " |", "| --- " * len(headings) + "|"]
-    for row in rows:
-        run = row.middle()
-        cells = [
-            f"limit: {row.system}" if row.is_limit else row.system, rate(stage, run), seconds(row),
-            "1" if row is limit else spread(row.times(limit)),
-            "1" if row is reference else spread(row.times(reference)),
-            cpu(stage, run), f"{run.memory_bytes / (1 << 20):,.0f} MiB" if run.memory_bytes else "-", durable(row),
-            row.facts.encrypted, row.facts.verified]
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
+
+    def ratio(row: Row, other: Row | None, cost: Callable[[Run], float]) -> str:
+        return "1" if row is other else spread(row.times(other, cost))
+
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("", lambda row: f"limit: {row.system}" if row.is_limit else row.system),
+        ("rate", lambda row: rate(stage, row.middle())),
+        ("seconds", seconds),
+        (f"time, times that of {limit.system if limit else 'a limit'}", lambda row: ratio(row, limit, its_seconds))]
+    if reference:
+        columns.append(("time, times gabion's", lambda row: ratio(row, reference, its_seconds)))
+        if stage.writes:
+            columns.append(("time and the sync after it, times gabion's", lambda row: ratio(row, reference, with_sync)))
+    columns.append(("CPU", lambda row: cpu(stage, row.middle())))
+    if reference:
+        columns.append(("CPU, times gabion's", lambda row: ratio(row, reference, its_cpu)))
+    if any(row.syscalls_per_gib for row in rows):
+        columns.append(("system calls per GiB",
+                        lambda row: f"{row.syscalls_per_gib:,.0f}" if row.syscalls_per_gib else "-"))
+    columns += [("memory", memory), ("durable", durable), ("encrypted", lambda row: row.facts.encrypted),
+                ("verified", lambda row: row.facts.verified), ("cached", cached)]
+    lines = [f"**{stage.title}**", "", "| " + " | ".join(heading for heading, _ in columns) + " |",
+             "| --- " * len(columns) + "|"]
+    lines += ["| " + " | ".join(cell(row) for _, cell in columns) + " |" for row in rows]
+    return [*lines, "", *flatness(stage, rows)]
+
+
+def memory(row: Row) -> str:
+    """The most of all runs, not that of the middle one."""
+    most = max(run.memory_bytes for run in row.done())
+    return f"{most / (1 << 20):,.0f} MiB" if most else "-"
+
+
+def flatness(stage: Stage, rows: list[Row]) -> list[str]:
+    """How far apart the rates for different lengths are, in the middle round."""
+    rounds = zip(*(row.runs for row in rows if not row.is_limit), strict=False)
+    rates = [[run.amount / run.seconds for run in runs] for runs in rounds if all(runs) and len(runs) > 1]
+    if not stage.name.startswith("piped") or not rates:
+        return []
+    apart = sorted(max(each) / min(each) for each in rates)
+    return [f"The fastest of these lengths has {spread((statistics.median_low(apart), apart[0], apart[-1]))} times the "
+            "rate of the slowest.", ""]
 
 
 def by_stage(rows: list[Row]) -> dict[Stage, list[Row]]:
@@ -131,10 +182,35 @@ def as_json(
         "about": about,
         "absent": absent,
         "failed": failed,
-        "rows": [{"stage": row.stage.name, "unit": row.stage.unit, "system": row.system, "is_limit": row.is_limit,
+        "rows": [{"stage": dataclasses.asdict(row.stage), "system": row.system, "is_limit": row.is_limit,
                   "facts": dataclasses.asdict(row.facts),
+                  "syscalls_per_gib": row.syscalls_per_gib,
                   "runs": [dataclasses.asdict(run) if run else None for run in row.runs]} for row in rows],
     }
+
+
+def merge(reports: list[dict]) -> tuple[list[Row], list[str], dict[str, str], dict[str, str]]:
+    """Reports of several runs as one: the rounds of each follow those of the one before."""
+    rows: dict[tuple[str, str], Row] = {}
+    about: list[str] = []
+    absent: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    rounds: dict[str, int] = {}
+    for said in reports:
+        about += [line for line in said["about"] if line not in about]
+        absent |= said["absent"]
+        failed |= said["failed"]
+        before = dict(rounds)
+        for each in said["rows"]:
+            stage = Stage(**each["stage"])
+            row = rows.setdefault((stage.name, each["system"]), Row(stage, each["system"], each["is_limit"],
+                                                                    Facts(**each["facts"])))
+            # Who was not there earlier has no runs of those rounds.
+            row.runs += [None] * (before.get(stage.name, 0) - len(row.runs))
+            row.runs += [Run(**run) if run else None for run in each["runs"]]
+            row.syscalls_per_gib = each["syscalls_per_gib"] or row.syscalls_per_gib
+            rounds[stage.name] = max(rounds.get(stage.name, 0), len(row.runs))
+    return list(rows.values()), about, absent, failed
 
 
 # Of the chart, in pixels.
@@ -166,7 +242,7 @@ def chart(rows: list[Row], about: list[str]) -> str:
                       f'<text x="10" y="20">{escape(about[0])}</text>', *parts, "</svg>", ""])
 
 
-def machine(scratch: pathlib.Path) -> list[str]:
+def machine(scratch: pathlib.Path) -> str:
     """When and on what."""
     model = next((line.split(":", 1)[1].strip() for line in read("/proc/cpuinfo").splitlines()
                   if line.startswith("model name")), platform.machine())
@@ -175,4 +251,17 @@ def machine(scratch: pathlib.Path) -> list[str]:
     under = [(len(point), kind) for point, kind in mounts if (str(scratch) + "/").startswith(point.rstrip("/") + "/")]
     file_system = max(under)[1] if under else "an unknown file system"
     hardware = f"{os.cpu_count()} cores of {model}, {memory / (1 << 20):.0f} GiB"
-    return [f"{time.strftime('%-d %B %Y')}: {hardware}, Linux {platform.release()}, {file_system}"]
+    return f"{time.strftime('%-d %B %Y')}: {hardware}, Linux {platform.release()}, {file_system}"
+
+
+def commit(folder: pathlib.Path) -> str:
+    """Of the sources beside this tool; its binary is what was built last."""
+    def git(*arguments: str) -> str:
+        ran = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        return ran.stdout.strip() if ran.returncode == 0 else ""
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "Cargo.toml", "Cargo.lock")
+        return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" and changes" if changed else "")
+    except OSError:
+        return "unknown"

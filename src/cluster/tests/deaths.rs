@@ -119,15 +119,15 @@ fn pending_deaths_are_bounded_before_a_name_is_written_and_what_was_signed_is_ke
     let mut pending = PendingDeaths::new();
     let death = |number: u32| [number.to_le_bytes().to_vec(), vec![0; 16_000]].concat();
     let mut count = 0;
-    while pending.reserve().is_ok() {
+    while pending.reserve(1).is_ok() {
         pending.add(death(count), [node(0)], Duration::ZERO);
-        pending.release();
+        pending.release(1);
         count += 1;
     }
     assert_eq!(count as usize, DEATHS_PENDING_BYTES_MAX.div_ceil(16_004 + 64));
     pending.on_joined(node(1), Duration::ZERO);
     assert!(!pending.on_confirm(node(1), DeathId::of(&death(0))));
-    let refused = pending.reserve().expect_err("it is full");
+    let refused = pending.reserve(1).expect_err("it is full");
     assert_eq!((refused.pending, &refused.waiting_for), (count as usize, &vec![node(0), node(1)]));
     let text = refused.to_string();
     assert!(text.contains(&node(0).to_string()) && text.contains(&node(1).to_string()), "{text}");
@@ -144,19 +144,19 @@ fn pending_deaths_are_bounded_before_a_name_is_written_and_what_was_signed_is_ke
     pending.on_left(node(0));
     assert_eq!(pending.len(), 1, "one still waits for another node");
     pending.on_left(node(1));
-    assert_eq!(pending.reserve(), Ok(()));
+    assert_eq!(pending.reserve(1), Ok(()));
 }
 
 #[test]
 fn room_that_is_reserved_is_taken() {
     let mut pending = PendingDeaths::new();
     let mut reserved = 0;
-    while pending.reserve().is_ok() {
+    while pending.reserve(1).is_ok() {
         reserved += 1;
         assert!(reserved < 1_000_000, "it is bounded");
     }
     assert!(!pending.has_room());
-    pending.release();
+    pending.release(1);
     assert!(pending.has_room());
 }
 

@@ -8,7 +8,9 @@ use super::{certificate, node, role};
 use crate::cluster::membership::{ConnectionId, Known, Membership, MembershipAction, MembershipEvent};
 use crate::format::NodeId;
 use crate::format::certificate::Class;
-use crate::limits::PEERS_DIALLED_UNASKED_MAX;
+use crate::limits::{CANDIDATES_PER_INVITE_MAX, NODES_MAX, PEERS_DIALLED_UNASKED_MAX};
+
+const NOW_S: u64 = 1_000_000;
 
 fn address(number: u16) -> String {
     format!("10.0.0.{number}:7000")
@@ -54,7 +56,7 @@ impl Network {
         for number in 0..count {
             // Everybody's ticket names the founder alone, the founder's own included.
             network.nodes.insert(number, Membership::new(node(number), vec![address(0)], seed ^ u64::from(number)));
-            let own = MembershipEvent::Roles { from: node(number), known: vec![known(number, 1)] };
+            let own = MembershipEvent::Roles { from: node(number), known: vec![known(number, 1)], wall_s: NOW_S };
             network.schedule(Duration::ZERO, number, Happening::Event(own));
         }
         network
@@ -138,7 +140,7 @@ impl Network {
                 MembershipAction::Dial { address, .. } => self.schedule(latency, at, Happening::Dial { address }),
                 MembershipAction::SendRoles { to, connection, known } => {
                     if self.connections.contains_key(&connection) {
-                        let event = MembershipEvent::Roles { from: node(at), known };
+                        let event = MembershipEvent::Roles { from: node(at), known, wall_s: NOW_S };
                         let to = self.number_of(&to);
                         self.schedule(latency, to, Happening::Event(event));
                     }
@@ -219,7 +221,7 @@ fn node_that_was_away_is_found_again() {
         network.down.clear();
         let restarted = Membership::new(node(0), vec![address(0)], 99);
         network.nodes.insert(0, restarted);
-        let own = MembershipEvent::Roles { from: node(0), known: vec![known(0, 2)] };
+        let own = MembershipEvent::Roles { from: node(0), known: vec![known(0, 2)], wall_s: NOW_S };
         network.schedule(Duration::ZERO, 0, Happening::Event(own));
         network.run_until(Duration::from_secs(300));
         network.assert_complete();
@@ -231,11 +233,11 @@ fn node_that_was_away_is_found_again() {
 fn change_of_role_reaches_everybody_and_an_older_one_changes_nothing() {
     let mut network = Network::new(6, 3);
     network.run_until(Duration::from_secs(20));
-    let newer = MembershipEvent::Roles { from: node(4), known: vec![known(4, 7)] };
+    let newer = MembershipEvent::Roles { from: node(4), known: vec![known(4, 7)], wall_s: NOW_S };
     network.schedule(Duration::ZERO, 4, Happening::Event(newer));
     network.run_until(Duration::from_secs(25));
     assert!(network.nodes.values().all(|membership| membership.role(&node(4)).expect("known").serial == 7));
-    let older = MembershipEvent::Roles { from: node(1), known: vec![known(4, 6)] };
+    let older = MembershipEvent::Roles { from: node(1), known: vec![known(4, 6)], wall_s: NOW_S };
     let actions = network.nodes.get_mut(&2).expect("a node").handle(older, network.now);
     assert_eq!(actions, [], "old news is nothing to pass on");
 }
@@ -322,8 +324,8 @@ fn failed_dials_pause_longer_and_longer_but_never_stop() {
 #[test]
 fn big_network_is_dialled_only_in_part_unless_a_node_is_wanted() {
     let mut membership = Membership::new(node(0), vec![], 1);
-    let roles: Vec<Known> = (1..400).map(|number| known(number, 1)).collect();
-    let actions = membership.handle(MembershipEvent::Roles { from: node(1), known: roles }, Duration::ZERO);
+    (1..400).for_each(|number| drop(membership.admit(&[known(number, 1)], NOW_S)));
+    let actions = membership.handle(MembershipEvent::Tick, Duration::ZERO);
     let dialled: BTreeSet<NodeId> = actions
         .iter()
         .filter_map(|action| match action {
@@ -342,9 +344,11 @@ fn big_network_is_dialled_only_in_part_unless_a_node_is_wanted() {
 fn barred_node_is_closed_forgotten_and_refused() {
     let mut membership = Membership::new(node(0), vec![], 1);
     membership.handle(connected(1, 5, false), Duration::ZERO);
-    membership.handle(MembershipEvent::Roles { from: node(5), known: vec![known(5, 1)] }, Duration::ZERO);
+    membership
+        .handle(MembershipEvent::Roles { from: node(5), known: vec![known(5, 1)], wall_s: NOW_S }, Duration::ZERO);
     assert_eq!(closes(&membership.handle(MembershipEvent::Barred(node(5)), Duration::ZERO)), [1]);
-    membership.handle(MembershipEvent::Roles { from: node(1), known: vec![known(5, 9)] }, Duration::ZERO);
+    membership
+        .handle(MembershipEvent::Roles { from: node(1), known: vec![known(5, 9)], wall_s: NOW_S }, Duration::ZERO);
     assert!(membership.role(&node(5)).is_none() && membership.known().is_empty());
     assert_eq!(closes(&membership.handle(connected(2, 5, false), Duration::ZERO)), [2]);
 }
@@ -354,15 +358,117 @@ fn book_survives_on_disk_and_leads_back_without_the_bootstrap() {
     let mut membership = Membership::new(node(0), vec![address(9)], 1);
     membership.handle(connected(1, 5, false), Duration::ZERO);
     let roles = vec![known(5, 3), known(6, 4)];
-    membership.handle(MembershipEvent::Roles { from: node(5), known: roles }, Duration::ZERO);
+    membership.handle(MembershipEvent::Roles { from: node(5), known: roles, wall_s: NOW_S }, Duration::ZERO);
     let book = membership.encode();
     let mut restored = Membership::new(node(0), vec![], 1);
-    restored.restore(&book).expect("a sound book");
+    restored.restore(&book, NOW_S).expect("a sound book");
     assert_eq!(restored.known(), membership.known());
     assert_eq!(restored.last_seen_ms(&node(5)), Some(5));
     let dials = restored.handle(MembershipEvent::Tick, Duration::ZERO);
     assert_eq!(dials.len(), 2, "{dials:?}");
     for cut in 0..book.len() {
-        assert!(Membership::new(node(0), vec![], 1).restore(&book[..cut]).is_err(), "cut at {cut}");
+        assert!(Membership::new(node(0), vec![], 1).restore(&book[..cut], NOW_S).is_err(), "cut at {cut}");
     }
+}
+
+/// Of somebody who comes with a ticket of its own, numbered `invite`, that expires then.
+fn candidate(number: u16, invite: u8, expiry_s: u64) -> Known {
+    let mut candidate = known(number, 1);
+    candidate.certificate.invite.public = [invite; 32];
+    candidate.certificate.invite.expiry_s = expiry_s;
+    candidate
+}
+
+/// Whether it was kept.
+fn is_kept(membership: &mut Membership, from: u16, candidate: Known) -> bool {
+    let number = candidate.role.node;
+    let event = MembershipEvent::Roles { from: node(from), known: vec![candidate], wall_s: NOW_S };
+    membership.handle(event, Duration::ZERO);
+    membership.role(&number).is_some()
+}
+
+fn with_layout(admitted: std::ops::Range<u16>) -> Membership {
+    let mut membership = Membership::new(node(0), vec![], 1);
+    admitted.for_each(|number| drop(membership.admit(&[known(number, 1)], NOW_S)));
+    membership
+}
+
+#[test]
+fn role_by_an_expired_invite_is_kept_of_the_admitted_alone() {
+    let mut membership = with_layout(0..3);
+    assert!(!is_kept(&mut membership, 1, candidate(5, 5, NOW_S - 1)));
+    assert!(is_kept(&mut membership, 1, candidate(5, 5, NOW_S)));
+    assert!(is_kept(&mut membership, 1, candidate(6, 5, 0)));
+    let mut newer = candidate(2, 5, NOW_S - 1);
+    newer.role.serial = 9;
+    is_kept(&mut membership, 1, newer);
+    assert_eq!(membership.role(&node(2)).map(|role| role.serial), Some(9), "it was admitted in time");
+    let mut newcomer = Membership::new(node(0), vec![], 1);
+    assert!(is_kept(&mut newcomer, 1, candidate(5, 5, NOW_S - 1)), "without a layout nobody can be told apart");
+    newcomer.admit(&[known(1, 1)], NOW_S);
+    assert!(newcomer.role(&node(5)).is_none() && newcomer.role(&node(1)).is_some(), "now they can");
+}
+
+#[test]
+fn who_is_not_admitted_tells_of_itself_alone() {
+    let mut membership = with_layout(0..3);
+    assert!(!is_kept(&mut membership, 7, candidate(8, 5, 0)));
+    assert!(is_kept(&mut membership, 7, candidate(7, 5, 0)));
+    assert!(is_kept(&mut membership, 2, candidate(8, 5, 0)));
+}
+
+#[test]
+fn candidates_of_one_invite_have_few_places_and_leave_those_of_others_alone() {
+    let mut membership = with_layout(0..3);
+    for number in 100..400 {
+        is_kept(&mut membership, 1, candidate(number, 5, 0));
+    }
+    assert_eq!(membership.known().len(), 3 + CANDIDATES_PER_INVITE_MAX, "this node and the two others of the layout");
+    assert!(is_kept(&mut membership, 1, candidate(50, 6, 0)));
+    // Connected ones keep their place against whoever comes with the same invite, and lose it when they leave without a role.
+    let mut membership = with_layout(0..3);
+    for number in 100..400 {
+        let Known { certificate, .. } = candidate(number, 5, NOW_S - 1);
+        let certificate = Box::new(certificate);
+        let connection = ConnectionId::from(number);
+        let event = MembershipEvent::Connected { connection, certificate, dialled: None, wall_ms: 1 };
+        let closed = closes(&membership.handle(event, Duration::ZERO));
+        let has_place = usize::from(number - 100) < CANDIDATES_PER_INVITE_MAX;
+        assert_eq!(closed, if has_place { vec![] } else { vec![connection] });
+    }
+    membership.handle(MembershipEvent::Closed { connection: 100 }, Duration::ZERO);
+    assert!(membership.certificate(&node(100)).is_none());
+    assert!(is_kept(&mut membership, 1, candidate(1000, 5, 0)), "there is a place again");
+}
+
+#[test]
+fn full_book_lets_candidates_go_for_whoever_is_admitted() {
+    let mut membership = with_layout(0..3);
+    let mut number = 3;
+    for invite in 0..=u8::MAX {
+        for _ in 0..CANDIDATES_PER_INVITE_MAX {
+            is_kept(&mut membership, 1, candidate(number, invite, 0));
+            number += 1;
+        }
+    }
+    assert_eq!(membership.known().len(), 1 + NODES_MAX, "this node, and as many as there may be");
+    for admitted in number..number + 500 {
+        membership.admit(&[known(admitted, 1)], NOW_S);
+        assert!(membership.role(&node(admitted)).is_some(), "{admitted}");
+    }
+    assert!((1..3).all(|admitted| membership.role(&node(admitted)).is_some()));
+    assert_eq!(membership.known().len(), 1 + NODES_MAX, "this node, and as many as there may be");
+}
+
+#[test]
+fn node_is_lost_once_it_was_tried_in_vain_and_not_before() {
+    let mut membership = with_layout(0..3);
+    assert!(!membership.is_lost(&node(1)), "nobody has tried");
+    membership.handle(MembershipEvent::Tick, Duration::ZERO);
+    membership.handle(MembershipEvent::DialFailed { address: address(1) }, Duration::ZERO);
+    assert!(membership.is_lost(&node(1)) && !membership.is_lost(&node(2)));
+    membership.handle(connected(1, 1, false), Duration::ZERO);
+    assert!(!membership.is_lost(&node(1)));
+    membership.handle(MembershipEvent::Closed { connection: 1 }, Duration::ZERO);
+    assert!(membership.is_lost(&node(1)));
 }

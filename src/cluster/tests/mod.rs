@@ -7,6 +7,7 @@ use crate::format::certificate::{
 use crate::format::{Incarnation, NetworkId, NodeId, PlacementId};
 
 mod chunks;
+mod claims;
 mod deaths;
 mod layout;
 mod membership;

@@ -75,7 +75,7 @@ impl From<NameError> for Failure {
             | NameError::LayoutUnknown { .. }
             | NameError::NotJoined
             | NameError::LayoutChanged => code::NETWORK,
-            NameError::ClockAhead(_) | NameError::Here(_) | NameError::Taken => code::OTHER,
+            NameError::ClockAhead(_) | NameError::Here(_) | NameError::Taken | NameError::Contended => code::OTHER,
         };
         Self::new(code, error.to_string())
     }

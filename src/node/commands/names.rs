@@ -32,7 +32,7 @@ pub async fn stat(shard: &Rc<Shard>, client: &Rc<Client>, target: Target) -> Res
 /// Writes a tombstone with a later clock to a majority, then signs the death of what it replaced.
 pub async fn remove(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<(), Failure> {
     let vault = vault_key(shard)?;
-    let _room = deaths::reserve(shard)?;
+    let _room = deaths::reserve(shard, 1)?;
     let written = bury(shard, &vault, bucket, key).await?;
     deaths::sign_replaced(shard, &[written]).await
 }
@@ -49,7 +49,7 @@ pub async fn remove_many(
     if keys.len() > REMOVALS_MAX {
         return Err(Failure::new(code::USAGE, format!("at most {REMOVALS_MAX} names are removed at once")));
     }
-    let _room = deaths::reserve(shard)?;
+    let _room = deaths::reserve(shard, keys.len())?;
     let places = Rc::new(Semaphore::new(REMOVALS_AT_ONCE));
     let (tell, mut told) = mpsc::unbounded_channel();
     for key in keys {

@@ -79,6 +79,8 @@ async fn report(shard: &Rc<Shard>) -> Result<StatusReport, Failure> {
         versions: counts.versions,
         deaths_pending: lock(&node.deaths).len() as u64,
         cache_bytes: node.cache.bytes(),
+        payload_bytes_sent: node.traffic.sent_bytes.load(Ordering::Relaxed),
+        payload_bytes_received: node.traffic.received_bytes.load(Ordering::Relaxed),
         registered_buffers: shard.pool.registered() as u32,
         rss_anon_bytes: crate::io::rss().anon_bytes,
         uptime_s: node.started.elapsed().as_secs(),
@@ -115,7 +117,7 @@ pub async fn ticket(
         (None, Class::Storage) => format!("z-{:08x}", rand::random::<u32>()),
         (None, Class::Member) => String::new(),
     };
-    let expiry_s = wall_ms() / 1000 + expires_s;
+    let expiry_s = expiry(wall_ms() / 1000, expires_s)?;
     let terms = InviteTerms { class, zone, capacity_limit: 0, expiry_s };
     let mut addresses = node.peers.own_role().addresses.clone();
     for address in node.peers.known_addresses() {
@@ -125,6 +127,12 @@ pub async fn ticket(
     }
     let ticket = node.key_ring().mint_ticket(&terms, addresses).map_err(key_failure)?;
     client.send(ControlEvent::Text { text: SecretText::new(ticket.to_string()) }).await
+}
+
+/// Unix seconds; nothing that a ticket can carry is out of range but what the sum itself does not hold.
+fn expiry(now_s: u64, expires_s: u64) -> Result<u64, Failure> {
+    let too_far = || Failure::new(code::USAGE, "a ticket cannot expire that far ahead; give --expires 7d, or 3650d");
+    now_s.checked_add(expires_s).ok_or_else(too_far)
 }
 
 fn key_failure(error: KeyFileError) -> Failure {
@@ -140,4 +148,15 @@ pub async fn key_export(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Fa
     }
     let text = shard.node.key_ring().export().to_string();
     client.send(ControlEvent::Text { text: SecretText::new(text) }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expiry_beyond_all_time_is_a_usage_error() {
+        assert_eq!(expiry(1000, 7 * 86_400).unwrap(), 1000 + 7 * 86_400);
+        assert_eq!(expiry(1000, u64::MAX - 999).unwrap_err().code, code::USAGE);
+    }
 }

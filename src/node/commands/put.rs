@@ -10,6 +10,9 @@
 //! | 4. the name record, durable on a majority of its owners | the new version, acknowledged or not, and the space of the old one |
 //! | 5. the old version's death, signed and durable here, then sent until every node has it | - |
 //!
+//! Before step 4 (a small file: before all) the client is told that the name may be written from here on. A put whose client
+//! has hung up before does not take that step; one that hangs up later cannot know.
+//!
 //! Success is reported after step 5 has become durable here. A small regular file takes the same steps, 2 and 3 in one
 //! commit: see [`super::small`].
 
@@ -46,6 +49,7 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: O
     let result = match descriptor.map(File::from) {
         Some(file) if is_small(&file, &put.metadata) => {
             let contents = read_small(&file).await.map_err(|error| put_failure(error, &put))?;
+            client.send(ControlEvent::Naming).await?;
             small::put_one(shard, put, contents).await?
         }
         descriptor => put_whole(shard, client, &name, &put, descriptor).await?,
@@ -79,6 +83,7 @@ async fn put_whole(
     };
     refer_root(shard, &vault, &result, &put.metadata, version).await?;
     let body = name_body(name, put, &result);
+    client.send(ControlEvent::Naming).await?;
     publish(shard, &vault, (&bucket_id, &name_id), earlier.as_ref(), put.no_clobber, version, &body).await?;
     Ok(result)
 }
@@ -102,7 +107,7 @@ pub(super) async fn read_earlier(
 /// Room for the death of what a put replaces, if that is a file.
 pub(super) fn reserve_death(shard: &Rc<Shard>, earlier: Option<&NameRecord>) -> Result<Option<Room>, Failure> {
     match earlier.is_some_and(|earlier| !earlier.tombstone) {
-        true => deaths::reserve(shard).map(Some),
+        true => deaths::reserve(shard, 1).map(Some),
         false => Ok(None),
     }
 }

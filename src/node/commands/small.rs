@@ -24,7 +24,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 
 use super::get::{Found, find};
-use super::put::{Put, publish, read_earlier};
+use super::put::{Put, publish, read_earlier, reserve_death};
 use super::{Client, Failure, code, vault_key};
 use crate::catalog::CatalogError;
 use crate::crypto::cipher::{ChunkKey, ScopeKey, open_chunk, seal_chunk};
@@ -355,10 +355,22 @@ impl Batch {
                 Err(error) => self.settle(at, Err(error.into())),
             }
         }
-        let _room = match named.iter().any(|(.., earlier)| earlier.as_ref().is_some_and(|earlier| !earlier.tombstone)) {
-            true => Some(deaths::reserve(shard)?),
-            false => None,
-        };
+        let is_file = |earlier: &Option<NameRecord>| earlier.as_ref().is_some_and(|earlier| !earlier.tombstone);
+        let replaced = named.iter().filter(|(.., earlier)| is_file(earlier)).count();
+        let mut _room = None;
+        if replaced > 0 {
+            match deaths::reserve(shard, replaced) {
+                Ok(room) => _room = Some(room),
+                Err(failure) => {
+                    let (refused, others): (Vec<_>, Vec<_>) =
+                        named.into_iter().partition(|(.., earlier)| is_file(earlier));
+                    for (at, ..) in refused {
+                        self.settle(at, Err(Failure::new(failure.code, failure.message.clone())));
+                    }
+                    named = others;
+                }
+            }
+        }
         let records = named.iter().map(|(_, _, record, _)| SmallRecord::Name(record.encode())).collect();
         if let Err(error) = shard.store.append_all(records).await {
             let failure = Failure::from(NameError::Here(error.to_string()));
@@ -433,6 +445,7 @@ impl Batch {
             let (shard, vault) = (shard.clone(), vault.clone());
             async move {
                 let earlier = read_earlier(&shard, &item.put, &item.name, &item.bucket_id, &item.name_id).await?;
+                let _room = reserve_death(&shard, earlier.as_ref())?;
                 name_by_quorum(&shard, &vault, item, earlier).await
             }
         })
@@ -450,6 +463,7 @@ impl Batch {
 
 async fn put_by_quorum(shard: &Rc<Shard>, vault: &VaultKey, mut item: Item) -> Outcome {
     let earlier = read_earlier(shard, &item.put, &item.name, &item.bucket_id, &item.name_id).await?;
+    let _room = reserve_death(shard, earlier.as_ref())?;
     let scope = if item.put.no_dedup { ScopeKey::random() } else { vault.scope() };
     if let Some(root) = item.seal(shard, vault, &scope) {
         let bytes = root.payload.len() as u64;

@@ -118,6 +118,7 @@ fn event() -> impl Strategy<Value = ControlEvent> {
         any::<bool>().prop_map(|more| ControlEvent::Listed { more }),
         ".*".prop_map(|text| ControlEvent::Text { text: SecretText::new(text) }),
         (any::<u8>(), ".*").prop_map(|(code, message)| ControlEvent::Error { code, message }),
+        Just(ControlEvent::Naming),
         Just(ControlEvent::Done),
     ]
 }

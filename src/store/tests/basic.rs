@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use super::support::*;
 use crate::format::record::{FLAG_CACHED, FLAG_STAND_IN};
-use crate::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
+use crate::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
+use crate::store::segment::name_of;
 use crate::store::simulated::SimulatedDisk;
 use crate::store::{AppliedEvent, Hold, Removal, SmallRecord, Store, open};
 
@@ -222,6 +223,30 @@ fn segments_roll_over_and_listing_meets_each_chunk_once() {
         }
         assert_eq!(listed.len(), 60);
         assert_eq!(listed.into_iter().collect::<std::collections::BTreeSet<_>>(), expected);
+    });
+}
+
+#[test]
+fn nothing_is_copied_out_of_a_small_segment_that_has_to_stay() {
+    run(async {
+        let disk = SimulatedDisk::new(10);
+        let store = Rc::new(opened(&disk).await.store);
+        let chunks: Vec<_> = (0..40).map(|number| payload(number, 20_000)).collect();
+        for chunk in &chunks {
+            put(&store, chunk, &version(1)).await.unwrap();
+        }
+        disk.edit(&name_of(1), |bytes| bytes[BLOCK_BYTES + 128 + 10] ^= 1);
+        store.quarantine(&address_of(&chunks[0])).await;
+        assert_eq!(store.stats().quarantined, 1);
+        for chunk in chunks.iter().skip(4) {
+            store.remove(&address_of(chunk), async |_| false).await.unwrap();
+        }
+        store.seal_open(&crate::store::KeepAll).await.unwrap();
+        let before = store.stats().bytes_disk;
+        for _ in 0..5 {
+            store.seal_open(&crate::store::KeepAll).await.unwrap();
+        }
+        assert_eq!(store.stats().bytes_disk, before, "the same records were copied again and again");
     });
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::support::*;
 use crate::format::segment::{SEGMENT_VERSION, SegmentClass};
-use crate::limits::{BLOCK_BYTES, FREE_BYTES_RESERVE};
+use crate::limits::{BLOCK_BYTES, FREE_BYTES_RESERVE, RECORD_HEAD_BYTES};
 use crate::store::segment::{header_block, name_of};
 use crate::store::simulated::{Faults, SimulatedDisk};
 use crate::store::{AppliedEvent, Hold, OpenReport, Removal, SmallRecord, StoreError, StoreOptions};
@@ -316,6 +316,28 @@ fn failed_removal_does_not_undo_a_later_reference() {
             let again = opened(&disk.crash(seed)).await;
             assert_eq!(get(&again.store, &address_of(&chunk)).await.as_ref(), Some(&chunk), "seed {seed}");
         }
+    });
+}
+
+#[test]
+fn a_chunk_whose_segment_cannot_be_made_gives_its_buffer_back() {
+    run(async {
+        let disk = SimulatedDisk::new(17);
+        let store = opened(&disk).await.store;
+        let chunk = payload(1, 70_000);
+        let address = address_of(&chunk);
+        let claim = async || match store.hold(&address, &version(1)).await.unwrap() {
+            Hold::Absent(claim) => claim,
+            Hold::Held => panic!("nothing was stored yet"),
+        };
+        disk.set_faults(Faults { fail_sync: Some(1), ..Faults::default() });
+        let refused = store.stage(claim().await, buffer_with(&chunk), chunk.len(), &version(1), 0).await.err().unwrap();
+        assert!(matches!(refused.error, StoreError::Io { .. }), "{}", refused.error);
+        assert_eq!(refused.buffer.as_slice()[RECORD_HEAD_BYTES..][..chunk.len()], chunk[..]);
+        // Another owner may be sent it from there, and so may the next attempt.
+        let staged = store.stage(claim().await, refused.buffer, chunk.len(), &version(1), 0).await.ok().unwrap();
+        staged.commit().await.unwrap();
+        assert_eq!(get(&store, &address).await.as_ref(), Some(&chunk));
     });
 }
 

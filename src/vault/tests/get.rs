@@ -8,16 +8,33 @@ fn slice<'a>(bytes: &'a [u8], range: &Range<u64>) -> &'a [u8] {
     &bytes[range.start as usize..range.end as usize]
 }
 
-fn plain(file: &PutResult, range: Option<Range<u64>>, chunks: &Chunks) -> (Vec<u8>, Result<u64, GetError>) {
-    let root = Root { address: file.root, key: file.root_key.clone(), depth: file.depth, length: file.length };
+fn plain(file: &PutResult, range: Option<Range<u64>>, chunks: &Chunks) -> Got {
     let mut out = Vec::new();
+    let (_, result) = plain_to(file, range, chunks, PlainOutput::Stream(&mut out));
+    (out, result)
+}
+
+/// And what was fetched.
+fn plain_to(
+    file: &PutResult,
+    range: Option<Range<u64>>,
+    chunks: &Chunks,
+    out: PlainOutput<'_>,
+) -> (Vec<Address>, Result<GetResult, GetError>) {
+    let root = Root { address: file.root, key: file.root_key.clone(), depth: file.depth, length: file.length };
+    let mut fetched = Vec::new();
     let mut fetch = |address: &Address, _len: usize| {
+        fetched.push(*address);
         let mut bytes = chunks.bytes(address).ok_or(ChunkError::NotFound { address: *address })?;
         chunks.lie.as_ref().map_or(Ok(()), |lie| lie(address, 0, &mut bytes))?;
         Ok(bytes)
     };
-    let result = get_plain(&root, range, &mut fetch, &mut out);
-    (out, result)
+    let mut told = 0;
+    let result = get_plain(&root, range, &mut fetch, out, &mut |done| told = done);
+    if let Ok(result) = &result {
+        assert_eq!(told, result.bytes_written + result.bytes_resumed, "the progress is not the whole");
+    }
+    (fetched, result)
 }
 
 proptest! {
@@ -43,7 +60,7 @@ proptest! {
         prop_assert_eq!(result.unwrap().bytes_written, range.end - range.start);
         prop_assert!(got == slice(bytes, &range));
         let (got, result) = plain(file, Some(range.clone()), chunks);
-        prop_assert_eq!(result.unwrap(), range.end - range.start);
+        prop_assert_eq!(result.unwrap().bytes_written, range.end - range.start);
         prop_assert!(got == slice(bytes, &range));
     }
 }
@@ -64,7 +81,7 @@ fn a_plain_get_is_the_same_get() {
         let bytes = content(size, 12);
         let (chunks, file) = stored(&bytes);
         let (got, result) = plain(&file, None, &chunks);
-        assert_eq!((result.unwrap(), got == bytes), (size as u64, true), "{size} bytes");
+        assert_eq!((result.unwrap().bytes_written, got == bytes), (size as u64, true), "{size} bytes");
     }
 }
 
@@ -189,13 +206,20 @@ fn blake_of_leaf(plaintext: &[u8]) -> Address {
     seal_chunk(&scope(), 0, &mut plaintext.to_vec(), plaintext.len()).0
 }
 
-/// Gets over what is in the file already.
+/// Gets over what is in the file already; a plain get does it alike.
 fn resume(file: &PutResult, there: &[u8], range: Option<Range<u64>>, chunks: &Arc<Chunks>) -> Got {
     let output = file_of(there);
     let fd = OwnedFd::from(output.try_clone().unwrap());
-    let job = GetJob::new(GetOptions { resume: true, ..get_options(file, range, Output::File(fd), 4) });
+    let job = GetJob::new(GetOptions { resume: true, ..get_options(file, range.clone(), Output::File(fd), 4) });
+    let fetched_before = chunks.fetched().len();
     let result = run_get(&job, chunks, WIDE);
-    (all_of(output), result)
+    let output_plain = file_of(there);
+    let (fetched, plainly) = plain_to(file, range, chunks, PlainOutput::File(&output_plain));
+    assert_eq!(result.as_ref().unwrap(), plainly.as_ref().unwrap());
+    assert_eq!(fetched.len(), chunks.fetched().len() - fetched_before);
+    let got = all_of(output);
+    assert!(got == all_of(output_plain));
+    (got, result)
 }
 
 #[test]

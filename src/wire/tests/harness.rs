@@ -71,6 +71,8 @@ pub struct Scripted {
     pub handled: Cell<usize>,
     pub connected: RefCell<Vec<Connection>>,
     pub closed: RefCell<Vec<CloseReason>>,
+    /// Sent and received.
+    pub payload_bytes: [Cell<usize>; 2],
 }
 
 impl Scripted {
@@ -80,6 +82,7 @@ impl Scripted {
             handled: Cell::new(0),
             connected: RefCell::default(),
             closed: RefCell::default(),
+            payload_bytes: Default::default(),
         })
     }
 
@@ -113,6 +116,14 @@ impl Handler for Scripted {
     fn closed(&self, connection: &Connection, reason: &CloseReason) {
         assert!(self.connected.borrow().iter().any(|known| known.is_same(connection)));
         self.closed.borrow_mut().push(reason.clone());
+    }
+
+    fn payload_sent(&self, bytes: usize) {
+        self.payload_bytes[0].update(|sent| sent + bytes);
+    }
+
+    fn payload_received(&self, bytes: usize) {
+        self.payload_bytes[1].update(|received| received + bytes);
     }
 }
 

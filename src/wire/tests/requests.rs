@@ -38,8 +38,9 @@ fn bodies_of_every_length_come_back_as_they_were() {
 fn payloads_of_every_length_arrive_verified_in_both_directions() {
     run(async {
         let pair = pair(Scripted::echo(), Scripted::echo()).await;
+        let lengths = [1, 32, 3900, 4016, 4017, 4096, 65_536, CHUNK_BYTES_MAX - 1, CHUNK_BYTES_MAX];
         for connection in [pair.connection.clone(), pair.node.connection()] {
-            for len in [1, 32, 3900, 4016, 4017, 4096, 65_536, CHUNK_BYTES_MAX - 1, CHUNK_BYTES_MAX] {
+            for len in lengths {
                 let answer = store(&connection, 3, len).await.unwrap();
                 let (address, bytes) = payload(3, len);
                 assert_eq!(answer.header.address, address);
@@ -47,6 +48,12 @@ fn payloads_of_every_length_arrive_verified_in_both_directions() {
             }
         }
         assert_eq!((pair.pool.available(), pair.node.pool.available()), (24, 24));
+        // Stored and echoed, from either side.
+        let moved = 2 * lengths.iter().sum::<usize>();
+        for handler in [&pair.dialler, &pair.node.handler] {
+            until("both directions are counted", || handler.payload_bytes.iter().all(|bytes| bytes.get() == moved))
+                .await;
+        }
     });
 }
 

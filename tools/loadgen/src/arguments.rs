@@ -1,9 +1,12 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use gabion::cli::units::{parse_duration, parse_size};
 
 use crate::content::Sizes;
@@ -20,8 +23,9 @@ Examples (after cargo build --release --workspace):
   loadgen small --spawn 1 --objects 10000 --size 1-4K      many small objects: all put, then read
   loadgen huge --spawn 1 --objects 2 --size 2G             few huge ones: all put, then read
   loadgen connections --spawn 1 --concurrency 500 --idle 500
+  loadgen beside --spawn 1 --put 10G --rate 500            small gets alone, and while a long put runs
   loadgen peers --spawn 3 --size 256M                      one reader, chunks from all other nodes
-  loadgen crowd --spawn 3 --concurrency 24 --size 256M     one file, 24 receivers at once
+  loadgen crowd --spawn 4 --size 256M                      one node has the file, three fetch it at once
   loadgen get --node ~/a --node ~/b --json --chart get.svg on nodes that run already, by their data directories
   loadgen --smoke                                          every scenario, small
 
@@ -29,8 +33,31 @@ Sizes are powers of 1,024 (64K, 1M, 2G) or a span (1-4K: evenly on a logarithmic
 loadgen-SEED/object-N; on nodes that ran already they are removed in the end (--keep leaves them, --reuse takes them
 up). Contents are a function of the seed: every byte that comes back is checked, none is kept.
 
-Exit codes: 0 ok, 1 other, 2 usage, 5 network, 6 a wrong or missing byte, 130 interrupted (with a report of what was
-measured so far); failed operations end with the code of the node's error.";
+Exit codes: 0 ok, 1 other, 2 usage, 4 an acknowledged object is not there, 5 network, 6 a wrong or missing byte,
+130 interrupted (with a report of what was measured so far); failed operations end with the code of the node's error.";
+
+/// Options that only some scenarios heed; those that are not here mean something to all of them.
+const SOME_HEED: [(&str, &[Scenario]); 11] = {
+    use Scenario::{Beside, Connections, Crowd, Get, Huge, Mixed, Overwrite, Peers, Put, Ranges, Small};
+    [
+        ("objects", &[Get, Mixed, Ranges, Overwrite, Small, Huge, Connections, Beside, Peers]),
+        ("duration", &[Put, Get, Mixed, Ranges, Overwrite, Small, Huge, Connections, Beside, Peers]),
+        ("count", &[Put, Get, Mixed, Ranges, Overwrite, Small, Huge, Connections, Beside, Peers]),
+        ("reads", &[Mixed, Overwrite]),
+        ("removes", &[Overwrite]),
+        ("zipf", &[Get, Mixed, Ranges, Overwrite, Connections, Beside]),
+        ("range_size", &[Ranges]),
+        ("put", &[Beside]),
+        ("remote", &[Get, Mixed, Ranges, Overwrite, Small, Huge, Connections, Beside, Peers, Crowd]),
+        ("read_back", &[Put, Mixed, Overwrite]),
+        ("reuse", &[Get, Mixed, Ranges, Overwrite, Small, Huge, Connections, Beside, Peers, Crowd]),
+    ]
+};
+/// What the smoke run heeds: the rest of a run is each scenario's own.
+const SMOKE_HEEDS: [&str; 8] = ["smoke", "spawn", "replicas", "gabion", "dir", "seed", "progress", "interval_ms"];
+/// Of nodes that are started here, and of those that run already.
+const SPAWNED_ONLY: [&str; 2] = ["replicas", "gabion"];
+const ATTACHED_ONLY: [&str; 2] = ["keep", "reuse"];
 
 /// Drives real nodes and checks every byte that comes back
 #[derive(Debug, Clone, Parser)]
@@ -54,6 +81,50 @@ pub struct Arguments {
     pub output: OutputArguments,
 }
 
+impl Arguments {
+    /// As clap does, and refuses every option that would be ignored.
+    pub fn of(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(words)?;
+        let arguments = Self::from_arg_matches(&matches)?;
+        match arguments.ignored(&matches) {
+            None => Ok(arguments),
+            Some(message) => Err(Self::command().error(ErrorKind::ArgumentConflict, message)),
+        }
+    }
+
+    /// Which given option means nothing here, and why.
+    fn ignored(&self, matches: &ArgMatches) -> Option<String> {
+        let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        Self::command().get_arguments().find_map(|option| {
+            let id = option.get_id().as_str();
+            let why = option.get_long().filter(|_| is_given(id)).and_then(|_| self.why_ignored(id))?;
+            Some(format!("--{} {why}", option.get_long().unwrap_or(id)))
+        })
+    }
+
+    fn why_ignored(&self, id: &str) -> Option<String> {
+        let Some(scenario) = self.scenario else {
+            return (!SMOKE_HEEDS.contains(&id)).then(|| "means nothing to --smoke".to_owned());
+        };
+        if self.spawn().is_none() && SPAWNED_ONLY.contains(&id) {
+            return Some("is for nodes that --spawn starts".to_owned());
+        }
+        if self.spawn().is_some() && ATTACHED_ONLY.contains(&id) {
+            return Some("is for nodes that run already (--node): those that --spawn starts go in the end".to_owned());
+        }
+        let (_, heeding) = SOME_HEED.iter().find(|(option, _)| *option == id)?;
+        if heeding.contains(&scenario) {
+            return None;
+        }
+        let heeding: Vec<String> = heeding.iter().map(|scenario| scenario.name()).collect();
+        Some(format!("means nothing to {}: it is for {}", scenario.name(), heeding.join(", ")))
+    }
+
+    fn spawn(&self) -> Option<u8> {
+        self.where_.spawn
+    }
+}
+
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Nodes")]
 pub struct WhereArguments {
@@ -65,7 +136,7 @@ pub struct WhereArguments {
     #[arg(long, value_name = "N", conflicts_with = "nodes", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub spawn: Option<u8>,
 
-    /// Copies of everything on the nodes that --spawn starts; 2 at most when not given
+    /// Copies of everything on the nodes that --spawn starts; when not given 2 at most, and 1 of a crowd's file
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub replicas: Option<u8>,
 
@@ -121,7 +192,11 @@ pub struct LoadArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_sizes)]
     pub range_size: Option<Sizes>,
 
-    /// Connections that are held open and say nothing, on each node
+    /// beside: length of the put that runs beside the gets
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub put: Option<u64>,
+
+    /// Connections to each node's control socket that say nothing until the end, when each must still be answered
     #[arg(long, value_name = "N")]
     pub idle: Option<u32>,
 
@@ -137,7 +212,7 @@ pub struct LoadArguments {
     #[arg(long)]
     pub no_dedup: bool,
 
-    /// put: read everything in the end
+    /// put, mixed, overwrite: read everything in the end
     #[arg(long)]
     pub read_back: bool,
 
@@ -201,12 +276,20 @@ pub enum Scenario {
     Small,
     /// Few huge objects: all put, then read
     Huge,
-    /// Many connections at once, and many that say nothing
+    /// Many connections to the control socket at once, and many that say nothing
     Connections,
+    /// Small objects in an open loop: alone, then while a long put runs
+    Beside,
     /// Whole objects past the asked node's own copies, from all other nodes
     Peers,
-    /// One object, many receivers that begin at the same moment
+    /// One object on one node, receivers on all others that begin at the same moment
     Crowd,
+}
+
+impl Scenario {
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
 }
 
 fn parse_sizes(text: &str) -> Result<Sizes, String> {
@@ -227,8 +310,6 @@ fn parse_skew(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -239,7 +320,7 @@ mod tests {
         for example in examples {
             let words = example.split("   ").next().unwrap_or_default().split_whitespace();
             let words = words.take_while(|word| *word != "on");
-            Arguments::try_parse_from(std::iter::once("loadgen").chain(words)).unwrap();
+            Arguments::of(std::iter::once("loadgen").chain(words)).unwrap();
             count += 1;
         }
         assert!(count > 10);
@@ -259,6 +340,38 @@ mod tests {
         ] {
             assert_eq!(parse(wrong), Err(2), "{wrong}");
         }
+    }
+
+    #[test]
+    fn an_option_that_would_be_ignored_is_refused_by_its_name() {
+        for (line, named) in [
+            ("get --spawn 1 --reads 50", Some("--reads means nothing to get: it is for mixed, overwrite")),
+            ("small --spawn 1 --zipf 0.99", Some("--zipf")),
+            ("put --spawn 1 --objects 5", Some("--objects")),
+            ("crowd --spawn 3 --duration 5s", Some("--duration")),
+            ("get --spawn 1 --range-size 4K", Some("--range-size means nothing to get: it is for ranges")),
+            ("get --spawn 1 --put 1G", Some("--put")),
+            ("get --spawn 1 --keep", Some("--keep is for nodes that run already")),
+            ("get --node /x --replicas 2", Some("--replicas is for nodes that --spawn starts")),
+            ("--smoke --json", Some("--json means nothing to --smoke")),
+            ("--smoke --size 1M", Some("--size")),
+            ("--smoke --spawn 3 --seed 5 --dir /x", None),
+            ("mixed --spawn 1 --reads 50 --zipf 0.99 --json", None),
+            ("get --node /x --keep --reuse", None),
+        ] {
+            let refused = Arguments::of(std::iter::once("loadgen").chain(line.split_whitespace())).err();
+            assert_eq!(refused.as_ref().map(clap::Error::exit_code), named.map(|_| 2), "{line}");
+            let message = refused.map(|error| error.to_string()).unwrap_or_default();
+            assert!(message.contains(named.unwrap_or_default()), "{line}: {message}");
+        }
+    }
+
+    #[test]
+    fn the_options_that_only_some_heed_are_options() {
+        let command = Arguments::command();
+        let known: Vec<&str> = command.get_arguments().map(|option| option.get_id().as_str()).collect();
+        let all = SOME_HEED.iter().map(|(id, _)| id).chain(&SMOKE_HEEDS).chain(&SPAWNED_ONLY).chain(&ATTACHED_ONLY);
+        all.for_each(|id| assert!(known.contains(id), "{id}"));
     }
 
     #[test]

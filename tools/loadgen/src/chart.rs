@@ -86,7 +86,7 @@ fn percentiles(svg: &mut String, phase: &PhaseReport, frame: &Frame) {
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
     for (_, totals) in &kinds {
         low = low.min(micros_log(totals, 0.0));
-        high = high.max(micros_log(totals, RAREST));
+        high = high.max(micros_log(totals, rarest(totals)));
     }
     let (low, high) = if low.is_finite() { (low.floor(), high.ceil().max(low.floor() + 1.0)) } else { (0.0, 1.0) };
     let decades = (high - low) as u32;
@@ -101,8 +101,8 @@ fn percentiles(svg: &mut String, phase: &PhaseReport, frame: &Frame) {
     let mut names = Vec::new();
     for ((kind, totals), colour) in kinds.iter().zip(COLOURS) {
         let points = (0..=CURVE_POINTS).map(|step| {
-            let share = f64::from(step) / f64::from(CURVE_POINTS);
-            frame.point(share, (micros_log(totals, share * RAREST) - low) / (high - low))
+            let rarity = rarest(totals) * f64::from(step) / f64::from(CURVE_POINTS);
+            frame.point(rarity / RAREST, (micros_log(totals, rarity) - low) / (high - low))
         });
         line(svg, points, colour);
         names.push((kind.name(), colour));
@@ -114,6 +114,11 @@ fn percentiles(svg: &mut String, phase: &PhaseReport, frame: &Frame) {
 /// `log10` of the latency that all but one of `10^rarity` stay below.
 fn micros_log(totals: &Totals, rarity: f64) -> f64 {
     (totals.latency.micros_at(1.0 - 10f64.powf(-rarity)).max(1) as f64).log10()
+}
+
+/// Where a curve ends: what is rarer than one of all operations was not measured.
+fn rarest(totals: &Totals) -> f64 {
+    (totals.latency.count().max(1) as f64).log10().min(RAREST)
 }
 
 /// Without the last sliver of an interval, whose rate says nothing.
@@ -202,7 +207,11 @@ mod tests {
         let svg = draw(&sample());
         assert!(elements(&svg) > 30);
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-        assert_eq!(svg.matches("<polyline").count(), 3, "bytes, operations, latency of the gets");
+        assert_eq!(
+            svg.matches("<polyline").count(),
+            4,
+            "bytes, operations, latency of the gets and of the put that failed"
+        );
     }
 
     #[test]

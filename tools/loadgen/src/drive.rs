@@ -1,7 +1,7 @@
 //! Runs a phase: its workers, and beside them the watch that samples, shows and stops.
 //!
-//! A run is stopped by Ctrl-C, by the first wrong byte, and by too many failures. Stopped workers take no further
-//! operation; those that wait for a node have their connections cut, and what they then report is not counted.
+//! A run is stopped by Ctrl-C, by the first wrong byte or missing object, and by too many failures. Stopped workers take no further
+//! operation; those that wait for a node have their connections cut, which is no failure of the node's, and counted apart.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -9,14 +9,17 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use gabion::cli::exit::Failure;
+use gabion::cli::exit::{Exit, Failure};
+use gabion::node::control::ControlRequest;
 use gabion::node::control::client::Client;
 
+use crate::beside::{PutBeside, PutReport, Repeated};
+use crate::content::Content;
 use crate::dice::Dice;
 use crate::interrupt;
 use crate::measure::{Kind, Recorder};
 use crate::nodes::{Node, Nodes};
-use crate::operation::{Line, Operation, Subject, Trouble, Wanted};
+use crate::operation::{Line, Operation, Source, Subject, Trouble, Wanted};
 use crate::pacing::{Clock, Pacer, RealClock, Timing, Turn};
 use crate::progress::Progress;
 use crate::report::PhaseReport;
@@ -29,49 +32,46 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 const STACK_BYTES: usize = 256 << 10;
 /// Objects tried for an overwrite before it becomes a read, when others are being written.
 const FREE_OBJECT_TRIES: u64 = 16;
+const INTEGRITY: u8 = Exit::Integrity as u8;
+const IDLE_ANSWER_MAX: Duration = Duration::from_secs(10);
 
 pub struct Run<'a> {
     pub subject: &'a Subject,
-    pub nodes: &'a Nodes,
     pub progress: &'a Progress,
     pub interval: Duration,
     pub failures_max: u64,
     stop: AtomicBool,
-    wrong: Mutex<Option<String>>,
+    wrong: Mutex<Option<Failure>>,
 }
 
 impl<'a> Run<'a> {
-    pub fn new(
-        subject: &'a Subject,
-        nodes: &'a Nodes,
-        progress: &'a Progress,
-        interval: Duration,
-        failures_max: u64,
-    ) -> Self {
+    pub fn new(subject: &'a Subject, progress: &'a Progress, interval: Duration, failures_max: u64) -> Self {
         let (stop, wrong) = (AtomicBool::new(false), Mutex::new(None));
-        Self { subject, nodes, progress, interval, failures_max, stop, wrong }
+        Self { subject, progress, interval, failures_max, stop, wrong }
     }
 
     pub fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// The first wrong byte.
-    pub fn wrong(&self) -> Option<String> {
+    /// The first wrong byte, or else the first object that is not there.
+    pub fn wrong(&self) -> Option<Failure> {
         self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn phase(&self, phase: &Phase) -> Result<PhaseReport, Failure> {
-        let idle = self.idle_connections(phase.idle)?;
-        let recorder = Recorder::new();
+    pub fn phase(&self, phase: &Phase, nodes: &Nodes) -> Result<PhaseReport, Failure> {
+        let idle = idle_connections(nodes, phase.idle)?;
+        let put = phase.put.map(|put| self.prepare_put(put)).transpose()?;
+        let recorder = Recorder::new(phase.mode, nodes.all.len());
         let pacer = Pacer::new(phase.mode, phase.limit);
         let lines: Vec<Line> = (0..phase.workers).map(|_| Line::default()).collect();
+        let put_line = Line::default();
         let gate = Gate::default();
         let (ended, all_ended) = channel();
         let report = std::thread::scope(|scope| {
             let mut started = Ok(());
             for (index, line) in lines.iter().enumerate() {
-                let worker = Worker { run: self, phase, pacer: &pacer, recorder: &recorder, line, index };
+                let worker = Worker { run: self, nodes, phase, pacer: &pacer, recorder: &recorder, line, index };
                 let (gate, ended) = (&gate, ended.clone());
                 let work = move || worker.work(gate, ended);
                 if let Err(error) = Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work) {
@@ -82,10 +82,17 @@ impl<'a> Run<'a> {
                     break;
                 }
             }
+            let putter = put.map(|(put, content, source)| {
+                let worker =
+                    Worker { run: self, nodes, phase, pacer: &pacer, recorder: &recorder, line: &put_line, index: 0 };
+                let (gate, ended) = (&gate, ended.clone());
+                scope.spawn(move || worker.put_beside(gate, ended, put, &content, source))
+            });
             drop(ended);
-            let mut sampler = Sampler::start(phase, self.nodes, self.interval);
+            let mut sampler = Sampler::start(phase, nodes, self.interval);
             let clock = gate.open();
-            self.watch(&recorder, &lines, &mut sampler, clock, &all_ended);
+            self.watch(&recorder, &lines, &put_line, &mut sampler, clock, &all_ended);
+            sampler.report.put = putter.and_then(|putter| putter.join().ok().flatten());
             started.map(|()| {
                 let end = clock.now();
                 for (wait, count) in pacer.never_started(end) {
@@ -95,8 +102,10 @@ impl<'a> Run<'a> {
                 sampler.finish(&recorder, end)
             })
         });
-        drop(idle);
         self.progress.clear();
+        if !self.is_stopped() {
+            check_idle(idle)?;
+        }
         report
     }
 
@@ -105,6 +114,7 @@ impl<'a> Run<'a> {
         &self,
         recorder: &Recorder,
         lines: &[Line],
+        put_line: &Line,
         sampler: &mut Sampler<'_>,
         clock: RealClock,
         all_ended: &Receiver<()>,
@@ -114,7 +124,7 @@ impl<'a> Run<'a> {
                 self.stop.store(true, Ordering::Relaxed);
             }
             if self.is_stopped() {
-                lines.iter().for_each(Line::hang_up);
+                lines.iter().chain([put_line]).for_each(Line::hang_up);
             }
             if sampler.look(recorder, clock.now()) {
                 self.progress.show(&sampler.line());
@@ -122,16 +132,41 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Connections that say nothing, held while they are kept.
-    fn idle_connections(&self, count: u32) -> Result<Vec<Client>, Failure> {
-        let connect = |node: &Node| node.connect().map_err(|error| Failure::from(error).at("idle connection"));
-        (0..count).flat_map(|_| self.nodes.all.iter().map(connect)).collect()
+    /// What is put beside the workers is made before the phase begins.
+    fn prepare_put(&self, put: PutBeside) -> Result<(PutBeside, Repeated, Source), Failure> {
+        let content = Repeated { content: self.subject.contents.of(put.number, 1), bytes: put.bytes };
+        match self.subject.source(&content) {
+            Ok(source) => Ok((put, content, source)),
+            Err(Trouble::Failed(failure) | Trouble::Wrong(failure)) => Err(failure),
+        }
     }
 
-    fn note_wrong(&self, message: String) {
-        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
+    fn note_wrong(&self, wrong: Failure) {
+        let mut first = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_worse = first.as_ref().is_none_or(|first| first.code != wrong.code && wrong.code == INTEGRITY);
+        if is_worse {
+            *first = Some(wrong);
+        }
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Connections that say nothing, held while they are kept.
+fn idle_connections(nodes: &Nodes, count: u32) -> Result<Vec<Client>, Failure> {
+    let connect = |node: &Node| node.connect().map_err(|error| Failure::from(error).at("idle connection"));
+    (0..count).flat_map(|_| nodes.all.iter().map(connect)).collect()
+}
+
+/// Each of them must still be answered: a node that dropped it held fewer than it seemed.
+fn check_idle(idle: Vec<Client>) -> Result<(), Failure> {
+    let count = idle.len();
+    for (index, mut client) in idle.into_iter().enumerate() {
+        // Without a limit it would only wait longer.
+        let _ = client.set_answer_max(IDLE_ANSWER_MAX);
+        let answer = client.run(&ControlRequest::Status, None, |_| ());
+        answer.map_err(|error| Failure::from(error).at(format!("idle connection {index} of {count}")))?;
+    }
+    Ok(())
 }
 
 /// Holds all workers back until the last one is there: they begin at the same moment.
@@ -160,8 +195,26 @@ impl Gate {
     }
 }
 
+/// An operation whose time can begin.
+enum Prepared {
+    /// First byte and length of the range.
+    Read {
+        number: u64,
+        range: Option<(u64, u64)>,
+    },
+    Put {
+        number: u64,
+        content: Content,
+        source: Result<Source, Trouble>,
+    },
+    Remove {
+        number: u64,
+    },
+}
+
 struct Worker<'a> {
     run: &'a Run<'a>,
+    nodes: &'a Nodes,
     phase: &'a Phase,
     pacer: &'a Pacer,
     recorder: &'a Recorder,
@@ -176,51 +229,101 @@ impl Worker<'_> {
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
         let clock = gate.wait();
         let is_stopped = || self.run.is_stopped();
-        self.pacer.work(&clock, is_stopped, |turn| self.operate(turn), |timing, outcome| self.note(timing, outcome));
+        self.pacer.work(
+            &clock,
+            is_stopped,
+            |turn| self.prepare(turn),
+            |prepared| self.operate(prepared),
+            |timing, outcome| self.note(timing, outcome),
+        );
         drop(ended);
     }
 
-    fn operate(&self, turn: Turn) -> (Kind, Result<u64, Trouble>) {
+    /// Decides on the operation, and makes what a put reads.
+    fn prepare(&self, turn: Turn) -> (Turn, Prepared) {
         let mut dice = Dice::new(&[self.run.subject.contents.seed, turn.index, 3]);
-        let index = self.phase.route.node(turn.index, self.run.nodes.all.len());
-        let Some(node) = self.run.nodes.all.get(index) else {
-            return (Kind::Get, Err(Trouble::Failed(Failure::other("no node"))));
-        };
-        let operation = Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line };
-        match self.phase.choice.task(turn.index, &mut dice) {
-            Task::Write { number } => self.write(&operation, number),
-            Task::Read { number, range: None } => (Kind::Get, self.read(&operation, number, None)),
+        let prepared = match self.phase.choice.task(turn.index, &mut dice) {
+            Task::Write { number } => self.prepare_write(number),
+            Task::Read { number, range: None } => Prepared::Read { number, range: None },
             Task::Read { number, range: Some(sizes) } => {
                 let contents = &self.run.subject.contents;
                 let length = contents.of(number, self.run.subject.ledger.floor(number)).len;
-                if length == 0 {
-                    return (Kind::Range, self.read(&operation, number, None));
-                }
-                let len = sizes.draw(&mut dice).clamp(1, length);
-                let first = dice.below(length - len + 1);
-                (Kind::Range, self.read(&operation, number, Some((first, len))))
+                let range = (length > 0).then(|| {
+                    let len = sizes.draw(&mut dice).clamp(1, length);
+                    (dice.below(length - len + 1), len)
+                });
+                Prepared::Read { number, range }
             }
-        }
-    }
-
-    fn read(&self, operation: &Operation<'_>, number: u64, range: Option<(u64, u64)>) -> Result<u64, Trouble> {
-        operation.read(Wanted { number, range, remote: self.phase.remote })
+        };
+        (turn, prepared)
     }
 
     /// The next generation of the object, or of a near one that nobody else writes just now.
-    fn write(&self, operation: &Operation<'_>, number: u64) -> (Kind, Result<u64, Trouble>) {
-        let ledger = &self.run.subject.ledger;
+    fn prepare_write(&self, number: u64) -> Prepared {
+        let Subject { contents, ledger, .. } = self.run.subject;
         for number in self.near(number) {
             let Some(generation) = ledger.begin_write(number) else { continue };
-            let (kind, outcome) = if ledger.is_absent(number, generation) {
-                (Kind::Remove, operation.remove(number).map(|()| 0))
-            } else {
-                (Kind::Put, operation.put(number, generation))
-            };
-            ledger.end_write(number, outcome.is_ok());
-            return (kind, outcome);
+            if ledger.is_absent(number, generation) {
+                return Prepared::Remove { number };
+            }
+            let content = contents.of(number, generation);
+            return Prepared::Put { number, content, source: self.run.subject.source(&content) };
         }
-        (Kind::Get, self.read(operation, number, None))
+        Prepared::Read { number, range: None }
+    }
+
+    /// The put beside the workers: the phase ends with it.
+    fn put_beside(
+        &self,
+        gate: &Gate,
+        ended: Sender<()>,
+        put: PutBeside,
+        content: &Repeated,
+        source: Source,
+    ) -> Option<PutReport> {
+        let node = self.nodes.all.first()?;
+        let operation = Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line };
+        let ledger = &self.run.subject.ledger;
+        let clock = gate.wait();
+        ledger.begin_write(put.number);
+        let began = clock.now();
+        let outcome = operation.put(put.number, content, source, true);
+        let elapsed = clock.now().saturating_sub(began);
+        self.pacer.end(clock.now());
+        ledger.end_write(put.number, outcome.is_ok());
+        let report = outcome.as_ref().ok().map(|bytes| PutReport { bytes: *bytes, elapsed });
+        if outcome.is_err() {
+            self.note(Timing { latency: elapsed, service: elapsed }, (Kind::Put, outcome));
+        }
+        drop(ended);
+        report
+    }
+
+    fn operate(&self, (turn, prepared): (Turn, Prepared)) -> (Kind, Result<u64, Trouble>) {
+        let index = self.phase.route.node(turn.index, self.nodes.all.len());
+        let Some(node) = self.nodes.all.get(index) else {
+            return (Kind::Get, Err(Trouble::Failed(Failure::other("no node"))));
+        };
+        let operation = Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line };
+        let ledger = &self.run.subject.ledger;
+        match prepared {
+            Prepared::Read { number, range } => {
+                let kind = if range.is_some() { Kind::Range } else { Kind::Get };
+                let read = operation.read(Wanted { number, range, remote: self.phase.remote });
+                (kind, read.inspect(|bytes| self.recorder.read_through(index, *bytes)))
+            }
+            Prepared::Put { number, content, source } => {
+                let outcome =
+                    source.and_then(|source| operation.put(number, &content, source, self.run.subject.no_dedup));
+                ledger.end_write(number, outcome.is_ok());
+                (Kind::Put, outcome)
+            }
+            Prepared::Remove { number } => {
+                let outcome = operation.remove(number);
+                ledger.end_write(number, outcome.is_ok());
+                (Kind::Remove, outcome.map(|()| 0))
+            }
+        }
     }
 
     fn near(&self, number: u64) -> impl Iterator<Item = u64> {
@@ -234,14 +337,15 @@ impl Worker<'_> {
     fn note(&self, timing: Timing, (kind, outcome): (Kind, Result<u64, Trouble>)) {
         match outcome {
             Ok(bytes) => self.recorder.done(self.index, kind, timing, bytes),
-            Err(Trouble::Wrong(message)) => {
-                self.recorder.fail(self.index, kind, gabion::cli::exit::Exit::Integrity.code(), message.clone());
-                self.run.note_wrong(message);
+            Err(Trouble::Wrong(wrong)) => {
+                self.recorder.fail(self.index, kind, timing, wrong.code, wrong.message.clone());
+                self.run.note_wrong(wrong);
             }
-            // Its connection was cut: that says nothing of the node.
-            Err(Trouble::Failed(_)) if self.run.is_stopped() || interrupt::requested() => {}
+            Err(Trouble::Failed(_)) if self.run.is_stopped() || interrupt::requested() => {
+                self.recorder.cut_off(self.index, kind, timing);
+            }
             Err(Trouble::Failed(failure)) => {
-                self.recorder.fail(self.index, kind, failure.code, failure.message);
+                self.recorder.fail(self.index, kind, timing, failure.code, failure.message);
                 if self.recorder.failed() >= self.run.failures_max {
                     self.run.stop.store(true, Ordering::Relaxed);
                 }

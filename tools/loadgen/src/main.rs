@@ -13,8 +13,10 @@
 //! | `nodes` | nodes that run already, or are started and ended here |
 //! | `operation` | one put, get, range or removal |
 //! | `pacing` | when operations begin: closed and open loop |
+//! | `beside` | the put beside gets, and the comparison |
 //! | `drive` | workers, and the watch beside them |
 //! | `measure`, `sampling`, `usage` | histograms; what happened in each interval; CPU and memory |
+//! | `machine` | what figures depend on beside the code |
 //! | `report`, `chart`, `progress` | text and JSON, SVG, the live line |
 //! | `smoke` | every scenario, small |
 //! | `interrupt`, `clean` | Ctrl-C; removing what was put |
@@ -22,12 +24,13 @@
 //! What it measures includes what every use of a node has: a connection to the control socket and a descriptor passed
 //! for each operation, since the protocol serves one command a connection.
 //!
-//! Exit codes are those of `gabion`: 0 ok, 1 other, 2 usage, 5 network, 6 a wrong or missing byte, 130 interrupted;
+//! Exit codes are those of `gabion`: 0 ok, 1 other, 2 usage, 4 an acknowledged object is not there, 5 network, 6 a wrong or
+//! missing byte, 130 interrupted;
 //! failed operations end with the code of the node's error, objects that could not be removed again with 3. A byte counts as wrong when it is not what the newest
-//! acknowledged write put there, or a write that runs at the same time; an acknowledged object that is not there counts
-//! as wrong too.
+//! acknowledged write put there, or a write that runs at the same time. Either ends the run at once.
 
 mod arguments;
+mod beside;
 mod chart;
 mod clean;
 mod content;
@@ -35,6 +38,7 @@ mod dice;
 mod drive;
 mod interrupt;
 mod ledger;
+mod machine;
 mod measure;
 mod nodes;
 mod operation;
@@ -50,13 +54,13 @@ mod usage;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use gabion::cli::exit::{Exit, Failure};
 
 use arguments::{Arguments, Scenario, WhereArguments};
 use content::Contents;
 use drive::Run;
 use ledger::Ledger;
+use machine::Machine;
 use nodes::{Nodes, SpawnOptions};
 use operation::Subject;
 use progress::Progress;
@@ -69,7 +73,7 @@ const REPLICAS_USUAL: u8 = 2;
 const READERS: u32 = 16;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let outcome = start().and_then(|()| match (&arguments.scenario, arguments.smoke) {
         (Some(scenario), false) => one(*scenario, &arguments),
         _ => smoke::run(&arguments),
@@ -94,29 +98,33 @@ fn start() -> Result<(), Failure> {
 fn one(scenario: Scenario, arguments: &Arguments) -> Result<(), Failure> {
     let node_count = arguments.where_.spawn.map_or(arguments.where_.nodes.len(), usize::from);
     let plan = Plan::new(scenario, &arguments.load, node_count)?;
-    let nodes = find_nodes(&arguments.where_)?;
-    let report = run(&plan, arguments, &nodes)?;
+    let mut nodes = find_nodes(&arguments.where_, scenario)?;
+    let report = run(&plan, arguments, &mut nodes)?;
     finish(&report, arguments)
 }
 
-fn find_nodes(places: &WhereArguments) -> Result<Nodes, Failure> {
+fn find_nodes(places: &WhereArguments, scenario: Scenario) -> Result<Nodes, Failure> {
     match places.spawn {
-        Some(count) => Nodes::spawn(&spawn_options(places, count)?),
+        Some(count) => Nodes::spawn(spawn_options(places, count, scenario)?),
         None => Nodes::attach(&places.nodes),
     }
 }
 
-fn spawn_options(places: &WhereArguments, count: u8) -> Result<SpawnOptions, Failure> {
+fn spawn_options(places: &WhereArguments, count: u8, scenario: Scenario) -> Result<SpawnOptions, Failure> {
+    // One node has the file, whole, and the others must ask for it.
+    let is_crowd = scenario == Scenario::Crowd;
+    let replicas_usual = if is_crowd { 1 } else { REPLICAS_USUAL };
     Ok(SpawnOptions {
         count: usize::from(count),
         gabion: places.gabion.clone().map_or_else(nodes::beside_this_program, Ok)?,
         parent: places.dir.clone().unwrap_or_else(std::env::temp_dir),
-        replicas: places.replicas.unwrap_or(count.min(REPLICAS_USUAL)),
+        replicas: places.replicas.unwrap_or(count.min(replicas_usual)),
+        one_first: is_crowd,
     })
 }
 
 /// All phases of a plan; stopped ones are in the report as far as they got.
-fn run(plan: &Plan, arguments: &Arguments, nodes: &Nodes) -> Result<RunReport, Failure> {
+fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunReport, Failure> {
     let load = &arguments.load;
     let subject = Subject {
         contents: Contents { seed: load.seed, sizes: plan.sizes },
@@ -131,9 +139,10 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &Nodes) -> Result<RunReport, F
     }
     let progress = Progress::new(arguments.output.progress);
     let interval = Duration::from_millis(arguments.output.interval_ms);
-    let run = Run::new(&subject, nodes, &progress, interval, load.failures_max);
+    let run = Run::new(&subject, &progress, interval, load.failures_max);
     let mut report = RunReport {
         scenario: plan.name,
+        machine: Machine::default(),
         seed: load.seed,
         phases: Vec::new(),
         wrong: None,
@@ -142,7 +151,10 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &Nodes) -> Result<RunReport, F
     };
     let mut step = |phase: &Phase| -> Result<(), Failure> {
         if !run.is_stopped() {
-            let phase = run.phase(phase)?;
+            if phase.after_joining {
+                nodes.join_rest()?;
+            }
+            let phase = run.phase(phase, nodes)?;
             if !arguments.output.json && !arguments.smoke {
                 println!("{}", phase.text());
             }
@@ -154,6 +166,7 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &Nodes) -> Result<RunReport, F
     if load.read_back {
         step(&Plan::read_back(READERS, subject.ledger.written()))?;
     }
+    report.machine = Machine::of(nodes);
     report.wrong = run.wrong();
     report.is_interrupted = interrupt::requested();
     if !nodes.are_ours() && !load.keep {
@@ -187,6 +200,12 @@ fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
         std::fs::write(path, chart::draw(report))
             .map_err(|error| Failure::other(format!("the chart {} cannot be written: {error}", path.display())))?;
     }
+    if !arguments.output.json {
+        println!("{}", report.machine.text());
+    }
+    if let Some(comparison) = beside::text(report).filter(|_| !arguments.output.json) {
+        println!("{comparison}");
+    }
     outcome(report)?;
     if !arguments.output.json {
         println!("every byte that came back was right");
@@ -196,7 +215,7 @@ fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
 
 fn outcome(report: &RunReport) -> Result<(), Failure> {
     if let Some(wrong) = &report.wrong {
-        return Err(Failure::new(Exit::Integrity, format!("WRONG: {wrong}")));
+        return Err(Failure { code: wrong.code, message: format!("WRONG: {}", wrong.message) });
     }
     if report.is_interrupted {
         return Err(Failure::interrupted("interrupted: what was measured so far is above"));

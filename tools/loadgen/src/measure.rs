@@ -1,6 +1,10 @@
 //! What was measured: HdrHistograms of latency in microseconds (three significant digits), counts and bytes, by kind of
 //! operation.
 //!
+//! Failures have a histogram of their own. In an open loop they count in the latencies too: whoever asked waited for them,
+//! and an operation that fails after 30 s must not make the others look better. So do operations that were cut off when
+//! the run was stopped, with the time that they had taken by then.
+//!
 //! Workers record into a few locked shards. The sampler drains these into the totals every interval, so that it also
 //! knows the percentiles of that interval alone.
 
@@ -11,7 +15,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::pacing::Timing;
+use crate::pacing::{Loop, Timing};
 
 const SHARDS: usize = 8;
 const DIGITS: u8 = 3;
@@ -73,6 +77,12 @@ impl Durations {
         self.0.as_ref().map_or(0, |histogram| histogram.value_at_quantile(quantile))
     }
 
+    /// Whether at least one of those counted lies above this quantile: where none does, it is the longest by another name.
+    pub fn supports(&self, quantile: f64) -> bool {
+        // A whole one, but for the rounding of 1 - 0.9999.
+        self.count() as f64 * (1.0 - quantile) > 1.0 - 1e-6
+    }
+
     pub fn micros_mean(&self) -> f64 {
         self.0.as_ref().map_or(0.0, Histogram::mean)
     }
@@ -87,8 +97,12 @@ impl Durations {
 pub struct Totals {
     pub latency: Durations,
     pub service: Durations,
+    /// Of failures, from the intended start.
+    pub failures: Durations,
     pub operations: u64,
     pub failed: u64,
+    /// Running when the run was stopped.
+    pub cut_off: u64,
     pub bytes: u64,
 }
 
@@ -96,8 +110,10 @@ impl Totals {
     fn add(&mut self, other: &Self) {
         self.latency.add(&other.latency);
         self.service.add(&other.service);
+        self.failures.add(&other.failures);
         self.operations += other.operations;
         self.failed += other.failed;
+        self.cut_off += other.cut_off;
         self.bytes += other.bytes;
     }
 }
@@ -120,20 +136,25 @@ pub struct Failed {
 
 #[derive(Debug)]
 pub struct Recorder {
+    mode: Loop,
     shards: Vec<Mutex<ByKind>>,
     failures: Mutex<BTreeMap<u8, Failed>>,
     failed: AtomicU64,
     /// Moved so far, also by operations that have not ended.
     bytes: AtomicU64,
+    /// Read through each node.
+    read_bytes: Vec<AtomicU64>,
 }
 
 impl Recorder {
-    pub fn new() -> Self {
+    pub fn new(mode: Loop, nodes: usize) -> Self {
         Self {
+            mode,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             failures: Mutex::default(),
             failed: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            read_bytes: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -143,6 +164,16 @@ impl Recorder {
 
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn read_through(&self, node: usize, bytes: u64) {
+        if let Some(read) = self.read_bytes.get(node) {
+            read.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub fn read_bytes(&self) -> impl Iterator<Item = u64> {
+        self.read_bytes.iter().map(|read| read.load(Ordering::Relaxed))
     }
 
     pub fn failed(&self) -> u64 {
@@ -158,10 +189,29 @@ impl Recorder {
         });
     }
 
-    pub fn fail(&self, worker: usize, kind: Kind, code: u8, message: String) {
-        self.with(worker, kind, |totals| totals.failed += 1);
+    pub fn fail(&self, worker: usize, kind: Kind, timing: Timing, code: u8, message: String) {
+        self.with(worker, kind, |totals| {
+            totals.failed += 1;
+            totals.failures.record(timing.latency, 1);
+            self.count_waiting(totals, timing);
+        });
         self.failed.fetch_add(1, Ordering::Relaxed);
         locked(&self.failures).entry(code).or_insert(Failed { count: 0, message }).count += 1;
+    }
+
+    /// Its connection was cut because the run was stopped: that says nothing of the node but how long it had taken.
+    pub fn cut_off(&self, worker: usize, kind: Kind, timing: Timing) {
+        self.with(worker, kind, |totals| {
+            totals.cut_off += 1;
+            self.count_waiting(totals, timing);
+        });
+    }
+
+    fn count_waiting(&self, totals: &mut Totals, timing: Timing) {
+        if self.mode != Loop::Closed {
+            totals.latency.record(timing.latency, 1);
+            totals.service.record(timing.service, 1);
+        }
     }
 
     /// Operations of an open loop that never began.
@@ -200,7 +250,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_right_to_three_digits_and_nothing_is_lost_by_draining() {
-        let recorder = Recorder::new();
+        let recorder = Recorder::new(Loop::Closed, 1);
         let mut all = ByKind::new();
         for micros in 1..=100_000u64 {
             let time = Duration::from_micros(micros);
@@ -220,14 +270,41 @@ mod tests {
     }
 
     #[test]
+    fn a_percentile_needs_operations_above_it() {
+        let mut durations = Durations::default();
+        assert!(!durations.supports(0.5));
+        durations.record(Duration::from_millis(1), 500);
+        assert!(durations.supports(0.99) && !durations.supports(0.999));
+        durations.record(Duration::from_millis(1), 9_499);
+        assert!(durations.supports(0.999) && !durations.supports(0.9999));
+        durations.record(Duration::from_millis(1), 1);
+        assert!(durations.supports(0.9999));
+    }
+
+    #[test]
     fn failures_are_counted_by_code_with_the_first_message() {
-        let recorder = Recorder::new();
+        let recorder = Recorder::new(Loop::Closed, 1);
         for (code, message) in [(5, "no node"), (5, "other"), (8, "full")] {
-            recorder.fail(0, Kind::Put, code, message.to_owned());
+            recorder.fail(0, Kind::Put, HANGING, code, message.to_owned());
         }
         let failures = recorder.failures();
         assert_eq!(failures[&5], Failed { count: 2, message: "no node".to_owned() });
         assert_eq!(failures[&8].count, 1);
         assert_eq!((recorder.failed(), recorder.drain()[&Kind::Put].failed), (3, 3));
+    }
+
+    const HANGING: Timing = Timing { latency: Duration::from_secs(31), service: Duration::from_secs(30) };
+
+    #[test]
+    fn what_hangs_and_fails_is_in_the_percentiles_of_an_open_loop() {
+        for (mode, counted) in [(Loop::Open(10.0), 2), (Loop::Closed, 0)] {
+            let recorder = Recorder::new(mode, 1);
+            recorder.fail(0, Kind::Get, HANGING, 5, String::new());
+            recorder.cut_off(0, Kind::Get, HANGING);
+            let totals = &recorder.drain()[&Kind::Get];
+            assert_eq!((totals.operations, totals.failed, totals.cut_off), (0, 1, 1));
+            assert_eq!((totals.failures.count(), totals.latency.count()), (1, counted));
+            assert!(totals.failures.micros_max() >= 31_000_000);
+        }
     }
 }

@@ -18,7 +18,7 @@ use gabion::node::control::client::{Client, ClientError};
 use gabion::node::control::{ControlEvent, ControlRequest, NodeClass, NodeState, SOCKET_NAME, StatusReport};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::interrupt;
+use crate::{interrupt, machine};
 
 const READY_MAX: Duration = Duration::from_secs(60);
 const ASK_INTERVAL: Duration = Duration::from_millis(20);
@@ -43,6 +43,8 @@ pub struct SpawnOptions {
     /// Where the directory of all of them is made.
     pub parent: PathBuf,
     pub replicas: u8,
+    /// The first node alone at first; the others with [`Nodes::join_rest`].
+    pub one_first: bool,
 }
 
 #[derive(Debug)]
@@ -53,12 +55,29 @@ pub struct Node {
     log: Option<PathBuf>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+}
+
+impl Traffic {
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            sent_bytes: self.sent_bytes.saturating_sub(before.sent_bytes),
+            received_bytes: self.received_bytes.saturating_sub(before.received_bytes),
+        }
+    }
+}
+
 /// All nodes of a run.
 #[derive(Debug)]
 pub struct Nodes {
     pub all: Vec<Node>,
     /// Of the nodes that this process started.
     scratch: Option<PathBuf>,
+    /// How to start those that have not joined yet.
+    to_join: Option<SpawnOptions>,
 }
 
 impl Nodes {
@@ -82,32 +101,41 @@ impl Nodes {
             }
             all.push(node);
         }
-        Ok(Self { all, scratch: None })
+        Ok(Self { all, scratch: None, to_join: None })
     }
 
     /// Starts nodes of one new network and waits until each sees all of them.
-    pub fn spawn(options: &SpawnOptions) -> Result<Self, Failure> {
+    pub fn spawn(options: SpawnOptions) -> Result<Self, Failure> {
+        machine::warn_of_memory(&options.parent);
         let scratch = options.parent.join(format!("gabion-loadgen-{}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&scratch).map_err(|error| {
             Failure::other(format!("the directory {} cannot be made: {error}; give --dir DIR", scratch.display()))
         })?;
         started().scratch = Some(scratch.clone());
-        let mut nodes = Self { all: Vec::new(), scratch: Some(scratch.clone()) };
-        let mut ticket = None;
-        for index in 0..options.count {
-            let node = Node::start(options, &scratch, index, ticket.as_deref())?;
-            nodes.all.push(node);
-            if let Some(node) = nodes.all.last_mut() {
-                node.wait(index as u32 + 1)?;
-                if index == 0 && options.count > 1 {
-                    ticket = Some(node.ticket()?);
-                }
-            }
-        }
-        for node in &mut nodes.all {
-            node.wait(options.count as u32)?;
-        }
+        let mut nodes = Self { all: Vec::new(), scratch: Some(scratch.clone()), to_join: None };
+        nodes.start_upto(&options, &scratch, if options.one_first { 1 } else { options.count })?;
+        nodes.to_join = Some(options);
         Ok(nodes)
+    }
+
+    /// Starts those that were to come later, if any.
+    pub fn join_rest(&mut self) -> Result<(), Failure> {
+        match (self.to_join.take(), self.scratch.clone()) {
+            (Some(options), Some(scratch)) => self.start_upto(&options, &scratch, options.count),
+            _ => Ok(()),
+        }
+    }
+
+    fn start_upto(&mut self, options: &SpawnOptions, scratch: &Path, count: usize) -> Result<(), Failure> {
+        while self.all.len() < count {
+            let index = self.all.len();
+            let ticket = self.all.first().map(Node::ticket).transpose()?;
+            let mut node = Node::start(options, scratch, index, ticket.as_deref())?;
+            let ready = node.wait(index as u32 + 1);
+            self.all.push(node);
+            ready?;
+        }
+        self.all.iter_mut().try_for_each(|node| node.wait(count as u32))
     }
 }
 
@@ -163,6 +191,12 @@ impl Node {
 
     pub fn connect(&self) -> Result<Client, ClientError> {
         Client::connect(&self.dir)
+    }
+
+    /// Payloads sent to other nodes and received from them since it began; none when it does not say.
+    pub fn traffic(&self) -> Option<Traffic> {
+        let status = self.status().ok()?;
+        Some(Traffic { sent_bytes: status.payload_bytes_sent, received_bytes: status.payload_bytes_received })
     }
 
     pub fn status(&self) -> Result<StatusReport, ClientError> {

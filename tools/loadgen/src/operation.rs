@@ -5,8 +5,11 @@
 //! | what | descriptor |
 //! | --- | --- |
 //! | put, fits a pipe | a pipe that holds the content already |
-//! | put, longer | a pipe that a second thread feeds; with `--via memfd` or `file` a file that was written before |
+//! | put, longer | a pipe that a second thread feeds; with `--via memfd` or `file` a file |
 //! | get, range | a pipe, checked while it runs; by a second thread when it may run for long |
+//!
+//! What a put reads is made before its time is taken, and a file is on the disk by then: neither making nor writing back
+//! counts against the node. A pipe that must be fed is the exception: its bytes are made while the node reads.
 //!
 //! A pipe's size is asked for, not assumed: the kernel gives small ones to a user who has many.
 
@@ -46,12 +49,17 @@ pub enum Via {
 /// How an operation went wrong.
 #[derive(Debug)]
 pub enum Trouble {
-    /// A byte that is not the one put in, or a file that is not there: exit code 6 whatever else happens.
-    Wrong(String),
+    /// A byte that is not the one put in (exit code 6), or an acknowledged object that is not there (exit code 4): ends the
+    /// run, whatever else happens.
+    Wrong(Failure),
     Failed(Failure),
 }
 
 impl Trouble {
+    fn wrong(message: String) -> Self {
+        Self::Wrong(Failure::new(Exit::Integrity, message))
+    }
+
     fn here(error: io::Error) -> Self {
         Self::Failed(Failure::other(format!("loadgen itself: {error}")))
     }
@@ -102,6 +110,43 @@ pub struct Operation<'a> {
     pub line: &'a Line,
 }
 
+/// Contents as a put reads them.
+pub trait Feed: Sync {
+    fn len_bytes(&self) -> u64;
+
+    /// Writes all of it, and says piece by piece how much went.
+    fn feed(&self, out: &mut dyn Write, moved: &dyn Fn(u64)) -> io::Result<()>;
+}
+
+impl Feed for Content {
+    fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
+    fn feed(&self, out: &mut dyn Write, moved: &dyn Fn(u64)) -> io::Result<()> {
+        let mut piece = vec![0; PIECE_BYTES.min(self.len as usize)];
+        let mut offset = 0;
+        while offset < self.len {
+            let count = (self.len - offset).min(PIECE_BYTES as u64);
+            let part = piece.get_mut(..count as usize).unwrap_or_default();
+            self.fill(offset, part);
+            out.write_all(part)?;
+            moved(count);
+            offset += count;
+        }
+        Ok(())
+    }
+}
+
+/// What a put reads.
+#[derive(Debug)]
+pub enum Source {
+    /// A pipe or a file that holds all of it.
+    Whole(OwnedFd),
+    /// A pipe that is fed while the node reads.
+    Fed(PipeReader, PipeWriter),
+}
+
 /// What a read asks for.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
@@ -112,45 +157,68 @@ pub struct Wanted {
     pub remote: bool,
 }
 
-impl Operation<'_> {
-    /// Writes this generation of the object; the bytes written.
-    pub fn put(&self, number: u64, generation: u32) -> Result<u64, Trouble> {
-        let content = self.subject.contents.of(number, generation);
-        let (reader, mut writer) = io::pipe().map_err(Trouble::here)?;
-        let answer = if content.len <= capacity(&writer) {
-            feed(&mut writer, &content, self.recorder).map_err(Trouble::here)?;
-            drop(writer);
-            self.send_content(number, &content, reader.into())
-        } else if self.subject.via == Via::Pipe {
+impl Subject {
+    /// Makes what a put of this content reads.
+    pub fn source(&self, content: &impl Feed) -> Result<Source, Trouble> {
+        self.make_source(content).map_err(Trouble::here)
+    }
+
+    fn make_source(&self, content: &impl Feed) -> io::Result<Source> {
+        let (reader, mut writer) = io::pipe()?;
+        if content.len_bytes() <= capacity(&writer) {
+            content.feed(&mut writer, &|_| ())?;
+            return Ok(Source::Whole(reader.into()));
+        }
+        if self.via == Via::Pipe {
             widen(&writer);
-            std::thread::scope(|scope| {
+            return Ok(Source::Fed(reader, writer));
+        }
+        let mut file = self.file()?;
+        content.feed(&mut file, &|_| ())?;
+        if self.via == Via::File {
+            file.sync_data()?;
+        }
+        Ok(Source::Whole(file.into()))
+    }
+
+    /// An empty file that nobody else sees.
+    fn file(&self) -> io::Result<File> {
+        if self.via == Via::Memfd {
+            return Ok(rustix::fs::memfd_create("loadgen", MemfdFlags::CLOEXEC)?.into());
+        }
+        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&self.scratch, flags, rustix::fs::Mode::RUSR)?.into())
+    }
+}
+
+impl Operation<'_> {
+    /// Writes this content to the object; the bytes written.
+    pub fn put(&self, number: u64, content: &impl Feed, source: Source, no_dedup: bool) -> Result<u64, Trouble> {
+        let len = content.len_bytes();
+        let answer = match source {
+            Source::Whole(descriptor) => self
+                .send_content(number, len, descriptor, no_dedup)
+                .inspect(|stored| self.recorder.moved(stored.unwrap_or(0))),
+            Source::Fed(reader, mut writer) => std::thread::scope(|scope| {
                 // It ends with a broken pipe when the node stops reading; the node's answer then says why.
-                scope.spawn(move || feed(&mut writer, &content, self.recorder));
-                self.send_content(number, &content, reader.into())
-            })
-        } else {
-            let mut file = self.file().map_err(Trouble::here)?;
-            feed(&mut file, &content, self.recorder).map_err(Trouble::here)?;
-            self.send_content(number, &content, file.into())
+                scope.spawn(move || content.feed(&mut writer, &|bytes| self.recorder.moved(bytes)));
+                self.send_content(number, len, reader.into(), no_dedup)
+            }),
         };
         match answer.map_err(|failure| Trouble::Failed(failure.at(format!("put of {}", key(number)))))? {
-            Some(bytes) if bytes == content.len => Ok(bytes),
-            stored => Err(Trouble::Wrong(format!(
-                "put of {}: the node stored {stored:?} bytes of {}",
-                key(number),
-                content.len
-            ))),
+            Some(bytes) if bytes == len => Ok(bytes),
+            stored => Err(Trouble::wrong(format!("put of {}: the node stored {stored:?} bytes of {len}", key(number)))),
         }
     }
 
-    fn send_content(&self, number: u64, content: &Content, descriptor: OwnedFd) -> Result<Option<u64>, Failure> {
+    fn send_content(&self, number: u64, len: u64, descriptor: OwnedFd, no_dedup: bool) -> Result<Option<u64>, Failure> {
         let request = ControlRequest::Put {
             bucket: self.subject.bucket.clone(),
             key: key(number),
-            no_dedup: self.subject.no_dedup,
+            no_dedup,
             no_clobber: false,
             metadata: Metadata { mode: 0o100_644, ..Metadata::default() },
-            length_hint: Some(content.len),
+            length_hint: Some(len),
         };
         let mut stored = None;
         self.ask(&request, Some(descriptor), |event| {
@@ -201,14 +269,15 @@ impl Operation<'_> {
         match answer {
             Ok(()) => match check.finish() {
                 Ok(()) => Ok(check.seen()),
-                Err(at) => Err(Trouble::Wrong(format!("{}: nothing more came from byte {at} on", what()))),
+                Err(at) => Err(Trouble::wrong(format!("{}: nothing more came from byte {at} on", what()))),
             },
             Err(failure) if failure.code == Exit::NotFound.code() => {
                 let mut generations = self.subject.ledger.acceptable(wanted.number, floor);
                 if generations.any(|generation| self.subject.ledger.is_absent(wanted.number, generation)) {
                     return Ok(0);
                 }
-                Err(Trouble::Wrong(format!("{}: acknowledged and not there: {}", what(), failure.message)))
+                let message = format!("{}: acknowledged and not there: {}", what(), failure.message);
+                Err(Trouble::Wrong(Failure::new(Exit::NotFound, message)))
             }
             Err(failure) => Err(Trouble::Failed(failure.at(what()))),
         }
@@ -261,7 +330,7 @@ impl Operation<'_> {
             None => "no write of it has these bytes there".to_owned(),
         };
         let (name, node) = (key(wanted.number), self.node.dir.display());
-        Trouble::Wrong(format!("get of {name} at {node}: wrong from byte {at} on: {instead}"))
+        Trouble::wrong(format!("get of {name} at {node}: wrong from byte {at} on: {instead}"))
     }
 
     /// One connection, one command.
@@ -293,34 +362,11 @@ impl Operation<'_> {
         self.line.release();
         answer
     }
-
-    /// An empty file that nobody else sees.
-    fn file(&self) -> io::Result<File> {
-        if self.subject.via == Via::Memfd {
-            return Ok(rustix::fs::memfd_create("loadgen", MemfdFlags::CLOEXEC)?.into());
-        }
-        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
-        Ok(rustix::fs::open(&self.subject.scratch, flags, rustix::fs::Mode::RUSR)?.into())
-    }
 }
 
 /// An object's key in its bucket.
 pub fn key(number: u64) -> String {
     format!("object-{number}")
-}
-
-fn feed(out: &mut impl Write, content: &Content, recorder: &Recorder) -> io::Result<()> {
-    let mut piece = vec![0; PIECE_BYTES.min(content.len as usize)];
-    let mut offset = 0;
-    while offset < content.len {
-        let count = (content.len - offset).min(PIECE_BYTES as u64);
-        let part = piece.get_mut(..count as usize).unwrap_or_default();
-        content.fill(offset, part);
-        out.write_all(part)?;
-        recorder.moved(count);
-        offset += count;
-    }
-    Ok(())
 }
 
 /// What goes into a pipe before its writer must wait.

@@ -6,9 +6,11 @@
 //!   moment, also when every worker was still busy: whoever would have had to wait is counted as having waited.
 //!
 //! An open loop ends at its duration. What is still late then may begin for [`DRAIN_MAX`] more; what does not even
-//! then is reported as never started, with the wait so far as its latency (a lower bound).
+//! then is reported as never started, with the wait so far as its latency (a lower bound). So is a turn that a worker had
+//! taken when the run was stopped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long an open loop that is late goes on behind its end.
@@ -72,36 +74,61 @@ pub struct Pacer {
     pub mode: Loop,
     limit: Limit,
     next: AtomicU64,
+    /// When the phase was ended from outside.
+    ended: OnceLock<Duration>,
+    /// Intended starts of turns that were taken and given up, because the run was stopped.
+    abandoned: Mutex<Vec<Duration>>,
 }
 
 impl Pacer {
     pub fn new(mode: Loop, limit: Limit) -> Self {
-        Self { mode, limit, next: AtomicU64::new(0) }
+        Self { mode, limit, next: AtomicU64::new(0), ended: OnceLock::new(), abandoned: Mutex::default() }
     }
 
-    /// One worker: takes turns until there is none left or `is_stopped`.
-    pub fn work<T>(
+    /// The duration is over now, whatever the limit was.
+    pub fn end(&self, now: Duration) {
+        // Only the first end counts.
+        let _ = self.ended.set(now);
+    }
+
+    fn duration(&self) -> Duration {
+        let limit = self.limit.duration.unwrap_or(Duration::MAX);
+        self.ended.get().map_or(limit, |ended| limit.min(*ended))
+    }
+
+    /// One worker: takes turns until there is none left or `is_stopped`. What `prepare` does for a turn is in no timing.
+    pub fn work<P, T>(
         &self,
         clock: &impl Clock,
         is_stopped: impl Fn() -> bool,
-        mut operation: impl FnMut(Turn) -> T,
+        mut prepare: impl FnMut(Turn) -> P,
+        mut operation: impl FnMut(P) -> T,
         mut done: impl FnMut(Timing, T),
     ) {
         while let Some(turn) = self.take(clock) {
-            while !is_stopped() {
+            let taken = clock.now();
+            let prepared = prepare(turn);
+            let ready = clock.now();
+            while !is_stopped() && turn.intended < self.duration() {
                 match turn.intended.checked_sub(clock.now()) {
                     Some(early) if !early.is_zero() => clock.sleep(early.min(NAP_MAX)),
                     _ => break,
                 }
             }
+            if turn.intended >= self.duration() {
+                return;
+            }
             if is_stopped() {
+                self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).push(turn.intended);
                 return;
             }
             let began = clock.now();
-            let outcome = operation(turn);
+            let outcome = operation(prepared);
             let ended = clock.now();
-            let timing = Timing { latency: ended.saturating_sub(turn.intended), service: ended.saturating_sub(began) };
-            done(timing, outcome);
+            // Preparing that fell behind the intended start: no wait of the node's making.
+            let own = ready.saturating_sub(taken.max(turn.intended));
+            let latency = ended.saturating_sub(turn.intended).saturating_sub(own);
+            done(Timing { latency, service: ended.saturating_sub(began) }, outcome);
         }
     }
 
@@ -113,7 +140,7 @@ impl Pacer {
     }
 
     fn turn(&self, index: u64, now: Duration) -> Option<Turn> {
-        let duration = self.limit.duration.unwrap_or(Duration::MAX);
+        let duration = self.duration();
         let (intended, last) = match self.mode {
             Loop::Closed => (now, duration),
             Loop::Open(rate) => (Self::intended(index, rate), duration.saturating_add(DRAIN_MAX)),
@@ -130,12 +157,15 @@ impl Pacer {
     /// about so long.
     pub fn never_started(&self, end: Duration) -> Vec<(Duration, u64)> {
         let Loop::Open(rate) = self.mode else { return Vec::new() };
-        let until = end.min(self.limit.duration.unwrap_or(Duration::MAX));
+        let until = end.min(self.duration());
         let due = ((until.as_secs_f64() * rate).ceil() as u64).min(self.limit.operations.unwrap_or(u64::MAX));
         let next = self.next.load(Ordering::Relaxed);
         let stride = due.saturating_sub(next).div_ceil(WAITS_MAX).max(1);
         let wait = |index| end.saturating_sub(Self::intended(index, rate));
-        (next..due).step_by(stride as usize).map(|index| (wait(index), stride.min(due - index))).collect()
+        let never_taken = (next..due).step_by(stride as usize).map(|index| (wait(index), stride.min(due - index)));
+        let abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        let abandoned = abandoned.iter().filter(|intended| **intended < end).map(|intended| (end - *intended, 1));
+        never_taken.chain(abandoned).collect()
     }
 }
 
@@ -162,7 +192,13 @@ mod tests {
     fn run(pacer: &Pacer, service: impl Fn(u64) -> Duration) -> (Vec<Timing>, Duration) {
         let clock = VirtualClock::default();
         let mut timings = Vec::new();
-        pacer.work(&clock, || false, |turn| clock.sleep(service(turn.index)), |timing, ()| timings.push(timing));
+        pacer.work(
+            &clock,
+            || false,
+            |turn| turn.index,
+            |index| clock.sleep(service(index)),
+            |timing, ()| timings.push(timing),
+        );
         (timings, clock.now())
     }
 
@@ -237,8 +273,50 @@ mod tests {
         let pacer = Pacer::new(Loop::Open(0.001), Limit { operations: None, duration: None });
         let stopped = || clock.now() > 20 * MS;
         let mut count = 0;
-        pacer.work(&clock, stopped, |_| clock.sleep(MS), |_, ()| count += 1);
+        pacer.work(&clock, stopped, |_| (), |()| clock.sleep(MS), |_, ()| count += 1);
         assert_eq!(count, 1);
         assert!(clock.now() < 200 * MS, "the second was due after 1000 s");
+        assert_eq!(pacer.never_started(clock.now()), [], "and is none that never began");
+    }
+
+    #[test]
+    fn a_phase_that_is_ended_from_outside_owes_nothing_behind_that() {
+        let clock = VirtualClock::default();
+        let pacer = Pacer::new(Loop::Open(100.0), Limit { operations: None, duration: None });
+        let mut count = 0;
+        let operate = |()| {
+            if clock.now() >= 300 * MS {
+                pacer.end(clock.now())
+            }
+        };
+        pacer.work(&clock, || false, |_| (), operate, |_, ()| count += 1);
+        assert_eq!((count, clock.now()), (31, 300 * MS), "at 0, 10, … 300 ms");
+        assert_eq!(pacer.never_started(clock.now()), []);
+    }
+
+    #[test]
+    fn preparing_is_in_no_timing_and_a_wait_for_the_node_is() {
+        for (mode, latencies) in [(Loop::Closed, [50, 50, 50]), (Loop::Open(100.0), [50, 95, 140])] {
+            let clock = VirtualClock::default();
+            let pacer = Pacer::new(mode, Limit { operations: Some(3), duration: None });
+            let mut timings = Vec::new();
+            let (prepare, operate) = (|_| clock.sleep(5 * MS), |()| clock.sleep(50 * MS));
+            pacer.work(&clock, || false, prepare, operate, |timing, ()| timings.push(timing));
+            assert!(timings.iter().all(|timing| timing.service == 50 * MS));
+            let found: Vec<_> = timings.iter().map(|timing| timing.latency.as_millis()).collect();
+            assert_eq!(found, latencies, "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn a_turn_that_was_taken_and_given_up_never_started() {
+        let clock = VirtualClock::default();
+        let pacer = Pacer::new(Loop::Open(100.0), seconds(1));
+        let mut count = 0;
+        // The second operation is due after 10 ms; the run is stopped while the first one goes on.
+        pacer.work(&clock, || clock.now() > 20 * MS, |_| (), |()| clock.sleep(50 * MS), |_, ()| count += 1);
+        assert_eq!((count, clock.now()), (1, 50 * MS));
+        let waits = pacer.never_started(clock.now());
+        assert_eq!(waits, [(30 * MS, 1), (20 * MS, 1), (10 * MS, 1), (40 * MS, 1)]);
     }
 }

@@ -5,15 +5,22 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gabion::cli::exit::Failure;
 use gabion::cli::units::{show_rate, show_size};
 use serde_json::{Value, json};
 
-use crate::measure::{ByKind, Durations, Failed, Totals};
+use crate::beside::{self, PutReport};
+use crate::machine::Machine;
+use crate::measure::{ByKind, Durations, Failed, Kind, Totals};
+use crate::nodes::Traffic;
 use crate::pacing::Loop;
 
 /// The percentiles that are reported, in percent.
 pub const PERCENTILES: [(&str, f64); 7] =
     [("p50", 50.0), ("p75", 75.0), ("p90", 90.0), ("p95", 95.0), ("p99", 99.0), ("p99_9", 99.9), ("p99_99", 99.99)];
+
+/// Behind a percentile that not one operation lies above.
+pub const UNSUPPORTED: &str = " (too few)";
 
 #[derive(Debug, Clone, Default)]
 pub struct Interval {
@@ -28,8 +35,9 @@ pub struct Interval {
     pub micros_p99: u64,
     pub micros_max: u64,
     pub client_cpu: Duration,
-    pub nodes_cpu: Duration,
-    pub nodes_resident_bytes: u64,
+    /// Of all nodes together; none where one is not visible.
+    pub nodes_cpu: Option<Duration>,
+    pub nodes_resident_bytes: Option<u64>,
 }
 
 impl Interval {
@@ -41,9 +49,22 @@ impl Interval {
 #[derive(Debug, Clone, Default)]
 pub struct NodeUsage {
     pub dir: PathBuf,
-    pub cpu: Duration,
-    pub resident_bytes_max: u64,
-    pub anonymous_bytes_max: u64,
+    /// None, as of memory, where its process is not visible or has ended.
+    pub cpu: Option<Duration>,
+    /// Resident, since it began.
+    pub peak_bytes: Option<u64>,
+    pub anonymous_bytes_max: Option<u64>,
+    /// That gets through this node brought.
+    pub read_bytes: u64,
+    /// Payloads to and from other nodes meanwhile; none where the node does not say.
+    pub traffic: Option<Traffic>,
+}
+
+impl NodeUsage {
+    /// Of what was read through it, what no other node sent: none where it cannot be told.
+    fn local_bytes(&self) -> Option<u64> {
+        self.traffic.map(|traffic| self.read_bytes.saturating_sub(traffic.received_bytes))
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -58,6 +79,8 @@ pub struct PhaseReport {
     /// Operations of an open loop that the workers did not get to in time.
     pub never_started: u64,
     pub intervals: Vec<Interval>,
+    /// The put that ran beside the operations.
+    pub put: Option<PutReport>,
     pub client_cpu: Duration,
     pub nodes: Vec<NodeUsage>,
 }
@@ -74,6 +97,7 @@ impl Default for PhaseReport {
             failures: BTreeMap::new(),
             never_started: 0,
             intervals: Vec::new(),
+            put: None,
             client_cpu: Duration::ZERO,
             nodes: Vec::new(),
         }
@@ -88,6 +112,11 @@ impl PhaseReport {
     /// Of operations that ended well.
     pub fn bytes(&self) -> u64 {
         self.kinds.values().map(|totals| totals.bytes).sum()
+    }
+
+    /// Whether nothing but reads ran: then what a node received was read through it.
+    fn is_reading(&self) -> bool {
+        self.kinds.keys().all(|kind| matches!(kind, Kind::Get | Kind::Range))
     }
 
     fn seconds(&self) -> f64 {
@@ -131,8 +160,18 @@ impl PhaseReport {
             |cpu: Duration| format!("{:.2} s ({:.2} cores)", cpu.as_secs_f64(), cpu.as_secs_f64() / self.seconds());
         let mut text = format!("\n  CPU: client {}", cores(self.client_cpu));
         for (index, node) in self.nodes.iter().enumerate() {
-            let (resident, anonymous) = (show_size(node.resident_bytes_max), show_size(node.anonymous_bytes_max));
-            let _ = write!(text, "\n  node {index}: {}, memory {resident}, anonymous {anonymous}", cores(node.cpu));
+            let cpu = known(node.cpu, cores);
+            let (peak, anonymous) = (known(node.peak_bytes, show_size), known(node.anonymous_bytes_max, show_size));
+            let _ = write!(text, "\n  node {index}: CPU {cpu}, memory {peak} at most, anonymous {anonymous}");
+            if let Some(Traffic { sent_bytes, received_bytes }) = node.traffic
+                && self.nodes.len() > 1
+            {
+                let (sent, received) = (show_size(sent_bytes), show_size(received_bytes));
+                let _ = write!(text, "; from other nodes {received}, to other nodes {sent}");
+            }
+            if let Some(local) = node.local_bytes().filter(|_| self.nodes.len() > 1 && self.is_reading()) {
+                let _ = write!(text, "; read {}, {} of it its own", show_size(node.read_bytes), show_size(local));
+            }
         }
         text
     }
@@ -145,7 +184,7 @@ impl PhaseReport {
             .iter()
             .map(|(code, failed)| json!({ "code": code, "count": failed.count, "first": failed.message }))
             .collect();
-        let nodes: Vec<Value> = self.nodes.iter().map(node_json).collect();
+        let nodes: Vec<Value> = self.nodes.iter().map(|node| node_json(node, self.is_reading())).collect();
         json!({
             "name": self.name,
             "loop": match self.mode { Loop::Closed => "closed", Loop::Open(_) => "open" },
@@ -171,10 +210,11 @@ impl PhaseReport {
 #[derive(Debug, Clone)]
 pub struct RunReport {
     pub scenario: &'static str,
+    pub machine: Machine,
     pub seed: u64,
     pub phases: Vec<PhaseReport>,
-    /// What was wrong with the first wrong byte.
-    pub wrong: Option<String>,
+    /// The first wrong byte or missing object.
+    pub wrong: Option<Failure>,
     pub is_interrupted: bool,
     /// Objects that should have been removed from the nodes and could not be.
     pub left_behind: u64,
@@ -190,11 +230,13 @@ impl RunReport {
     pub fn json(&self) -> Value {
         json!({
             "scenario": self.scenario,
+            "machine": self.machine.json(),
             "seed": self.seed,
             "verified": self.wrong.is_none() && self.failure_code().is_none() && !self.is_interrupted,
-            "wrong": self.wrong,
+            "wrong": self.wrong.as_ref().map(|wrong| &wrong.message),
             "interrupted": self.is_interrupted,
             "left_behind": self.left_behind,
+            "beside": beside::json(self),
             "phases": self.phases.iter().map(PhaseReport::json).collect::<Vec<_>>(),
         })
     }
@@ -202,11 +244,17 @@ impl RunReport {
 
 fn kind_text(name: &str, totals: &Totals, mode: Loop) -> String {
     let mut text = format!("\n  {name:<6} {:>8} ok {:>4} failed", totals.operations, totals.failed);
+    if totals.cut_off > 0 {
+        let _ = write!(text, " {} cut off", totals.cut_off);
+    }
     if totals.latency.count() > 0 {
         let _ = write!(text, "  latency {}", latency_text(&totals.latency));
     }
     if mode != Loop::Closed && totals.service.count() > 0 {
         let _ = write!(text, "\n{:34}service {}", "", latency_text(&totals.service));
+    }
+    if totals.failures.count() > 0 {
+        let _ = write!(text, "\n{:34}failed  {}", "", latency_text(&totals.failures));
     }
     text
 }
@@ -214,7 +262,9 @@ fn kind_text(name: &str, totals: &Totals, mode: Loop) -> String {
 fn latency_text(durations: &Durations) -> String {
     let mut text = String::new();
     for (name, percent) in PERCENTILES.iter().filter(|(name, _)| !matches!(*name, "p75" | "p95")) {
-        let _ = write!(text, "{} {}  ", name.replace('_', "."), show_micros(durations.micros_at(percent / 100.0)));
+        let mark = if durations.supports(percent / 100.0) { "" } else { UNSUPPORTED };
+        let shown = show_micros(durations.micros_at(percent / 100.0));
+        let _ = write!(text, "{} {shown}{mark}  ", name.replace('_', "."));
     }
     text + &format!("max {}", show_micros(durations.micros_max()))
 }
@@ -223,29 +273,37 @@ fn totals_json(totals: &Totals) -> Value {
     json!({
         "operations": totals.operations,
         "failed": totals.failed,
+        "cut_off": totals.cut_off,
         "bytes": totals.bytes,
         "latency_us": durations_json(&totals.latency),
         "service_us": durations_json(&totals.service),
+        "failed_us": durations_json(&totals.failures),
     })
 }
 
-fn durations_json(durations: &Durations) -> Value {
+pub fn durations_json(durations: &Durations) -> Value {
     let mut object = serde_json::Map::new();
     for (name, percent) in PERCENTILES {
         object.insert(name.to_owned(), durations.micros_at(percent / 100.0).into());
     }
+    let unsupported = PERCENTILES.iter().filter(|(_, percent)| !durations.supports(percent / 100.0));
+    object.insert("too_few_for".to_owned(), unsupported.map(|(name, _)| *name).collect::<Vec<_>>().into());
     object.insert("count".to_owned(), durations.count().into());
     object.insert("mean".to_owned(), durations.micros_mean().into());
     object.insert("max".to_owned(), durations.micros_max().into());
     Value::Object(object)
 }
 
-fn node_json(node: &NodeUsage) -> Value {
+fn node_json(node: &NodeUsage, is_reading: bool) -> Value {
     json!({
         "data_dir": node.dir.display().to_string(),
-        "cpu_s": node.cpu.as_secs_f64(),
-        "resident_bytes_max": node.resident_bytes_max,
+        "cpu_s": node.cpu.map(|cpu| cpu.as_secs_f64()),
+        "peak_bytes": node.peak_bytes,
         "anonymous_bytes_max": node.anonymous_bytes_max,
+        "read_bytes": node.read_bytes,
+        "read_locally_bytes": node.local_bytes().filter(|_| is_reading),
+        "payload_bytes_sent": node.traffic.map(|traffic| traffic.sent_bytes),
+        "payload_bytes_received": node.traffic.map(|traffic| traffic.received_bytes),
     })
 }
 
@@ -260,9 +318,14 @@ fn interval_json(interval: &Interval) -> Value {
         "p99_us": interval.micros_p99,
         "max_us": interval.micros_max,
         "client_cpu_s": interval.client_cpu.as_secs_f64(),
-        "nodes_cpu_s": interval.nodes_cpu.as_secs_f64(),
+        "nodes_cpu_s": interval.nodes_cpu.map(|cpu| cpu.as_secs_f64()),
         "nodes_resident_bytes": interval.nodes_resident_bytes,
     })
+}
+
+/// What is not known is not 0.
+pub fn known<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
+    value.map_or_else(|| "unknown".to_owned(), show)
 }
 
 pub fn show_mode(mode: Loop) -> String {
@@ -290,17 +353,18 @@ pub fn show_micros(micros: u64) -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::measure::{Kind, Recorder};
+    use crate::measure::Recorder;
     use crate::pacing::Timing;
 
     /// Two seconds of an open loop: 1,000 gets of 100 bytes that took 1 to 1,000 ms, and one failed put.
     pub fn sample() -> RunReport {
-        let recorder = Recorder::new();
+        let recorder = Recorder::new(Loop::Open(600.0), 1);
         for millis in 1..=1000 {
             let (latency, service) = (Duration::from_millis(millis), Duration::from_millis(1));
             recorder.done(0, Kind::Get, Timing { latency, service }, 100);
         }
-        recorder.fail(0, Kind::Put, 8, "no space <on> \"disk\" & more".to_owned());
+        let timing = Timing { latency: Duration::from_secs(30), service: Duration::from_secs(30) };
+        recorder.fail(0, Kind::Put, timing, 8, "no space <on> \"disk\" & more".to_owned());
         let interval = |began: u64, operations| Interval {
             began: Duration::from_secs(began),
             ended: Duration::from_secs(began + 1),
@@ -326,6 +390,7 @@ pub mod tests {
         };
         RunReport {
             scenario: "mixed",
+            machine: Machine::default(),
             seed: 9,
             phases: vec![phase],
             wrong: None,
@@ -360,8 +425,11 @@ pub mod tests {
             assert!((found / wanted - 1.0).abs() < 0.002, "{name}: {found}");
         }
         assert!(get["service_us"]["max"].as_f64().unwrap() < 1010.0);
+        assert_eq!(get["latency_us"]["too_few_for"], json!(["p99_99"]), "of 1,000 operations");
         assert_eq!(phase["failures"][0]["code"], json!(8));
-        assert_eq!(phase["kinds"]["put"]["failed"], json!(1));
+        let put = &phase["kinds"]["put"];
+        assert_eq!((&put["failed"], &put["failed_us"]["count"]), (&json!(1), &json!(1)));
+        assert!(put["latency_us"]["max"].as_f64().unwrap() >= 30e6, "who waited for a failure waited");
         assert_eq!(phase["intervals"].as_array().unwrap().len(), 2);
         assert_eq!(phase["nodes"][0]["data_dir"], json!("/tmp/a"));
     }
@@ -380,6 +448,7 @@ pub mod tests {
     #[test]
     fn the_text_names_what_went_wrong() {
         let text = sample().phases[0].text();
+        assert!(text.contains("node 0: CPU unknown, memory unknown"), "{text}");
         for part in ["open loop of 600/s", "4 at a time", "1000 operations", "500.0/s", "NOT KEPT UP: 3", "code 8"] {
             assert!(text.contains(part), "{part} in {text}");
         }

@@ -10,14 +10,22 @@
 //! | small | 5,000 | 1-4K | get each, in number as many | 32 |
 //! | huge | 2 | 1G | get each | 2 |
 //! | connections | 1,000 | 4K | get, 10 s, 256 idle ones beside | 256 |
-//! | peers | 4 | 256M | get each, past local copies | 1 |
-//! | crowd | 1 | 256M | every receiver once; the first node has the file, the others are asked | 16 |
+//! | peers | 4 | 256M | get each through the first node, past its own copies | 1 |
+//! | beside | 1,000 | 4K | get, 10 s at 500 a second; then the same for as long as a put of 10G runs | 64 |
+//! | crowd | 1 | 256M | every receiver once, through all nodes but the first | one for each of these nodes |
+//!
+//! Connections are those of commands to the control socket; the idle ones must answer in the end. (How many sessions of
+//! other nodes a node bears, and how many strangers, is another question: `tools/acceptance` asks the second.)
+//!
+//! Of a crowd, with `--spawn`, the first node is alone when the file is put, with one copy; the others join then: it has the
+//! whole file, and every receiver's node must fetch. On nodes that run already the layout says who has which chunk.
 
 use std::time::Duration;
 
 use gabion::cli::exit::Failure;
 
 use crate::arguments::{LoadArguments, Scenario};
+use crate::beside::PutBeside;
 use crate::content::Sizes;
 use crate::dice::Dice;
 use crate::measure::Kind;
@@ -28,6 +36,9 @@ const DURATION: Duration = Duration::from_secs(10);
 /// Puts at a time beforehand.
 const FILLERS_MIN: u32 = 4;
 const FILLERS_MAX: u32 = 16;
+/// Of the gets that a put runs beside.
+const BESIDE_RATE: f64 = 500.0;
+const BESIDE_PUT_BYTES: u64 = 10 << 30;
 
 /// What the operations of a phase are.
 #[derive(Debug)]
@@ -110,6 +121,10 @@ pub struct Phase {
     pub limit: Limit,
     /// Silent connections on each node meanwhile.
     pub idle: u32,
+    /// Runs beside the operations, which end with it.
+    pub put: Option<PutBeside>,
+    /// All nodes must have joined.
+    pub after_joining: bool,
 }
 
 /// A scenario with everything decided.
@@ -176,8 +191,10 @@ impl Usual {
             Scenario::Small => each("small", 5000, upto(4 * KIB), 32),
             Scenario::Huge => each("huge", 2, exactly(1024 * MIB), 2),
             Scenario::Connections => Self { idle: 256, ..drawn("connections", 1000, exactly(4 * KIB), 256) },
+            Scenario::Beside => drawn("beside", 1000, exactly(4 * KIB), 64),
             Scenario::Peers => Self { remote: true, ..each("peers", 4, exactly(256 * MIB), 1) },
-            Scenario::Crowd => each("crowd", 1, exactly(256 * MIB), 16),
+            // Receivers: as many as nodes that ask.
+            Scenario::Crowd => each("crowd", 1, exactly(256 * MIB), 1),
         }
     }
 }
@@ -187,7 +204,15 @@ impl Plan {
         if scenario == Scenario::Peers && nodes < 2 {
             return Err(Failure::usage("peers needs at least two nodes: --spawn 3, or --node several times"));
         }
-        let usual = Usual::of(scenario);
+        if scenario == Scenario::Crowd && nodes < 2 {
+            return Err(Failure::usage(
+                "crowd needs at least two nodes, one that has the file and one that asks: --spawn 3",
+            ));
+        }
+        let mut usual = Usual::of(scenario);
+        if scenario == Scenario::Crowd {
+            usual.workers = (nodes - 1) as u32;
+        }
         let objects = if scenario == Scenario::Crowd { 1 } else { load.objects.unwrap_or(usual.objects) };
         let workers = load.concurrency.unwrap_or(usual.workers);
         let measured = Measured { scenario, load, usual: &usual, objects, workers };
@@ -195,7 +220,10 @@ impl Plan {
         if objects > 0 && scenario != Scenario::Put && !load.reuse {
             phases.push(measured.fill());
         }
-        phases.push(measured.phase());
+        match scenario {
+            Scenario::Beside => phases.extend(measured.beside()),
+            _ => phases.push(measured.phase()),
+        }
         Ok(Self {
             name: usual.name,
             sizes: load.size.unwrap_or(usual.sizes),
@@ -216,6 +244,8 @@ impl Plan {
             mode: Loop::Closed,
             limit: Limit { operations: Some(objects), duration: None },
             idle: 0,
+            put: None,
+            after_joining: true,
         }
     }
 }
@@ -241,7 +271,23 @@ impl Measured<'_> {
             mode: Loop::Closed,
             limit: Limit { operations: Some(self.objects), duration: None },
             idle: 0,
+            put: None,
+            after_joining: self.scenario != Scenario::Crowd,
         }
+    }
+
+    /// Every object once, so that all are hot; gets alone; the same gets beside a put.
+    fn beside(&self) -> [Phase; 3] {
+        let hot = Phase { name: "read once", ..Plan::read_back(FILLERS_MAX, self.objects) };
+        let alone = || Phase {
+            name: "alone",
+            route: Route::First,
+            mode: Loop::Open(self.load.rate.unwrap_or(BESIDE_RATE)),
+            ..self.phase()
+        };
+        let put = PutBeside { number: self.objects, bytes: self.load.put.unwrap_or(BESIDE_PUT_BYTES) };
+        let limit = Limit { operations: None, duration: None };
+        [hot, alone(), Phase { name: "beside", put: Some(put), limit, ..alone() }]
     }
 
     fn phase(&self) -> Phase {
@@ -258,12 +304,19 @@ impl Measured<'_> {
         Phase {
             name: usual.name,
             choice,
-            route: if self.scenario == Scenario::Crowd { Route::AllButFirst } else { Route::InTurn },
+            route: match self.scenario {
+                Scenario::Crowd => Route::AllButFirst,
+                // One reader: else each node would serve the others, and nothing say that several served one.
+                Scenario::Peers => Route::First,
+                _ => Route::InTurn,
+            },
             remote: load.remote || usual.remote,
             workers: self.workers,
             mode: load.rate.map_or(Loop::Closed, Loop::Open),
             limit: self.limit(),
             idle: load.idle.unwrap_or(usual.idle),
+            put: None,
+            after_joining: true,
         }
     }
 
@@ -301,9 +354,15 @@ mod tests {
             let plan = plan(&format!("loadgen {name} --spawn 3"), 3).unwrap();
             assert_eq!(plan.name, name);
             for phase in &plan.phases {
-                assert!(phase.limit.operations.is_some() || phase.limit.duration.is_some(), "{name}");
+                let Limit { operations, duration } = phase.limit;
+                assert!(operations.is_some() || duration.is_some() || phase.put.is_some(), "{name}");
             }
-            assert_eq!(plan.phases.len(), if *scenario == Scenario::Put { 1 } else { 2 }, "{name}");
+            let phases = match scenario {
+                Scenario::Put => 1,
+                Scenario::Beside => 4,
+                _ => 2,
+            };
+            assert_eq!(plan.phases.len(), phases, "{name}");
         }
     }
 
@@ -316,6 +375,14 @@ mod tests {
         assert_eq!(asked, [1, 2, 1, 2]);
         assert_eq!(crowd.route.node(5, 1), 0);
         assert_eq!((crowd.workers, crowd.limit.operations), (9, Some(9)));
+        assert_eq!((fill.after_joining, crowd.after_joining), (false, true), "the first node alone has the file");
+    }
+
+    #[test]
+    fn a_crowd_has_a_receiver_for_each_node_that_asks() {
+        assert_eq!(plan("loadgen crowd --spawn 1", 1).unwrap_err().code, 2);
+        let plan = plan("loadgen crowd --spawn 5", 5).unwrap();
+        assert_eq!(plan.phases.last().map(|crowd| crowd.workers), Some(4));
     }
 
     #[test]

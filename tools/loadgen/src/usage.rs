@@ -10,8 +10,9 @@ const TICK: Duration = Duration::from_millis(10);
 pub struct Usage {
     /// User and system time, since the process began.
     pub cpu: Duration,
-    /// Resident, and the part of it that no file backs.
+    /// Resident, the most that ever was, and the part of the first that no file backs.
     pub resident_bytes: u64,
+    pub peak_bytes: u64,
     pub anonymous_bytes: u64,
 }
 
@@ -37,6 +38,7 @@ impl Usage {
         Some(Self {
             cpu: TICK * ticks(14)?.saturating_add(ticks(15)?),
             resident_bytes: kib("VmRSS")? << 10,
+            peak_bytes: kib("VmHWM")? << 10,
             anonymous_bytes: kib("RssAnon")? << 10,
         })
     }
@@ -49,8 +51,13 @@ mod tests {
     #[test]
     fn a_process_may_be_called_anything() {
         let stat = "42 (a) b (c) S 1 42 42 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 9 0 1000 1 1";
-        let status = "Name:\ta\nVmRSS:\t  2048 kB\nRssAnon:\t    1024 kB\n";
-        let usage = Usage { cpu: Duration::from_secs(3), resident_bytes: 2 << 20, anonymous_bytes: 1 << 20 };
+        let status = "Name:\ta\nVmHWM:\t  4096 kB\nVmRSS:\t  2048 kB\nRssAnon:\t    1024 kB\n";
+        let usage = Usage {
+            cpu: Duration::from_secs(3),
+            resident_bytes: 2 << 20,
+            peak_bytes: 4 << 20,
+            anonymous_bytes: 1 << 20,
+        };
         assert_eq!(Usage::parse(stat, status), Some(usage));
     }
 

@@ -1,0 +1,40 @@
+# Whether the load generator sees it: the other tests that it runs trust its word that every byte was right.
+# shellcheck shell=bash disable=SC2154
+
+test_wrong() {
+    loadgen=$(dirname "$gabion")/loadgen
+    [ -x "$loadgen" ] || fail "no $loadgen; run cargo build --release --workspace first"
+    node_start a
+    load put --count 8 --keep > "$t/put"
+    load get --objects 8 --count 64 --keep --reuse > "$t/get"
+
+    # One byte changed, under a name whose content it knows; then another file altogether; then one that is cut short.
+    g a get loadgen-7/object-3 -o "$t/object"
+    cp "$t/object" "$t/flipped"
+    printf 'X' | dd of="$t/flipped" bs=1 seek=40000 conv=notrunc status=none
+    cmp -s "$t/object" "$t/flipped" && printf 'Y' | dd of="$t/flipped" bs=1 seek=40000 conv=notrunc status=none
+    replaced "$t/flipped"
+    finds 6 'object-3 at .*: wrong from byte 40000 on'
+    head -c 65536 /dev/zero > "$t/zeros"
+    replaced "$t/zeros"
+    finds 6 'object-3 at .*: wrong from byte 0 on'
+    head -c 50000 "$t/object" > "$t/cut"
+    replaced "$t/cut"
+    finds 6 'object-3 at .*: nothing more came from byte 50000 on'
+    g a rm loadgen-7/object-3
+    finds 4 'object-3 at .*: acknowledged and not there'
+    replaced "$t/object"
+    load get --objects 8 --count 64 --reuse > "$t/get"
+    figure "4 wrong objects found"
+}
+
+load() { "$loadgen" "$1" --node "$t/a" --size 64K --seed 7 --concurrency 4 "${@:2}"; }
+
+replaced() { g a put "$1" --name loadgen-7/object-3; }
+
+finds() { # CODE TEXT
+    local code=0
+    load get --objects 8 --count 64 --keep --reuse > "$t/found" 2>&1 || code=$?
+    [ $code = "$1" ] || fail "exit code $code instead of $1: $(cat "$t/found")"
+    grep -q "^loadgen: WRONG: .*$2" "$t/found" || fail "\"$2\" is not in: $(cat "$t/found")"
+}
