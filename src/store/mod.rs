@@ -336,7 +336,11 @@ impl<D: Disk> Store<D> {
         receiver.await.unwrap_or(Err(StoreError::Closed))?;
         shared.detach();
         shared.closed.store(true, std::sync::atomic::Ordering::Release);
-        self.write_checkpoint(true).await
+        if let Err(error) = self.write_checkpoint(true).await {
+            // All is durable without it.
+            tracing::warn!(%error, "no checkpoint: the next start takes longer");
+        }
+        Ok(())
     }
 }
 

@@ -346,9 +346,9 @@ fn unpack(mut packed: &[u8], dir: &std::path::Path) {
     }
 }
 
-#[test]
-#[ignore = "makes the frozen directory anew: only for a new version of a format, under a new name"]
-fn freeze_a_data_directory() {
+/// The data directory that stands frozen, made anew and packed: [`FIXTURE`] for the next version of a format, whose name
+/// must be another, is what this returns.
+fn freeze() -> Vec<u8> {
     let mut network = Network::one();
     // Some of it in sealed segments, which a checkpoint covers, the rest in segments that were never sealed.
     (0..4).map(frozen_file).for_each(|(name, bytes)| network[0].put(&name, &bytes));
@@ -367,14 +367,23 @@ fn freeze_a_data_directory() {
         }
     }
     names.sort();
-    fs::write(FIXTURE, pack(&dir, &names)).unwrap();
+    pack(&dir, &names)
 }
 
 #[test]
 fn p10_a_data_directory_of_version_1_opens_and_holds_what_was_put() {
+    opens_and_holds_what_was_put(&fs::read(FIXTURE).unwrap());
+}
+
+#[test]
+fn a_data_directory_that_is_frozen_today_opens_and_holds_what_was_put() {
+    opens_and_holds_what_was_put(&freeze());
+}
+
+fn opens_and_holds_what_was_put(packed: &[u8]) {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("node");
-    unpack(&fs::read(FIXTURE).unwrap(), &dir);
+    unpack(packed, &dir);
     FROZEN.iter().for_each(|name| assert!(dir.join(name).exists(), "{name} is not frozen"));
     let mut node = Node::found(&dir, &["--replicas", "1"]);
     node.wait_ready(1);
