@@ -29,10 +29,9 @@ pub async fn mend_records(shard: &Rc<Shard>, damaged: &[DamagedRecord]) -> Resul
     let untold: HashSet<(u64, u64)> = shard.node.opened.untold.iter().copied().collect();
     let mut lost: BTreeSet<u64> = BTreeSet::new();
     for record in damaged {
-        if untold.contains(&(record.segment, record.offset)) {
-            lost.insert(record.segment);
-        } else if record.kind == DamagedKind::Reference && !refer_again(shard, &record.address, &record.version).await?
-        {
+        let is_known = !untold.contains(&(record.segment, record.offset))
+            && (record.kind != DamagedKind::Reference || refer_again(shard, &record.address, &record.version).await?);
+        if !is_known {
             lost.insert(record.segment);
         }
     }
