@@ -288,6 +288,8 @@ pub const CATALOG_EVENTS_QUEUED_MAX: usize = 65_536;
 pub const CATALOG_COMMIT_EVENTS_MAX: usize = 4096;
 /// References of dead versions that one step drops.
 pub const CATALOG_SWEEP_REFERENCES: usize = 1024;
+/// Dead versions that wait for that and are known without a search.
+pub const CATALOG_SWEEPS_REMEMBERED_MAX: usize = 65_536;
 /// Rows that one look for garbage passes over.
 pub const CATALOG_SCAN_ROWS_MAX: usize = 65_536;
 /// With less free space than this the catalog is kept in memory instead of written: its database would fail half-way.

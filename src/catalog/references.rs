@@ -10,6 +10,7 @@
 //! other is there, which would cost a search for each chunk; whoever reads marks looks for rows and drops marks that are wrong. The
 //! last row of a chunk always goes by a sweep, which sets the mark anew, so a wait never counts from an earlier time.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -20,7 +21,7 @@ use super::rows::{self, CHUNK, DEAD, DEATH, GARBAGE, REFERENCE, Rows, SWEEP, VER
 use super::thread::Engine;
 use crate::cluster::deaths::DeathId;
 use crate::format::{Address, VersionId};
-use crate::limits::{CATALOG_SCAN_ROWS_MAX, CATALOG_SWEEP_REFERENCES};
+use crate::limits::{CATALOG_SCAN_ROWS_MAX, CATALOG_SWEEP_REFERENCES, CATALOG_SWEEPS_REMEMBERED_MAX};
 
 const ADDRESS_BYTES: usize = Address::BYTES;
 
@@ -30,6 +31,49 @@ fn version_at(key: &[u8], at: usize) -> Result<VersionId, fjall::Error> {
 
 fn address_at(key: &[u8], at: usize) -> Result<Address, fjall::Error> {
     rows::part::<ADDRESS_BYTES>(key, at).map(Address)
+}
+
+/// The dead versions that are to be swept. Their rows say which for good; these are in memory as well, since a database that
+/// marks what was removed passes over all marks of earlier sweeps to find the next row: with a search for each, 40,000
+/// overwritten values kept this thread busy for 80 s, and now for 3 s.
+#[derive(Debug, Default)]
+pub(super) struct Sweeps {
+    remembered: BTreeSet<VersionId>,
+    /// There may be rows of others.
+    more: bool,
+}
+
+impl Sweeps {
+    /// Of a catalog that has been opened; `more`: it has rows of such versions.
+    pub fn new(more: bool) -> Self {
+        Self { remembered: BTreeSet::new(), more }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.remembered.is_empty() && !self.more
+    }
+
+    fn add(&mut self, version: VersionId) {
+        if self.remembered.len() < CATALOG_SWEEPS_REMEMBERED_MAX {
+            self.remembered.insert(version);
+        } else {
+            self.more = true;
+        }
+    }
+
+    fn must_look(&self) -> bool {
+        self.remembered.is_empty() && self.more
+    }
+
+    /// The first rows that there are.
+    fn found(&mut self, versions: BTreeSet<VersionId>) {
+        self.more = versions.len() >= CATALOG_SWEEPS_REMEMBERED_MAX;
+        self.remembered = versions;
+    }
+
+    fn next(&mut self) -> Option<VersionId> {
+        self.remembered.pop_first()
+    }
 }
 
 impl Engine {
@@ -93,7 +137,7 @@ impl Engine {
 
     fn sweep(&mut self, version: &VersionId) {
         self.draft.put(key(SWEEP, &[version.as_bytes()]), Vec::new());
-        self.sweeping = true;
+        self.sweeps.add(*version);
     }
 
     pub(super) fn apply_removed(&mut self, address: &Address) -> Result<(), fjall::Error> {
@@ -104,31 +148,48 @@ impl Engine {
         Ok(())
     }
 
-    /// Drops some references of one dead version, in a commit of its own: nothing else is drafted then.
+    /// Drops some references of dead versions, in a commit of its own: nothing else is drafted then.
     pub(super) fn sweep_step(&mut self) -> Result<(), fjall::Error> {
         debug_assert!(self.draft.is_empty(), "a sweep reads committed rows");
-        let Some(row) = self.rows.prefix(&[SWEEP]).next() else {
-            self.sweeping = false;
-            return Ok(());
-        };
-        let version = version_at(&row?.0, 1)?;
+        let swept = self.sweep_some();
+        if swept.is_err() {
+            self.sweeps.more = true; // those that were taken
+        }
+        swept
+    }
+
+    fn sweep_some(&mut self) -> Result<(), fjall::Error> {
+        if self.sweeps.must_look() {
+            let found = self.rows.prefix(&[SWEEP]).take(CATALOG_SWEEPS_REMEMBERED_MAX);
+            let found = found.map(|row| version_at(&row?.0, 1)).collect::<Result<_, fjall::Error>>()?;
+            self.sweeps.found(found);
+        }
         let mut draft = Draft::default();
         let mut dropped = 0;
         let since: Vec<u8> = [self.run, self.now().as_millis() as u64].iter().flat_map(|n| n.to_le_bytes()).collect();
-        for row in self.rows.prefix(&key(CHUNK, &[version.as_bytes()])).take(CATALOG_SWEEP_REFERENCES) {
-            let (chunk, _) = row?;
-            let address = address_at(&chunk, 17)?;
-            draft.put(key(GARBAGE, &[&address.0]), since.clone());
-            draft.remove(key(REFERENCE, &[&address.0, version.as_bytes()]));
-            draft.remove(chunk);
-            dropped += 1;
-        }
-        if dropped < CATALOG_SWEEP_REFERENCES {
+        let mut swept = 0;
+        while dropped < CATALOG_SWEEP_REFERENCES && swept < CATALOG_SWEEP_REFERENCES {
+            let Some(version) = self.sweeps.next() else { break };
+            let (before, left) = (dropped, CATALOG_SWEEP_REFERENCES - dropped);
+            for row in self.rows.prefix(&key(CHUNK, &[version.as_bytes()])).take(left) {
+                let (chunk, _) = row?;
+                let address = address_at(&chunk, 17)?;
+                draft.put(key(GARBAGE, &[&address.0]), since.clone());
+                draft.remove(key(REFERENCE, &[&address.0, version.as_bytes()]));
+                draft.remove(chunk);
+                dropped += 1;
+            }
+            if dropped - before == left {
+                self.sweeps.add(version); // there may be more
+                break;
+            }
             draft.remove(key(SWEEP, &[version.as_bytes()]));
-            if self.rows.contains(&key(VERSION, &[version.as_bytes()]))? {
-                draft.remove(key(VERSION, &[version.as_bytes()]));
+            let counter = key(VERSION, &[version.as_bytes()]);
+            if self.rows.contains(&counter)? {
+                draft.remove(counter);
                 self.totals.versions = self.totals.versions.saturating_sub(1);
             }
+            swept += 1;
         }
         self.totals.references = self.totals.references.saturating_sub(dropped as u64);
         self.draft = draft;

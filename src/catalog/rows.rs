@@ -207,6 +207,11 @@ impl Rows {
         }
     }
 
+    /// Not while it cannot be opened again for lack of space.
+    pub fn is_open(&self) -> bool {
+        self.opened.is_some()
+    }
+
     fn opened(&self) -> Result<&Opened, fjall::Error> {
         self.opened.as_ref().ok_or_else(not_open)
     }

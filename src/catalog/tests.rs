@@ -17,7 +17,7 @@ use super::{Applied, Catalog, CatalogCounts, CatalogError, Document, Event, Posi
 use crate::cluster::deaths::DeathId;
 use crate::format::name::NameRecord;
 use crate::format::{Address, BucketId, NameId, Stamp, VaultId, VersionId};
-use crate::limits::CATALOG_EVENTS_QUEUED_MAX;
+use crate::limits::{CATALOG_EVENTS_QUEUED_MAX, CATALOG_SWEEPS_REMEMBERED_MAX};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
@@ -281,6 +281,28 @@ fn replay(catalog: &Catalog, log: &[Vec<Event>], positions: &Positions, seed: u6
         at[segment] = end;
         batches += 1;
     }
+}
+
+#[test]
+fn more_dead_versions_than_are_remembered_are_swept() {
+    let count = CATALOG_SWEEPS_REMEMBERED_MAX as u64 + 10;
+    let numbered = |number: u64| VersionId::new(3, 7, number.to_le_bytes());
+    let directory = directory();
+    let (catalog, _) = open(directory.path());
+    let references = (0..count).map(|number| Event::Chunk {
+        address: address((number % 200) as u8),
+        version: numbered(number),
+        cached: false,
+    });
+    for events in references.collect::<Vec<_>>().chunks(4096) {
+        catalog.apply(applied(1, 64, events.to_vec()));
+    }
+    let dead: Vec<VersionId> = (0..count).map(numbered).collect();
+    catalog.apply(applied(1, 128, vec![Event::Death { versions: dead, death: vec![1; 16] }]));
+    block_on(catalog.settled()).expect("everything is swept");
+    let counts = block_on(catalog.counts()).expect("an answer");
+    assert_eq!(counts, CatalogCounts { deaths: count, ..CatalogCounts::default() });
+    assert_eq!(block_on(catalog.garbage(1000, Duration::ZERO)).expect("an answer").len(), 200);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! ```text
 //! take what is queued -> events: into the draft, committed when it is full, before any question, and at the end
 //!                     -> questions: answered from committed rows, those that wait for space included
-//! then one step of dropping a dead version's references, if there is one; without any, wait
+//! then one step of dropping dead versions' references, if there are any; without any, wait
 //! ```
 
 use std::path::Path;
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::draft::Draft;
 use super::queue::{Message, Question, Queue, Taken};
+use super::references::Sweeps;
 use super::rows::{self, FreeBytes, POSITION, Rows, SWEEP};
 use super::{Applied, CatalogCounts, CatalogError, Event, Positions, Uptime};
 use crate::limits::{CATALOG_COMMIT_EVENTS_MAX, CATALOG_RETRY_INTERVAL};
@@ -27,8 +28,7 @@ pub(super) struct Engine {
     /// Those whose commit is not in the database.
     unwritten_events: usize,
     pub(super) totals: CatalogCounts,
-    /// Some dead version has references left.
-    pub(super) sweeping: bool,
+    pub(super) sweeps: Sweeps,
     /// Tells this run's uptimes from those of earlier runs.
     pub(super) run: u64,
     /// Where the last look for garbage stopped.
@@ -41,7 +41,7 @@ impl Engine {
     fn open(directory: &Path, uptime: Uptime, free_bytes: FreeBytes) -> Result<(Self, Positions), CatalogError> {
         let mut rows = Rows::open(directory, free_bytes)?;
         // Rows that do not read are as good a reason to start over as a database that does not open.
-        let (totals, positions, sweeping) = match Self::load(&rows) {
+        let (totals, positions, sweeps) = match Self::load(&rows) {
             Ok(loaded) => loaded,
             Err(error) => {
                 tracing::warn!(%error, "the catalog does not read and will be rebuilt");
@@ -55,7 +55,7 @@ impl Engine {
             drafted_events: 0,
             unwritten_events: 0,
             totals,
-            sweeping,
+            sweeps,
             run: rand::random(),
             garbage_cursor: Vec::new(),
             uptime,
@@ -64,14 +64,14 @@ impl Engine {
         Ok((engine, positions))
     }
 
-    fn load(rows: &Rows) -> Result<(CatalogCounts, Positions, bool), fjall::Error> {
+    fn load(rows: &Rows) -> Result<(CatalogCounts, Positions, Sweeps), fjall::Error> {
         let mut positions = Positions::new();
         for row in rows.prefix(&[POSITION]) {
             let (key, value) = row?;
             positions.insert(u64::from_be_bytes(rows::part(&key, 1)?), rows::number(&value, 0)?);
         }
-        let sweeping = rows.prefix(&[SWEEP]).next().transpose()?.is_some();
-        Ok((rows.totals()?, positions, sweeping))
+        let sweeps = Sweeps::new(rows.prefix(&[SWEEP]).next().transpose()?.is_some());
+        Ok((rows.totals()?, positions, sweeps))
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -167,13 +167,13 @@ impl Engine {
         self.rows.commit(draft)
     }
 
-    /// Whether the references of dead versions are dropped now. Not while all too much waits for space.
+    /// Whether the references of dead versions are dropped now. Not while all too much waits for space, or nothing reads.
     fn may_sweep(&self) -> bool {
-        self.sweeping && self.failed.is_none() && !self.rows.is_swamped()
+        !self.sweeps.is_empty() && self.failed.is_none() && self.rows.is_open() && !self.rows.is_swamped()
     }
 
     pub(super) fn settled(&mut self) -> Result<(), CatalogError> {
-        if self.sweeping && self.failed.is_none() { Err(CatalogError::Full) } else { self.guard(Ok(())) }
+        if !self.sweeps.is_empty() && self.failed.is_none() { Err(CatalogError::Full) } else { self.guard(Ok(())) }
     }
 
     pub(super) fn counts(&mut self) -> Result<CatalogCounts, CatalogError> {
