@@ -39,17 +39,19 @@ fn run(arguments: &[&str]) -> Result<serde_json::Value, String> {
         ["chunks", mib] => chunks::run(number(mib)?, gabion::io::thread_count_default()),
         ["chunks", mib, threads] => chunks::run(number(mib)?, number(threads)?),
         ["values", what, directory, count, bytes, clients] => {
+            let what = match *what {
+                "put" => values::What::Put,
+                "get" => values::What::Get,
+                _ => return Err(USAGE.to_owned()),
+            };
             let load = values::Load {
+                what,
                 directory: Path::new(directory),
                 count: number(count)? as u64,
                 bytes: number(bytes)?,
                 clients: number(clients)?,
             };
-            match *what {
-                "put" => load.put(),
-                "get" => load.get(),
-                _ => Err(USAGE.to_owned()),
-            }
+            load.run()
         }
         _ => Err(USAGE.to_owned()),
     }

@@ -1,67 +1,45 @@
 //! Small values through a node's control socket, as programs on the node's machine store and read them.
 //!
-//! A value is its number, then bytes derived from it. It is handed over in a pipe, which holds it whole, so that
-//! nothing but the node touches a disk; each command has a connection of its own.
+//! One thread drives all clients, as redis-benchmark does without pipelining: each has a connection of its own with one
+//! request of one value under way. What is put is durable when its answer comes. A value is a sequence of numbers
+//! derived from its own; each is checked when it comes back.
 
-use std::io::{PipeReader, Read, Write};
-use std::os::fd::AsFd;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use gabion::format::name::Metadata;
-use gabion::node::control::client::Client;
-use gabion::node::control::{ControlRequest, OutputKind, Target};
+use gabion::node::control::{
+    Bytes, ControlEvent, ControlRequest, LENGTH_BYTES, SOCKET_NAME, SmallFetched, SmallFile, SmallStored, Target,
+    message_len,
+};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
 
-/// What a pipe takes before its writer must wait.
-const VALUE_BYTES_MAX: usize = 64 << 10;
 const BUCKET: &str = "values";
+/// What one read of an answer takes at most.
+const ANSWER_BYTES: usize = 16 << 10;
+
+#[derive(Debug, Clone, Copy)]
+pub enum What {
+    Put,
+    Get,
+}
 
 pub struct Load<'a> {
     pub directory: &'a Path,
+    pub what: What,
     pub count: u64,
     pub bytes: usize,
     pub clients: usize,
 }
 
 impl Load<'_> {
-    pub fn put(&self) -> Result<Value, String> {
-        self.each(|number| self.put_one(number))
-    }
-
-    pub fn get(&self) -> Result<Value, String> {
-        self.each(|number| self.get_one(number))
-    }
-
-    fn each(&self, work: impl Fn(u64) -> Result<(), String> + Sync) -> Result<Value, String> {
-        if self.bytes > VALUE_BYTES_MAX {
-            return Err(format!("a value has at most {VALUE_BYTES_MAX} bytes, not {}", self.bytes));
-        }
-        let next = AtomicU64::new(0);
-        let client = || {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= self.count {
-                    return Ok(());
-                }
-                if let Err(message) = work(number) {
-                    // The others need not go on.
-                    next.store(self.count, Ordering::Relaxed);
-                    return Err(format!("value {number}: {message}"));
-                }
-            }
-        };
-        let start = Instant::now();
-        let results: Vec<Result<(), String>> = std::thread::scope(|scope| {
-            let running: Vec<_> = (0..self.clients).map(|_| scope.spawn(client)).collect();
-            running
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err("a thread panicked".to_owned())))
-                .collect()
-        });
-        let seconds = start.elapsed().as_secs_f64();
-        results.into_iter().collect::<Result<Vec<()>, String>>()?;
+    pub fn run(&self) -> Result<Value, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(told)?;
+        let seconds = tokio::task::LocalSet::new().block_on(&runtime, self.drive())?;
         Ok(json!({
             "values": self.count,
             "bytes": self.bytes,
@@ -71,50 +49,104 @@ impl Load<'_> {
         }))
     }
 
+    async fn drive(&self) -> Result<f64, String> {
+        let next = std::rc::Rc::new(Cell::new(0));
+        let mut clients = JoinSet::new();
+        let start = Instant::now();
+        for _ in 0..self.clients {
+            let (next, socket) = (next.clone(), self.directory.join(SOCKET_NAME));
+            let (what, count, bytes) = (self.what, self.count, self.bytes);
+            clients.spawn_local(async move {
+                let mut client = Client::connect(socket, bytes).await?;
+                while next.get() < count {
+                    let number = next.replace(next.get() + 1);
+                    let done = match what {
+                        What::Put => client.put(number).await,
+                        What::Get => client.get(number).await,
+                    };
+                    done.map_err(|message| format!("value {number}: {message}"))?;
+                }
+                Ok::<(), String>(())
+            });
+        }
+        while let Some(ended) = clients.join_next().await {
+            ended.map_err(told)??;
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+struct Client {
+    stream: BufReader<UnixStream>,
+    value_bytes: usize,
+}
+
+impl Client {
+    async fn connect(socket: PathBuf, value_bytes: usize) -> Result<Self, String> {
+        let stream = UnixStream::connect(&socket).await.map_err(|error| format!("{}: {error}", socket.display()))?;
+        Ok(Self { stream: BufReader::with_capacity(ANSWER_BYTES, stream), value_bytes })
+    }
+
+    /// The value of this number: a SplitMix64 sequence, <https://prng.di.unimi.it/splitmix64.c>.
     fn value(&self, number: u64) -> Vec<u8> {
-        let mut bytes = vec![0; self.bytes];
-        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        let mut state = number << 32;
+        let mut bytes = Vec::with_capacity(self.value_bytes + 8);
+        while bytes.len() < self.value_bytes {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = state;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            bytes.extend_from_slice(&(mixed ^ (mixed >> 31)).to_le_bytes());
+        }
+        bytes.truncate(self.value_bytes);
         bytes
     }
 
-    fn put_one(&self, number: u64) -> Result<(), String> {
-        let (reader, mut writer) = std::io::pipe().map_err(|error| error.to_string())?;
-        writer.write_all(&self.value(number)).map_err(|error| error.to_string())?;
-        drop(writer);
-        let request = ControlRequest::Put {
-            bucket: BUCKET.to_owned(),
+    async fn put(&mut self, number: u64) -> Result<(), String> {
+        let file = SmallFile {
             key: number.to_string(),
+            metadata: Metadata { mode: 0o100_644, ..Metadata::default() },
+            contents: Bytes(self.value(number)),
+        };
+        let request = ControlRequest::PutSmall {
+            bucket: BUCKET.to_owned(),
             no_dedup: false,
             no_clobber: false,
-            metadata: Metadata { mode: 0o100_644, ..Metadata::default() },
-            length_hint: Some(self.bytes as u64),
+            files: vec![file],
         };
-        let mut client = self.connect()?;
-        client.run(&request, Some(reader.as_fd()), |_| ()).map_err(|error| error.to_string())
+        match self.ask(&request).await? {
+            ControlEvent::StoredSmall { outcomes } if matches!(outcomes.as_slice(), [SmallStored::Stored { .. }]) => {
+                Ok(())
+            }
+            other => Err(format!("{other:?}")),
+        }
     }
 
-    fn get_one(&self, number: u64) -> Result<(), String> {
-        let (mut reader, writer) = std::io::pipe().map_err(|error| error.to_string())?;
-        let request = ControlRequest::Get {
-            target: Target::Name { bucket: BUCKET.to_owned(), key: number.to_string() },
-            range: None,
-            remote: false,
-            resume: false,
-            output: OutputKind::Stream,
-        };
-        let mut client = self.connect()?;
-        client.run(&request, Some(writer.as_fd()), |_| ()).map_err(|error| error.to_string())?;
-        drop(writer);
-        self.check(number, &mut reader)
+    async fn get(&mut self, number: u64) -> Result<(), String> {
+        let target = Target::Name { bucket: BUCKET.to_owned(), key: number.to_string() };
+        match self.ask(&ControlRequest::GetSmall { targets: vec![target] }).await? {
+            ControlEvent::FetchedSmall { outcomes } => match outcomes.as_slice() {
+                [SmallFetched::Contents { contents: Bytes(contents), .. }] if *contents == self.value(number) => Ok(()),
+                [SmallFetched::Contents { .. }] => Err("WRONG BYTE".to_owned()),
+                other => Err(format!("{other:?}")),
+            },
+            other => Err(format!("{other:?}")),
+        }
     }
 
-    fn check(&self, number: u64, reader: &mut PipeReader) -> Result<(), String> {
-        let mut bytes = Vec::with_capacity(self.bytes);
-        reader.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-        if bytes == self.value(number) { Ok(()) } else { Err("WRONG BYTE".to_owned()) }
+    async fn ask(&mut self, request: &ControlRequest) -> Result<ControlEvent, String> {
+        self.stream.write_all(&request.encode()).await.map_err(told)?;
+        let mut head = [0; LENGTH_BYTES];
+        self.stream.read_exact(&mut head).await.map_err(told)?;
+        let mut message = vec![0; message_len(head).map_err(told)?];
+        self.stream.read_exact(&mut message).await.map_err(told)?;
+        match ControlEvent::decode(&message).map_err(told)? {
+            ControlEvent::Error { message, .. } => Err(message),
+            event => Ok(event),
+        }
     }
+}
 
-    fn connect(&self) -> Result<Client, String> {
-        Client::connect(self.directory).map_err(|error| error.to_string())
-    }
+fn told(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }
