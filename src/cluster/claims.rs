@@ -12,7 +12,7 @@
 //! ```
 //!
 //! - An owner grants a name to one version at a time, in memory, for [`NAME_CLAIM_MAX`], and takes a record that claims to be
-//!   new only under the claim of its version. One that has started again grants nothing for as long: what it granted before
+//!   new only under the claim of its own (clock, version). One that has started again grants nothing for as long: what it granted before
 //!   counts until then. A name's sole owner needs no claims: it decides under its own lock.
 //! - Who claims sends its record within half of that time since it asked, or begins again.
 //! - So, where messages arrive within the other half: all records of one version arrive while its claims live, and a
@@ -29,37 +29,41 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::format::{NameId, VersionId};
+use crate::format::{NameId, Stamp, VersionId};
 use crate::limits::{NAME_CLAIM_MAX, NAME_CLAIMS_MAX};
 
-/// What one owner has granted.
+/// What one owner has granted: to which attempt of which put, by its (clock, version), until when.
 #[derive(Debug, Default)]
 pub struct NameClaims {
-    granted: HashMap<NameId, (VersionId, Duration)>,
+    granted: HashMap<NameId, (Order, Duration)>,
 }
 
+type Order = (Stamp, VersionId);
+
 impl NameClaims {
-    /// Grants `name` to `version`, unless another version has it. Who has it already has it for the whole time again.
-    pub fn grant(&mut self, name: NameId, version: VersionId, now: Duration) -> bool {
+    /// Grants `name`, unless another version has it. Who has it already has it for the whole time again, and a later attempt
+    /// of the same put takes over from the one before, whose release may still be under way.
+    pub fn grant(&mut self, name: NameId, order: Order, now: Duration) -> bool {
         if self.granted.len() >= NAME_CLAIMS_MAX {
             self.granted.retain(|_, (_, until)| *until > now);
         }
         let is_free = match self.granted.get(&name) {
-            Some((holder, until)) => *holder == version || *until <= now,
+            Some((holder, until)) => *until <= now || (holder.1 == order.1 && *holder <= order),
             None => self.granted.len() < NAME_CLAIMS_MAX,
         };
         if is_free {
-            self.granted.insert(name, (version, now + NAME_CLAIM_MAX));
+            self.granted.insert(name, (order, now + NAME_CLAIM_MAX));
         }
         is_free
     }
 
-    pub fn is_held(&self, name: &NameId, version: &VersionId, now: Duration) -> bool {
-        self.granted.get(name).is_some_and(|(holder, until)| holder == version && *until > now)
+    pub fn is_held(&self, name: &NameId, order: &Order, now: Duration) -> bool {
+        self.granted.get(name).is_some_and(|(holder, until)| holder == order && *until > now)
     }
 
-    pub fn release(&mut self, name: &NameId, version: &VersionId) {
-        if self.granted.get(name).is_some_and(|(holder, _)| holder == version) {
+    /// Of this very attempt: a later one of the same put keeps what it was granted.
+    pub fn release(&mut self, name: &NameId, order: &Order) {
+        if self.granted.get(name).is_some_and(|(holder, _)| holder == order) {
             self.granted.remove(name);
         }
     }

@@ -31,6 +31,7 @@ mod log;
 mod membership;
 mod mend;
 mod mend_log;
+mod name_claims;
 mod name_quorum;
 mod name_scan;
 mod name_sync;

@@ -30,7 +30,7 @@
 //! top by its clock, and signs no death of what has won. The flag travels with the record: an owner refuses it, under the
 //! lock of the name, where a file of another version has the name. That alone leaves one winner at most, since two majorities
 //! meet in an owner. So that a loser leaves no record behind, with a minority and perhaps under the latest clock of all, it
-//! claims the name with a majority before it writes ([`crate::cluster::claims`], with the reasons). Once the write is done,
+//! claims the name with a majority before it writes ([`super::name_claims`]). Once the write is done,
 //! owners that have not taken it under a claim get it as they get what a reader found elsewhere. It displaces no file, so
 //! there is none whose death its writer could sign.
 //!
@@ -43,10 +43,11 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::RngExt;
 
+use super::name_claims::{self, Claimed};
 use super::name_quorum::{Answer, Asked, Owners, gather, name_groups};
 use super::shard::Shard;
 use super::shared::lock;
@@ -54,14 +55,14 @@ use super::{deaths, log, wall_ms};
 use crate::catalog::hlc::check_ahead;
 use crate::catalog::{CatalogError, ClockAhead, check_age};
 use crate::cluster::coverage::NameGroup;
-use crate::cluster::names::{ClaimStep, NameReadStep, NameWriteStep};
-use crate::cluster::{NameClaim, NameRead, NameWrite, Quorum};
+use crate::cluster::names::{NameReadStep, NameWriteStep};
+use crate::cluster::{NameRead, NameWrite, Quorum};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::message::{NameOrigin, NameWriteAnswer, encode_name_write};
 use crate::format::name::NameRecord;
 use crate::format::{BucketId, NameId, NodeId, Stamp, VersionId, message};
 use crate::io::spawn;
-use crate::limits::{NAME_CLAIM_MAX, NAME_LOCKS, STALL_MAX, WITNESSES_MAX};
+use crate::limits::{NAME_LOCKS, WITNESSES_MAX};
 use crate::store::{SmallRecord, StoreError};
 
 /// How often an operation starts over because the layout changed under it.
@@ -146,9 +147,9 @@ pub async fn accept(
     let shard = shard.clone();
     spawn(async move {
         let kept = match origin {
-            NameOrigin::Claim => claim(&shard, &record).await,
+            NameOrigin::Claim => name_claims::grant(&shard, &record).await,
             NameOrigin::Release => {
-                lock(&shard.node.name_claims).release(&record.name, &record.version);
+                name_claims::release(&shard, &record);
                 Ok(NameWriteAnswer::Kept)
             }
             NameOrigin::Put | NameOrigin::ReadElsewhere | NameOrigin::New => keep(&shard, origin, &record).await,
@@ -181,7 +182,7 @@ async fn keep(shard: &Rc<Shard>, origin: NameOrigin, record: &NameRecord) -> Res
         let is_same = version == record.version;
         return Ok(if is_same { NameWriteAnswer::Kept } else { NameWriteAnswer::Lost(clock, version) });
     }
-    if origin == NameOrigin::New && !may_be_new(shard, record) {
+    if origin == NameOrigin::New && !name_claims::is_held(shard, record) {
         return Err(Status::Unavailable);
     }
     let is_first = held.as_ref().is_none_or(|held| held.version != record.version);
@@ -193,7 +194,7 @@ async fn keep(shard: &Rc<Shard>, origin: NameOrigin, record: &NameRecord) -> Res
         Status::NoSpace
     })?;
     shard.node.observe(record.clock);
-    lock(&shard.node.name_claims).release(&record.name, &record.version);
+    name_claims::release(shard, record);
     Ok(match held.filter(|held| is_first && !held.tombstone) {
         Some(held) => NameWriteAnswer::Displaced(held.clock, held.version),
         None => NameWriteAnswer::Kept,
@@ -201,39 +202,8 @@ async fn keep(shard: &Rc<Shard>, origin: NameOrigin, record: &NameRecord) -> Res
 }
 
 /// The file of another version that has the name of `record` here.
-fn taken_by(held: Option<&NameRecord>, record: &NameRecord) -> Option<(Stamp, VersionId)> {
+pub(super) fn taken_by(held: Option<&NameRecord>, record: &NameRecord) -> Option<(Stamp, VersionId)> {
     held.filter(|held| !held.tombstone && held.version != record.version).map(NameRecord::order)
-}
-
-/// Whether a record that must be the first is taken: its version has the claim, or this is the one owner there is.
-fn may_be_new(shard: &Rc<Shard>, record: &NameRecord) -> bool {
-    let node = &shard.node;
-    let is_alone = node.layout().is_ok_and(|layout| layout.name_owners(&record.bucket).len() == 1);
-    is_alone || lock(&node.name_claims).is_held(&record.name, &record.version, node.uptime())
-}
-
-/// Keeps the name for a version that wants to be the first, if no file has it and nobody else wants it.
-async fn claim(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAnswer, Status> {
-    let node = &shard.node;
-    if node.opened.segments > 0 {
-        // What the process before this one has granted may still count.
-        tokio::time::sleep(NAME_CLAIM_MAX.saturating_sub(node.uptime())).await;
-    }
-    check_ahead(record.clock, wall_ms()).map_err(|_| Status::ClockAhead)?;
-    let unavailable = |error: CatalogError| {
-        tracing::warn!(%error, "a name was not claimed");
-        Status::Unavailable
-    };
-    let _alone = node.name_locks.lock(std::iter::once(&record.name)).await;
-    if node.catalog.is_dead(&record.version).await.map_err(unavailable)? {
-        return Err(Status::Dead);
-    }
-    let held = node.catalog.name(&record.bucket, &record.name).await.map_err(unavailable)?;
-    if let Some((clock, version)) = taken_by(held.as_ref(), record) {
-        return Ok(NameWriteAnswer::Taken(clock, version));
-    }
-    let is_granted = lock(&node.name_claims).grant(record.name, record.version, node.uptime());
-    Ok(if is_granted { NameWriteAnswer::Kept } else { NameWriteAnswer::Claimed })
 }
 
 /// Whether a version is named later than it may be: then its chunks may be gone, and its writer mints a new one and refers
@@ -499,7 +469,7 @@ impl WriteName<'_> {
         asked.forget_running();
         let is_new = self.no_clobber && !record.tombstone;
         if is_new && quorums.iter().any(|quorum| quorum.owners.len() > 1) {
-            match self.claim(&mut asked, &quorums, &record, attempt.latest.as_ref()).await? {
+            match name_claims::claim(&mut asked, &quorums, &record, attempt.latest.as_ref()).await? {
                 Claimed::Granted => {}
                 Claimed::Contended => return Ok(Attempted::Contended),
                 Claimed::Refused => return Ok(Attempted::Refused),
@@ -548,59 +518,6 @@ impl WriteName<'_> {
         }
         self.hear_the_others(shard, asked, own, replaced.clone(), is_new.then_some(record));
         Ok(Attempted::Written(Written { order, holders, quorums, replaced }))
-    }
-
-    /// Claims the name for a record that must be the first, with a majority of its owners or not at all.
-    /// `latest`: what the name is now, as a quorum knows.
-    async fn claim(
-        &self,
-        asked: &mut Asked,
-        quorums: &[Quorum],
-        record: &NameRecord,
-        latest: Option<&NameRecord>,
-    ) -> Result<Claimed, NameError> {
-        let (began, mut machine) = (Instant::now(), NameClaim::new(quorums.to_vec()));
-        for owner in machine.owners() {
-            asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::Claim, record));
-        }
-        let mut is_contended = false;
-        let outcome = loop {
-            let Some((owner, answer)) = asked.next().await else { break Err(asked.too_few(0, 1)) };
-            let step = match answer {
-                // It was away when that file was removed.
-                Answer::Written(NameWriteAnswer::Taken(clock, version))
-                    if latest.is_some_and(|latest| (clock, version) < latest.order()) =>
-                {
-                    machine.on_fail(owner)
-                }
-                Answer::Written(NameWriteAnswer::Taken(..)) => break Err(NameError::Taken),
-                Answer::Written(NameWriteAnswer::Claimed) => {
-                    is_contended = true;
-                    machine.on_fail(owner)
-                }
-                Answer::Written(_) => machine.on_grant(owner),
-                Answer::Refused => break Ok(Claimed::Refused),
-                Answer::Record(..) | Answer::Failed => machine.on_fail(owner),
-            };
-            match step {
-                ClaimStep::Wait => {}
-                ClaimStep::Granted if began.elapsed() < NAME_CLAIM_MAX / 2 => {
-                    asked.forget_running();
-                    return Ok(Claimed::Granted);
-                }
-                ClaimStep::Granted => break Ok(Claimed::Contended), // for too little time
-                ClaimStep::Failed { .. } if is_contended => break Ok(Claimed::Contended),
-                ClaimStep::Failed { have, need } => break Err(asked.too_few(have, need)),
-            }
-        };
-        asked.forget_running();
-        for owner in machine.owners() {
-            asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::Release, record));
-        }
-        // So that no release overtakes the next claim. Who does not answer releases it by itself, in time.
-        let _ = tokio::time::timeout(STALL_MAX, async { while asked.next().await.is_some() {} }).await;
-        asked.forget_running();
-        outcome
     }
 
     /// The latest clock that a quorum knows. `None`: start over.
@@ -723,12 +640,6 @@ enum Attempted {
     Refused,
     /// Somebody else claims the name: nothing was written.
     Contended,
-}
-
-enum Claimed {
-    Granted,
-    Contended,
-    Refused,
 }
 
 /// What outlives a restart of the write.

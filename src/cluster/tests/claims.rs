@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use super::{node, quorum};
 use crate::cluster::claims::NameClaims;
 use crate::cluster::names::{ClaimStep, NameClaim, NameWrite, NameWriteStep};
-use crate::format::{NameId, NodeId, VersionId};
+use crate::format::{NameId, NodeId, Stamp, VersionId};
 use crate::limits::{NAME_CLAIM_MAX, NAME_CLAIMS_MAX};
 
 const NAME: NameId = NameId([7; 32]);
@@ -16,17 +16,21 @@ fn version(number: u8) -> VersionId {
     VersionId::new(1, 1, [number; 8])
 }
 
+fn order(number: u8) -> (Stamp, VersionId) {
+    (Stamp::new(1, 0), version(number))
+}
+
 #[test]
 fn a_name_is_granted_to_one_version_until_its_time_is_over() {
     let (mut claims, start) = (NameClaims::default(), Duration::from_secs(100));
-    assert!(claims.grant(NAME, version(1), start));
-    assert!(!claims.grant(NAME, version(2), start + NAME_CLAIM_MAX - Duration::from_millis(1)));
-    assert!(claims.is_held(&NAME, &version(1), start) && !claims.is_held(&NAME, &version(2), start));
-    assert!(claims.grant(NAME, version(2), start + NAME_CLAIM_MAX));
-    claims.release(&NAME, &version(1));
-    assert!(claims.is_held(&NAME, &version(2), start + NAME_CLAIM_MAX), "who has it no more releases nothing");
-    claims.release(&NAME, &version(2));
-    assert!(claims.grant(NAME, version(3), start + NAME_CLAIM_MAX));
+    assert!(claims.grant(NAME, order(1), start));
+    assert!(!claims.grant(NAME, order(2), start + NAME_CLAIM_MAX - Duration::from_millis(1)));
+    assert!(claims.is_held(&NAME, &order(1), start) && !claims.is_held(&NAME, &order(2), start));
+    assert!(claims.grant(NAME, order(2), start + NAME_CLAIM_MAX));
+    claims.release(&NAME, &order(1));
+    assert!(claims.is_held(&NAME, &order(2), start + NAME_CLAIM_MAX), "who has it no more releases nothing");
+    claims.release(&NAME, &order(2));
+    assert!(claims.grant(NAME, order(3), start + NAME_CLAIM_MAX));
 }
 
 #[test]
@@ -37,9 +41,20 @@ fn claims_are_bounded_and_make_room_when_their_time_is_over() {
         id[..8].copy_from_slice(&(number as u64).to_le_bytes());
         NameId(id)
     };
-    assert!((0..NAME_CLAIMS_MAX).all(|number| claims.grant(name(number), version(1), Duration::ZERO)));
-    assert!(!claims.grant(name(NAME_CLAIMS_MAX), version(1), Duration::ZERO));
-    assert!(claims.grant(name(NAME_CLAIMS_MAX), version(1), NAME_CLAIM_MAX));
+    assert!((0..NAME_CLAIMS_MAX).all(|number| claims.grant(name(number), order(1), Duration::ZERO)));
+    assert!(!claims.grant(name(NAME_CLAIMS_MAX), order(1), Duration::ZERO));
+    assert!(claims.grant(name(NAME_CLAIMS_MAX), order(1), NAME_CLAIM_MAX));
+}
+
+#[test]
+fn a_late_release_of_one_attempt_leaves_the_claim_of_the_next() {
+    let (mut claims, now) = (NameClaims::default(), Duration::ZERO);
+    let later = (Stamp::new(5, 0), version(1));
+    assert!(claims.grant(NAME, order(1), now) && claims.grant(NAME, later, now));
+    claims.release(&NAME, &order(1));
+    assert!(claims.is_held(&NAME, &later, now));
+    assert!(!claims.grant(NAME, order(1), now), "a claim that was overtaken on its way counts for nothing");
+    assert!(!claims.is_held(&NAME, &order(1), now));
 }
 
 #[derive(Default)]
@@ -108,7 +123,7 @@ impl World {
         self.writers[writer].0 = Writing::Lost;
         if self.writers[writer].2 < 4 && self.rng.random_ratio(1, 2) {
             // It waits until its claims are released before it begins again.
-            self.owners.values_mut().for_each(|owner| owner.claims.release(&NAME, &version(writer as u8)));
+            self.owners.values_mut().for_each(|owner| owner.claims.release(&NAME, &order(writer as u8)));
             self.begin(writer);
         } else {
             self.send_all(writer, Message::Release);
@@ -121,14 +136,16 @@ impl World {
         let is_taken = owner.record.is_some_and(|record| record != version);
         let answer = match message {
             Message::Claim if is_taken || now < owner.grants_from => Message::NotGranted,
-            Message::Claim if owner.claims.grant(NAME, version, now) => Message::Granted,
+            Message::Claim if owner.claims.grant(NAME, (Stamp::new(1, 0), version), now) => Message::Granted,
             Message::Claim => Message::NotGranted,
-            Message::New if is_taken || !owner.claims.is_held(&NAME, &version, now) => Message::Refused,
+            Message::New if is_taken || !owner.claims.is_held(&NAME, &(Stamp::new(1, 0), version), now) => {
+                Message::Refused
+            }
             Message::New => {
                 owner.record = Some(version);
                 Message::Kept
             }
-            _ => return owner.claims.release(&NAME, &version),
+            _ => return owner.claims.release(&NAME, &(Stamp::new(1, 0), version)),
         };
         self.send(writer, at, answer);
     }
