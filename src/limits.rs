@@ -202,6 +202,8 @@ pub const WITNESSES_MAX: usize = 4096;
 
 /// A node makes its clock's floor durable this far ahead, so that a restart never goes back.
 pub const CLOCK_RESERVE: Duration = Duration::from_secs(10);
+/// The same beyond stamps that are ahead of the wall clock: 6.5 million of them.
+pub const CLOCK_RESERVE_AHEAD: Duration = Duration::from_millis(100);
 pub const BUCKET_BYTES_MAX: usize = 63;
 pub const KEY_BYTES_MAX: usize = 1024;
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(60);
@@ -294,6 +296,8 @@ pub const CATALOG_SWEEPS_REMEMBERED_MAX: usize = 65_536;
 pub const CATALOG_SCAN_ROWS_MAX: usize = 65_536;
 /// With less free space than this the catalog is kept in memory instead of written: its database would fail half-way.
 pub const CATALOG_FREE_BYTES_MIN: u64 = 8 * MIB as u64;
+/// How long its threads may take to write tables before they count as failed.
+pub const CATALOG_TABLES_PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is tried again.
 pub const CATALOG_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Rows that wait for space, beyond which nothing is added that can be put off.

@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use crate::format::Stamp;
-use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_RESERVE};
+use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_RESERVE, CLOCK_RESERVE_AHEAD};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -59,10 +59,12 @@ impl Clock {
         Ok(self.now(wall_ms))
     }
 
-    /// If this is `Some`, make it durable before the last stamp leaves the node, then tell [`Self::persisted`]. It lies ahead,
-    /// so this happens every few seconds of use, not with every stamp.
-    pub fn floor_to_persist(&self) -> Option<Stamp> {
-        (self.last > self.floor).then(|| ahead(self.last, CLOCK_RESERVE))
+    /// If this is `Some`, make it durable before the last stamp leaves the node, then tell [`Self::persisted`]. It lies ahead
+    /// of the wall clock, so this happens every few seconds of use, not with every stamp; but not far ahead of stamps that
+    /// are so already: quick restarts, each of which begins at its floor, would drive the clock away.
+    pub fn floor_to_persist(&self, wall_ms: u64) -> Option<Stamp> {
+        let (wall, last) = (ahead(at(wall_ms), CLOCK_RESERVE), ahead(self.last, CLOCK_RESERVE_AHEAD));
+        (self.last > self.floor).then(|| wall.max(last))
     }
 
     pub fn persisted(&mut self, floor: Stamp) {
@@ -115,14 +117,34 @@ mod tests {
     fn restart_with_the_wall_clock_set_back_does_not_go_back() {
         let mut clock = Clock::new(Stamp::ZERO);
         let first = clock.now(1_000_000);
-        let floor = clock.floor_to_persist().expect("a first stamp lies above no floor");
+        let floor = clock.floor_to_persist(1_000_000).expect("a first stamp lies above no floor");
         clock.persisted(floor);
-        assert_eq!(clock.floor_to_persist(), None);
-        let last = clock.now(1_000_000 + CLOCK_RESERVE.as_millis() as u64 - 1);
-        assert_eq!(clock.floor_to_persist(), None, "the reserve covers it");
+        assert_eq!(clock.floor_to_persist(1_000_000), None);
+        let later = 1_000_000 + CLOCK_RESERVE.as_millis() as u64 - 1;
+        let last = clock.now(later);
+        assert_eq!(clock.floor_to_persist(later), None, "the reserve covers it");
         let mut restarted = Clock::new(floor);
         let after = restarted.now(0);
         assert!(after > first && after > last);
+    }
+
+    #[test]
+    fn quick_restarts_do_not_drive_the_clock_ahead() {
+        let (mut floor, mut latest) = (Stamp::ZERO, Stamp::ZERO);
+        for restart in 0..200 {
+            let wall_ms = 1_000_000 + restart * 50;
+            let mut clock = Clock::new(floor);
+            for _ in 0..3 {
+                let stamp = clock.now(wall_ms);
+                assert!(stamp > latest);
+                latest = stamp;
+                assert_eq!(check_ahead(stamp, wall_ms), Ok(()));
+                if let Some(next) = clock.floor_to_persist(wall_ms) {
+                    clock.persisted(next);
+                    floor = next;
+                }
+            }
+        }
     }
 
     proptest! {

@@ -469,7 +469,9 @@ impl WriteName<'_> {
         asked.forget_running();
         let is_new = self.no_clobber && !record.tombstone;
         if is_new && quorums.iter().any(|quorum| quorum.owners.len() > 1) {
-            match name_claims::claim(&mut asked, &quorums, &record, attempt.latest.as_ref()).await? {
+            match name_claims::claim(&mut asked, &quorums, &record, attempt.latest.as_ref(), attempt.sent.is_some())
+                .await?
+            {
                 Claimed::Granted => {}
                 Claimed::Contended => return Ok(Attempted::Contended),
                 Claimed::Refused => return Ok(Attempted::Refused),
@@ -697,9 +699,9 @@ fn quorums(shard: &Rc<Shard>, bucket: &BucketId) -> Result<Vec<Quorum>, NameErro
 pub(super) async fn later_clock(shard: &Rc<Shard>, after: Stamp) -> Result<Stamp, NameError> {
     let node = &shard.node;
     let (stamp, floor) = {
-        let mut clock = lock(&node.clock);
-        let stamp = clock.later_than(after, wall_ms())?;
-        (stamp, clock.floor_to_persist())
+        let (mut clock, wall_ms) = (lock(&node.clock), wall_ms());
+        let stamp = clock.later_than(after, wall_ms)?;
+        (stamp, clock.floor_to_persist(wall_ms))
     };
     if let Some(floor) = floor {
         let document = log::document(node.document_serial(), CLOCK_DOCUMENT, &floor.get().to_le_bytes());
