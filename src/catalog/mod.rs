@@ -170,9 +170,10 @@ impl Catalog {
         Ok((Self { thread: Arc::new(thread) }, positions))
     }
 
-    /// Waits, blocking, while the queue is full. For replay and for threads of their own.
-    pub fn apply(&self, applied: Applied) {
-        self.thread.queue.push(applied);
+    /// Waits, blocking, while the queue is full; an error when only space on the disk would make room. For replay and for
+    /// threads of their own.
+    pub fn apply(&self, applied: Applied) -> Result<(), CatalogError> {
+        self.thread.queue.push(applied)
     }
 
     /// Never waits: for what is durable already and is about to be acknowledged, on a thread that others wait for. Who makes
@@ -282,7 +283,11 @@ impl Catalog {
     /// Chunks that have been without references for that long of this run's uptime. A wait that began in an earlier run begins
     /// anew with this one. Each call goes on where the last one stopped.
     pub async fn garbage(&self, limit: usize, unreferenced_for: Duration) -> Result<Vec<Address>, CatalogError> {
-        self.settled().await?;
+        // On a full disk sweeping waits for the space that this gives back: what is marked already will do.
+        match self.settled().await {
+            Ok(()) | Err(CatalogError::Full) => {}
+            Err(error) => return Err(error),
+        }
         self.thread.ask(move |engine| engine.garbage(limit, unreferenced_for)).await
     }
 

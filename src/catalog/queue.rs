@@ -73,12 +73,17 @@ impl Queue {
         }
     }
 
-    pub fn push(&self, applied: Applied) {
+    /// An error when there will be no room until there is space on the disk.
+    pub fn push(&self, applied: Applied) -> Result<(), CatalogError> {
         let mut state = self.lock();
         while !Self::has_room(&state, applied.events.len()) {
+            if state.waiting_for_space {
+                return Err(CatalogError::Full);
+            }
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         self.put(state, applied);
+        Ok(())
     }
 
     pub fn push_now(&self, applied: Applied) {
@@ -173,7 +178,9 @@ impl Queue {
         let mut state = self.lock();
         if std::mem::replace(&mut state.waiting_for_space, waiting) != waiting {
             drop(state);
-            self.room_async.notify_waiters(); // who waits is told that it is in vain
+            // Who waits is told that it is in vain.
+            self.room.notify_all();
+            self.room_async.notify_waiters();
         }
     }
 

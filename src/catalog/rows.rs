@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -21,7 +21,7 @@ use super::draft::{Changes, Draft, merged};
 use super::{CatalogCounts, CatalogError};
 use crate::limits::{
     CATALOG_CACHE_BYTES_MAX, CATALOG_FREE_BYTES_MIN, CATALOG_RETRY_INTERVAL, CATALOG_TABLE_BYTES_MAX,
-    CATALOG_WAITING_ROWS_MAX,
+    CATALOG_TABLES_PATIENCE, CATALOG_WAITING_ROWS_MAX,
 };
 
 const CATALOG_VERSION: u16 = 1;
@@ -43,6 +43,8 @@ pub(super) const COMMITS: u8 = b'q';
 /// Made before the database is opened and when it failed, removed when it is open and sound.
 const DOUBT_FILE: &str = "doubt";
 const DATABASE_DIRECTORY: &str = "database";
+/// Between two looks at whether its threads have written a table.
+const TABLES_LOOK: Duration = Duration::from_millis(2);
 
 /// A row's key: its kind and its parts.
 pub(super) fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -340,6 +342,7 @@ impl Rows {
             }
         }
         batch.insert(&opened.keyspace, [COMMITS], commits.to_le_bytes());
+        opened.wait_for_tables()?;
         batch.commit()?;
         self.commits = commits;
         Ok(())
@@ -373,7 +376,23 @@ impl Rows {
     }
 }
 
+/// With so many tables that wait to be written, the database keeps its caller until there are fewer.
+const TABLES_WAITING_MAX: usize = 4;
+
 impl Opened {
+    /// Keeps the next commit from being the one that the database keeps: it waits without end for threads of its own, which
+    /// end when they fail, as on a full disk.
+    fn wait_for_tables(&self) -> Result<(), fjall::Error> {
+        let began = Instant::now();
+        while self.keyspace.sealed_memtable_count() + 1 >= TABLES_WAITING_MAX {
+            if began.elapsed() >= CATALOG_TABLES_PATIENCE {
+                return Err(fjall::Error::Poisoned);
+            }
+            std::thread::sleep(TABLES_LOOK);
+        }
+        Ok(())
+    }
+
     fn commits(&self) -> Result<u64, fjall::Error> {
         self.keyspace.get([COMMITS])?.map_or(Ok(0), |commits| number(&commits, 0))
     }

@@ -17,7 +17,7 @@ use super::{Applied, Catalog, CatalogCounts, CatalogError, Document, Event, Posi
 use crate::cluster::deaths::DeathId;
 use crate::format::name::NameRecord;
 use crate::format::{Address, BucketId, NameId, Stamp, VaultId, VersionId};
-use crate::limits::{CATALOG_EVENTS_QUEUED_MAX, CATALOG_SWEEPS_REMEMBERED_MAX};
+use crate::limits::{CATALOG_EVENTS_QUEUED_MAX, CATALOG_SWEEPS_REMEMBERED_MAX, CATALOG_WAITING_ROWS_MAX};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
@@ -225,7 +225,7 @@ proptest! {
             shuffled.shuffle(&mut rng);
             let pieces = rng.random_range(1..6);
             for (segment, piece) in shuffled.chunks(shuffled.len().div_ceil(pieces)).enumerate() {
-                catalog.apply(applied(segment as u64, 100, piece.to_vec()));
+                catalog.apply(applied(segment as u64, 100, piece.to_vec())).expect("room");
                 if rng.random_bool(0.3) {
                     block_on(catalog.counts()).expect("an answer");
                 }
@@ -277,7 +277,7 @@ fn replay(catalog: &Catalog, log: &[Vec<Event>], positions: &Positions, seed: u6
         }
         let segment = open[rng.random_range(0..open.len())];
         let end = (at[segment] + rng.random_range(1..4)).min(log[segment].len());
-        catalog.apply(applied(segment as u64, end as u64, log[segment][at[segment]..end].to_vec()));
+        catalog.apply(applied(segment as u64, end as u64, log[segment][at[segment]..end].to_vec())).expect("room");
         at[segment] = end;
         batches += 1;
     }
@@ -295,10 +295,10 @@ fn more_dead_versions_than_are_remembered_are_swept() {
         cached: false,
     });
     for events in references.collect::<Vec<_>>().chunks(4096) {
-        catalog.apply(applied(1, 64, events.to_vec()));
+        catalog.apply(applied(1, 64, events.to_vec())).expect("room");
     }
     let dead: Vec<VersionId> = (0..count).map(numbered).collect();
-    catalog.apply(applied(1, 128, vec![Event::Death { versions: dead, death: vec![1; 16] }]));
+    catalog.apply(applied(1, 128, vec![Event::Death { versions: dead, death: vec![1; 16] }])).expect("room");
     block_on(catalog.settled()).expect("everything is swept");
     let counts = block_on(catalog.counts()).expect("an answer");
     assert_eq!(counts, CatalogCounts { deaths: count, ..CatalogCounts::default() });
@@ -310,7 +310,7 @@ fn damaged_database_is_deleted_and_asks_for_everything() {
     for victim in ["version", "jnl", "every"] {
         let directory = directory();
         let (catalog, _) = open(directory.path());
-        catalog.apply(applied(1, 64, vec![refers(1, 1)]));
+        catalog.apply(applied(1, 64, vec![refers(1, 1)])).expect("room");
         block_on(catalog.close()).expect("it closes");
         drop(catalog);
         let mut damaged = 0;
@@ -326,7 +326,7 @@ fn damaged_database_is_deleted_and_asks_for_everything() {
         let (catalog, positions) = open(directory.path());
         assert!(positions.is_empty(), "{victim}: {positions:?}");
         assert_eq!(block_on(catalog.counts()).expect("an answer"), CatalogCounts::default());
-        catalog.apply(applied(1, 64, vec![refers(1, 1)]));
+        catalog.apply(applied(1, 64, vec![refers(1, 1)])).expect("room");
         assert!(block_on(catalog.is_referenced(&address(1))).expect("an answer"));
     }
 }
@@ -344,7 +344,7 @@ fn files_below(directory: &Path) -> Vec<std::path::PathBuf> {
 fn marker_of_doubt_makes_the_next_start_rebuild() {
     let directory = directory();
     let (catalog, _) = open(directory.path());
-    catalog.apply(applied(1, 64, vec![refers(1, 1)]));
+    catalog.apply(applied(1, 64, vec![refers(1, 1)])).expect("room");
     block_on(catalog.close()).expect("it closes");
     drop(catalog);
     let (catalog, positions) = open(directory.path());
@@ -362,7 +362,7 @@ fn marker_of_doubt_makes_the_next_start_rebuild() {
 fn unknown_format_is_rebuilt() {
     let directory = directory();
     let (catalog, _) = open(directory.path());
-    catalog.apply(applied(1, 64, vec![refers(1, 1)]));
+    catalog.apply(applied(1, 64, vec![refers(1, 1)])).expect("room");
     block_on(catalog.close()).expect("it closes");
     drop(catalog);
     let database = fjall::Database::builder(directory.path().join("database")).open().expect("it opens");
@@ -377,7 +377,7 @@ fn unknown_format_is_rebuilt() {
 fn second_process_is_told_that_the_catalog_is_in_use_and_harms_nothing() {
     let directory = directory();
     let (catalog, _) = open(directory.path());
-    catalog.apply(applied(1, 64, vec![refers(1, 1)]));
+    catalog.apply(applied(1, 64, vec![refers(1, 1)])).expect("room");
     assert!(matches!(Catalog::open(directory.path()), Err(CatalogError::Locked { .. })));
     block_on(catalog.close()).expect("it closes");
     drop(catalog);
@@ -399,7 +399,7 @@ fn garbage_waits_out_its_grace_in_this_run_of_the_node() {
     let (catalog, uptime) = open_at(directory.path());
     block_on(async {
         uptime.store(10_000, Ordering::SeqCst);
-        catalog.apply(applied(1, 64, vec![refers(1, 1), refers(2, 1), refers(2, 2), death(&[1])]));
+        catalog.apply(applied(1, 64, vec![refers(1, 1), refers(2, 1), refers(2, 2), death(&[1])])).expect("room");
         assert_eq!(
             catalog.garbage(10, Duration::ZERO).await.expect("an answer"),
             [address(1)],
@@ -428,15 +428,15 @@ fn new_reference_ends_the_wait_and_the_next_one_counts_anew() {
     let grace = Duration::from_secs(900);
     let (catalog, uptime) = open_at(directory.path());
     block_on(async {
-        catalog.apply(applied(1, 64, vec![refers(1, 1), death(&[1])]));
+        catalog.apply(applied(1, 64, vec![refers(1, 1), death(&[1])])).expect("room");
         catalog.settled().await.expect("swept");
         uptime.store(2_000, Ordering::SeqCst);
-        catalog.apply(applied(1, 128, vec![refers(1, 2)]));
+        catalog.apply(applied(1, 128, vec![refers(1, 2)])).expect("room");
         assert_eq!(catalog.garbage(10, grace).await.expect("an answer"), []);
-        catalog.apply(applied(1, 192, vec![death(&[2])]));
+        catalog.apply(applied(1, 192, vec![death(&[2])])).expect("room");
         assert_eq!(catalog.garbage(10, grace).await.expect("an answer"), [], "it has been garbage for no time yet");
         assert_eq!(catalog.garbage(10, Duration::ZERO).await.expect("an answer"), [address(1)]);
-        catalog.apply(applied(1, 256, vec![Event::Removed { address: address(1) }]));
+        catalog.apply(applied(1, 256, vec![Event::Removed { address: address(1) }])).expect("room");
         assert_eq!(catalog.garbage(10, Duration::ZERO).await.expect("an answer"), [], "it is gone from the store");
     });
 }
@@ -481,11 +481,11 @@ proptest! {
         let directory = directory();
         let (catalog, _, free) = open_on(directory.path());
         block_on(async {
-            catalog.apply(applied(1, 1, before.clone()));
+            catalog.apply(applied(1, 1, before.clone())).expect("room");
             catalog.counts().await.expect("an answer");
             if fails { fail_next_write(&catalog).await } else { free.store(0, Ordering::SeqCst) }
             for event in &during {
-                catalog.apply(applied(1, 2, vec![event.clone()]));
+                catalog.apply(applied(1, 2, vec![event.clone()])).expect("room");
             }
             catalog.counts().await.expect("an answer");
             prop_assert!(is_waiting(&catalog).await, "nothing was written");
@@ -493,7 +493,7 @@ proptest! {
             prop_assert_eq!(&seen, &expected(&all[..before.len() + during.len()]));
             if !is_killed {
                 free.store(1 << 40, Ordering::SeqCst);
-                catalog.apply(applied(1, 3, after.clone()));
+                catalog.apply(applied(1, 3, after.clone())).expect("room");
                 catalog.close().await.expect("it closes, and writes before");
             }
             Ok(())
@@ -502,8 +502,8 @@ proptest! {
         let (catalog, positions, _) = open_on(directory.path());
         if is_killed {
             prop_assert!(positions.get(&1).is_none_or(|at| *at <= 1), "{:?}", positions);
-            catalog.apply(applied(1, 2, during));
-            catalog.apply(applied(1, 3, after));
+            catalog.apply(applied(1, 2, during)).expect("room");
+            catalog.apply(applied(1, 3, after)).expect("room");
         } else {
             prop_assert_eq!(positions.get(&1), Some(&3));
         }
@@ -522,6 +522,8 @@ fn full_disk_refuses_the_log_once_memory_is_full_and_goes_on_by_itself_when_ther
             catalog.apply_now(applied(1, batch + 1, events));
         }
         assert!(matches!(catalog.room().await, Err(CatalogError::Full)));
+        let refused = catalog.apply(applied(1, 99, vec![refers(1, 1)]));
+        assert!(matches!(refused, Err(CatalogError::Full)), "a replay would wait for ever");
         assert!(catalog.is_referenced(&address(7)).await.expect("an answer"));
         free.store(1 << 40, Ordering::SeqCst);
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
@@ -533,13 +535,34 @@ fn full_disk_refuses_the_log_once_memory_is_full_and_goes_on_by_itself_when_ther
     });
 }
 
+/// What waits for space is too much to go on sweeping. Garbage is what gives space back, so it is told all the same.
+#[test]
+fn full_disk_keeps_no_garbage_back() {
+    let directory = directory();
+    let (catalog, _, free) = open_on(directory.path());
+    block_on(async {
+        catalog.apply(applied(1, 1, vec![refers(1, 1), death(&[1])])).expect("room");
+        catalog.settled().await.expect("there is space");
+        free.store(0, Ordering::SeqCst);
+        let references = (0..CATALOG_WAITING_ROWS_MAX as u32 / 2).map(|number| Event::Chunk {
+            address: many(number),
+            version: version(2),
+            cached: false,
+        });
+        catalog.apply_now(applied(1, 2, references.collect()));
+        catalog.apply_now(applied(1, 3, vec![death(&[2])]));
+        assert!(matches!(catalog.settled().await, Err(CatalogError::Full)));
+        assert_eq!(catalog.garbage(10, Duration::ZERO).await.expect("an answer"), [address(1)]);
+    });
+}
+
 #[test]
 fn full_disk_at_the_end_is_no_failure() {
     let directory = directory();
     let (catalog, _, free) = open_on(directory.path());
     block_on(async {
         free.store(0, Ordering::SeqCst);
-        catalog.apply(applied(1, 64, vec![refers(1, 1)]));
+        catalog.apply(applied(1, 64, vec![refers(1, 1)])).expect("room");
         catalog.close().await.expect("what was not written is in the log");
     });
 }
@@ -588,8 +611,8 @@ fn dropping_goes_on_after_a_restart() {
     let count = 30_000u32;
     let (catalog, _) = open(directory.path());
     let chunk = |number: u32| Event::Chunk { address: many(number), version: version(1), cached: false };
-    catalog.apply(applied(1, 1, (0..count).map(chunk).collect()));
-    catalog.apply(applied(1, 2, vec![death(&[1])]));
+    catalog.apply(applied(1, 1, (0..count).map(chunk).collect())).expect("room");
+    catalog.apply(applied(1, 2, vec![death(&[1])])).expect("room");
     block_on(catalog.is_dead(&version(1))).expect("an answer");
     drop(catalog);
     let (catalog, positions) = open(directory.path());
@@ -611,7 +634,7 @@ fn question_sees_everything_that_was_applied_before_it() {
     let (catalog, _) = open(directory.path());
     block_on(async {
         for number in 0..200u8 {
-            catalog.apply(applied(1, u64::from(number), vec![refers(number, 1)]));
+            catalog.apply(applied(1, u64::from(number), vec![refers(number, 1)])).expect("room");
             assert!(catalog.is_referenced(&address(number)).await.expect("an answer"));
         }
     });
@@ -622,7 +645,7 @@ fn names_are_paged_in_order_over_one_bucket_or_all() {
     let directory = directory();
     let (catalog, _) = open(directory.path());
     let events = (0..30u8).map(|name| Event::Name(record(name % 3, name, 1, 1, name % 5 == 0).encode())).collect();
-    catalog.apply(applied(1, 1, events));
+    catalog.apply(applied(1, 1, events)).expect("room");
     block_on(async {
         for bucket in [None, Some(BucketId([1; 32]))] {
             let (mut after, mut found) = (None, Vec::new());
@@ -650,11 +673,11 @@ fn documents_keep_the_latest_and_deleted_ones_stay_away() {
         |serial, value: &[u8]| Event::Document(Document { serial, key: b"layout/1".to_vec(), value: value.to_vec() });
     block_on(async {
         assert_eq!(catalog.next_serial(b"layout/1").await.expect("an answer"), 1);
-        catalog.apply(applied(1, 1, vec![document(2, b"two"), document(1, b"one")]));
+        catalog.apply(applied(1, 1, vec![document(2, b"two"), document(1, b"one")])).expect("room");
         assert_eq!(catalog.document(b"layout/1").await.expect("an answer"), Some(b"two".to_vec()));
         assert_eq!(catalog.documents(b"layout/").await.expect("an answer"), [(b"layout/1".to_vec(), b"two".to_vec())]);
         assert_eq!(catalog.next_serial(b"layout/1").await.expect("an answer"), 3);
-        catalog.apply(applied(1, 1, vec![document(3, b""), document(2, b"two")]));
+        catalog.apply(applied(1, 1, vec![document(3, b""), document(2, b"two")])).expect("room");
         assert_eq!(catalog.document(b"layout/1").await.expect("an answer"), None);
         assert_eq!(catalog.next_serial(b"layout/1").await.expect("an answer"), 4);
     });
@@ -678,8 +701,8 @@ fn closed_catalog_answers_with_an_error_and_swallows_events() {
 fn unlinked_segment_leaves_no_position() {
     let directory = directory();
     let (catalog, _) = open(directory.path());
-    catalog.apply(applied(1, 64, vec![]));
-    catalog.apply(applied(2, 64, vec![]));
+    catalog.apply(applied(1, 64, vec![])).expect("room");
+    catalog.apply(applied(2, 64, vec![])).expect("room");
     block_on(async {
         catalog.forget_segment(1).await.expect("forgotten");
         catalog.close().await.expect("it closes");

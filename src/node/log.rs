@@ -56,6 +56,8 @@ fn convert(event: AppliedEvent) -> Result<Event, Malformed> {
 pub struct Replay<'a> {
     catalog: &'a Catalog,
     events: Vec<Event>,
+    /// The first that the catalog refused; what comes after it is dropped, and the node does not start.
+    refused: Option<CatalogError>,
 }
 
 /// Events handed to the catalog at once.
@@ -63,7 +65,7 @@ const REPLAY_BATCH: usize = 1024;
 
 impl<'a> Replay<'a> {
     pub fn new(catalog: &'a Catalog) -> Self {
-        Self { catalog, events: Vec::new() }
+        Self { catalog, events: Vec::new(), refused: None }
     }
 
     pub fn apply(&mut self, replayed: Replayed<'_>) {
@@ -86,13 +88,19 @@ impl<'a> Replay<'a> {
     }
 
     fn flush(&mut self, segment: u64, end_offset: u64) {
-        self.catalog.apply(Applied { segment, end_offset, events: std::mem::take(&mut self.events) });
+        let events = std::mem::take(&mut self.events);
+        if self.refused.is_none() {
+            self.refused = self.catalog.apply(Applied { segment, end_offset, events }).err();
+        }
     }
 
     /// Returns once the catalog has taken in everything.
     pub async fn finish(mut self) -> Result<(), CatalogError> {
         if !self.events.is_empty() {
             self.flush(NO_SEGMENT, 0);
+        }
+        if let Some(error) = self.refused {
+            return Err(error);
         }
         self.catalog.counts().await.map(|_| ())
     }
