@@ -22,6 +22,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::layout::Quorum;
@@ -72,7 +73,7 @@ pub fn may_sign(known: &Superseded<'_>, quorums: &[Quorum]) -> Option<VersionId>
 
 #[derive(Clone, Debug)]
 struct Pending {
-    death: Vec<u8>,
+    death: Arc<[u8]>,
     waiting: BTreeMap<NodeId, Retry>,
 }
 
@@ -133,7 +134,7 @@ const NODES_NAMED_MAX: usize = 4;
 pub struct DeathToSend {
     pub node: NodeId,
     pub id: DeathId,
-    pub death: Vec<u8>,
+    pub death: Arc<[u8]>,
 }
 
 /// The deaths that somebody has not confirmed yet.
@@ -212,7 +213,7 @@ impl PendingDeaths {
         let added = death.len();
         let pending = self.pending.entry(id).or_insert_with(|| {
             self.bytes += added;
-            Pending { death, waiting: BTreeMap::new() }
+            Pending { death: death.into(), waiting: BTreeMap::new() }
         });
         for node in nodes {
             self.bytes += pending.wait_for(node, now);
@@ -281,6 +282,10 @@ impl PendingDeaths {
 
     pub fn waiting(&self, id: &DeathId) -> impl Iterator<Item = NodeId> + '_ {
         self.pending.get(id).into_iter().flat_map(|pending| pending.waiting.keys().copied())
+    }
+
+    pub fn death(&self, id: &DeathId) -> Option<Arc<[u8]>> {
+        self.pending.get(id).map(|pending| pending.death.clone())
     }
 
     /// The document of one pending death.

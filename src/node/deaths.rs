@@ -76,14 +76,11 @@ pub async fn sign_replaced(shard: &Rc<Shard>, written: &[Written]) -> Result<(),
             undead.push(version);
         }
     }
-    for versions in undead.chunks(DEATH_VERSIONS_MAX) {
-        sign(shard, versions).await?;
-    }
-    Ok(())
+    let signed: Vec<Vec<u8>> = undead.chunks(DEATH_VERSIONS_MAX).map(|versions| sign(&shard.node, versions)).collect();
+    if signed.is_empty() { Ok(()) } else { publish(shard, signed).await }
 }
 
-async fn sign(shard: &Rc<Shard>, versions: &[VersionId]) -> Result<(), Failure> {
-    let node = &shard.node;
+fn sign(node: &Arc<Shared>, versions: &[VersionId]) -> Vec<u8> {
     let mut death = Death {
         signer: node.certificate.certificate().clone(),
         key_generation: VaultKey::GENERATION,
@@ -91,19 +88,30 @@ async fn sign(shard: &Rc<Shard>, versions: &[VersionId]) -> Result<(), Failure> 
         signature: [0; 64],
     };
     sign_death(&mut death, node.key_ring().node(), &node.network_id());
-    let (bytes, others) = (death.encode(), others(node));
-    let pending = {
-        let mut deaths = PendingDeaths::new();
-        let id = deaths.add(bytes.clone(), others.clone(), Duration::ZERO);
-        deaths.encode(&id).map(|document| (id, document))
-    };
-    let mut records = vec![SmallRecord::Death(bytes.clone())];
-    if let Some((id, document)) = pending.filter(|_| !others.is_empty()) {
-        records.push(log::document(node.document_serial(), &id.document_key(), &document));
-    }
-    shard.store.append_all(records).await?;
+    death.encode()
+}
+
+/// Makes deaths durable, and sends them. First who has to confirm them, and only then what they say: were they torn apart
+/// the other way round, a version would be dead here, and nobody would ever tell the others. This way round the next
+/// start finds the death in the document of those who have to confirm it.
+async fn publish(shard: &Rc<Shard>, signed: Vec<Vec<u8>>) -> Result<(), Failure> {
+    let (node, others) = (&shard.node, others(&shard.node));
     if !others.is_empty() {
-        lock(&node.deaths).add(bytes, others, node.uptime());
+        let mut deaths = PendingDeaths::new();
+        let mut documents = Vec::with_capacity(signed.len());
+        for death in &signed {
+            let id = deaths.add(death.clone(), others.clone(), Duration::ZERO);
+            if let Some(document) = deaths.encode(&id) {
+                documents.push(log::document(node.document_serial(), &id.document_key(), &document));
+            }
+        }
+        shard.store.append_all(documents).await?;
+    }
+    shard.store.append_all(signed.iter().cloned().map(SmallRecord::Death).collect()).await?;
+    if !others.is_empty() {
+        for death in signed {
+            lock(&node.deaths).add(death, others.clone(), node.uptime());
+        }
         node.deaths_changed.notify_one();
     }
     Ok(())
@@ -181,6 +189,9 @@ pub fn start(shard: &Rc<Shard>) {
     spawn(async move {
         let stopping = shard.node.stopping();
         let sending = Sending::default();
+        if let Err(failure) = finish_signed(&shard).await {
+            tracing::warn!(reason = %failure.message, "deaths signed before the last stop are not in the log yet");
+        }
         loop {
             send_due(&shard, &sending);
             let next = lock(&shard.node.deaths).next_deadline();
@@ -194,6 +205,19 @@ pub fn start(shard: &Rc<Shard>) {
     });
 }
 
+/// Makes those pending deaths durable that the last stop kept from it: they were rightly signed.
+async fn finish_signed(shard: &Rc<Shard>) -> Result<(), Failure> {
+    let pending: Vec<DeathId> = lock(&shard.node.deaths).ids().collect();
+    let mut missing = Vec::new();
+    for id in pending {
+        if !shard.node.catalog.has_death(&id).await? {
+            let death = lock(&shard.node.deaths).death(&id);
+            missing.extend(death.map(|death| SmallRecord::Death(death.to_vec())));
+        }
+    }
+    Ok(shard.store.append_all(missing).await?)
+}
+
 /// The peers that are being sent to, and whether more came due for them meanwhile.
 type Sending = Rc<RefCell<BTreeMap<NodeId, bool>>>;
 
@@ -201,7 +225,7 @@ type Sending = Rc<RefCell<BTreeMap<NodeId, bool>>>;
 fn send_due(shard: &Rc<Shard>, sending: &Sending) {
     let node = &shard.node;
     let due = lock(&node.deaths).next_to_send(node.uptime(), SENT_AT_ONCE_MAX);
-    let mut by_node: BTreeMap<NodeId, Vec<(DeathId, Vec<u8>)>> = BTreeMap::new();
+    let mut by_node: BTreeMap<NodeId, Vec<(DeathId, Arc<[u8]>)>> = BTreeMap::new();
     for death in due {
         if node.peers.is_alive(&death.node) {
             by_node.entry(death.node).or_default().push((death.id, death.death));
@@ -218,7 +242,7 @@ fn send_due(shard: &Rc<Shard>, sending: &Sending) {
     }
 }
 
-async fn send_to(shard: Rc<Shard>, sending: Sending, peer: NodeId, deaths: Vec<(DeathId, Vec<u8>)>) {
+async fn send_to(shard: Rc<Shard>, sending: Sending, peer: NodeId, deaths: Vec<(DeathId, Arc<[u8]>)>) {
     let outcome = send(&shard, peer, deaths).await;
     let has_more = sending.borrow_mut().remove(&peer).unwrap_or_default();
     match outcome {
@@ -229,9 +253,9 @@ async fn send_to(shard: Rc<Shard>, sending: Sending, peer: NodeId, deaths: Vec<(
     }
 }
 
-async fn send(shard: &Rc<Shard>, peer: NodeId, mut deaths: Vec<(DeathId, Vec<u8>)>) -> Result<(), String> {
+async fn send(shard: &Rc<Shard>, peer: NodeId, mut deaths: Vec<(DeathId, Arc<[u8]>)>) -> Result<(), String> {
     while !deaths.is_empty() {
-        let (body, count) = message::encode_page(deaths.iter().map(|(_, death)| death.as_slice()));
+        let (body, count) = message::encode_page(deaths.iter().map(|(_, death)| &**death));
         let connection = connect(shard, &peer).await.map_err(|error| error.to_string())?;
         let answer = connection
             .request(FrameKind::Deaths, Address::ZERO, shard.node.layout_number(), body, None, DEATH_PATIENCE)

@@ -108,7 +108,7 @@ fn pending_deaths_survive_on_disk() {
     let mut restored = PendingDeaths::new();
     assert_eq!(restored.restore(&document, Duration::ZERO), Ok(id));
     assert_eq!(restored.waiting(&id).collect::<Vec<_>>(), pending.waiting(&id).collect::<Vec<_>>());
-    assert_eq!(restored.next_to_send(Duration::ZERO, 1)[0].death, [7; 300]);
+    assert_eq!(restored.next_to_send(Duration::ZERO, 1)[0].death, [7; 300].into());
     for cut in 0..document.len() {
         assert!(PendingDeaths::new().restore(&document[..cut], Duration::ZERO).is_err(), "cut at {cut}");
     }
