@@ -1,7 +1,7 @@
 //! Claims of names, carried to the owners and granted by one: see [`crate::cluster::claims`] for the rules.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::name_quorum::{Answer, Asked, Owners};
 use super::names::{NameError, taken_by};
@@ -26,10 +26,14 @@ pub fn is_held(shard: &Rc<Shard>, record: &NameRecord) -> bool {
 
 /// Keeps the name for a version that wants to be the first, if no file has it and nobody else wants it.
 pub async fn grant(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAnswer, Status> {
-    let node = &shard.node;
+    let (node, asked) = (&shard.node, Instant::now());
     if node.opened.segments > 0 {
         // What the process before this one has granted may still count.
-        tokio::time::sleep(NAME_CLAIM_MAX.saturating_sub(node.uptime())).await;
+        let left = NAME_CLAIM_MAX.saturating_sub(node.uptime());
+        if left >= CLAIM_ANSWER_MAX {
+            return Err(Status::Unavailable);
+        }
+        tokio::time::sleep(left).await;
     }
     check_ahead(record.clock, wall_ms()).map_err(|_| Status::ClockAhead)?;
     let unavailable = |error: CatalogError| {
@@ -44,6 +48,9 @@ pub async fn grant(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAn
     if let Some((clock, version)) = taken_by(held.as_ref(), record) {
         return Ok(NameWriteAnswer::Taken(clock, version));
     }
+    if asked.elapsed() >= CLAIM_ANSWER_MAX {
+        return Err(Status::Unavailable); // who asked has given up, and its release may have come by
+    }
     let is_granted = lock(&node.name_claims).grant(record.name, record.order(), node.uptime());
     Ok(if is_granted { NameWriteAnswer::Kept } else { NameWriteAnswer::Claimed })
 }
@@ -51,6 +58,9 @@ pub async fn grant(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAn
 pub fn release(shard: &Rc<Shard>, record: &NameRecord) {
     lock(&shard.node.name_claims).release(&record.name, &record.order());
 }
+
+/// Who claims gives up after this, and who grants does not grant later.
+const CLAIM_ANSWER_MAX: Duration = Duration::from_millis(NAME_CLAIM_MAX.as_millis() as u64 / 2);
 
 /// How a round of claims has ended, if not with an error.
 pub enum Claimed {
@@ -61,12 +71,13 @@ pub enum Claimed {
 }
 
 /// Claims the name for a record that must be the first, with a majority of its owners or not at all.
-/// `latest`: what the name is now, as a quorum knows.
+/// `latest`: what the name is now, as a quorum knows. `has_left`: the record was sent before, under a layout that was refused.
 pub async fn claim(
     asked: &mut Asked,
     quorums: &[Quorum],
     record: &NameRecord,
     latest: Option<&NameRecord>,
+    has_left: bool,
 ) -> Result<Claimed, NameError> {
     let (began, mut machine) = (Instant::now(), NameClaim::new(quorums.to_vec()));
     for owner in machine.owners() {
@@ -93,7 +104,7 @@ pub async fn claim(
         };
         match step {
             ClaimStep::Wait => {}
-            ClaimStep::Granted if began.elapsed() < NAME_CLAIM_MAX / 2 => {
+            ClaimStep::Granted if began.elapsed() < CLAIM_ANSWER_MAX => {
                 asked.forget_running();
                 return Ok(Claimed::Granted);
             }
@@ -103,6 +114,10 @@ pub async fn claim(
         }
     };
     asked.forget_running();
+    if has_left {
+        // The next attempt claims for the same record: a late release would free that claim. It ends by itself.
+        return outcome;
+    }
     for owner in machine.owners() {
         asked.ask(owner, FrameKind::NameWrite, encode_name_write(NameOrigin::Release, record));
     }
