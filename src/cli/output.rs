@@ -12,6 +12,12 @@ pub fn line(text: &str) -> Result<(), Failure> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).map_err(|error| write_failure(&error))
 }
 
+/// Lines that end with a newline each, with one write: a write for each file of a large tree, and the lock around it, cost
+/// as much as reading the file.
+pub fn lines(text: &str) -> Result<(), Failure> {
+    io::stdout().lock().write_all(text.as_bytes()).map_err(|error| write_failure(&error))
+}
+
 /// One JSON object on its own line of stdout.
 pub fn json(value: &Value) -> Result<(), Failure> {
     line(&value.to_string())

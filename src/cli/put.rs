@@ -113,25 +113,28 @@ fn interrupted(name: &Name, is_being_named: bool) -> Failure {
 }
 
 pub fn print(context: &Context, stored: &Stored, quiet: bool) -> Result<(), Failure> {
+    context.display.suspend(|| output::line(&line_of(context, stored, quiet)))
+}
+
+pub fn line_of(context: &Context, stored: &Stored, quiet: bool) -> String {
     let Stored { name, content, bytes, bytes_new } = stored;
     let content = ContentId(*content);
-    context.display.suspend(|| {
-        if context.json {
-            output::json(&json!({
-                "name": name.to_string(),
-                "bucket": name.bucket(),
-                "key": name.key(),
-                "content": content.to_string(),
-                "bytes": bytes,
-                "bytes_new": bytes_new,
-            }))
-        } else if quiet {
-            output::line(&content.to_string())
-        } else {
-            let name = output::one_line(&name.to_string());
-            output::line(&format!("{name}  {content}  {bytes} bytes  {bytes_new} new"))
-        }
-    })
+    if context.json {
+        let fields = json!({
+            "name": name.to_string(),
+            "bucket": name.bucket(),
+            "key": name.key(),
+            "content": content.to_string(),
+            "bytes": bytes,
+            "bytes_new": bytes_new,
+        });
+        fields.to_string()
+    } else if quiet {
+        content.to_string()
+    } else {
+        let name = output::one_line(&name.to_string());
+        format!("{name}  {content}  {bytes} bytes  {bytes_new} new")
+    }
 }
 
 /// A file by its path; a symbolic link is followed.

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
-use super::put::{PutChoices, Source, Stored, metadata_of, open_file, print, store, unreadable};
+use super::put::{PutChoices, Source, Stored, line_of, metadata_of, open_file, print, store, unreadable};
 use super::put_small::Batch;
 use super::target::Prefix;
 use super::{interrupt, output, parallel, put_small};
@@ -135,17 +135,31 @@ fn put_small(context: &Context, bucket: &str, batch: Batch, choices: PutChoices,
     if interrupt::requested() {
         return;
     }
-    put_small::put(context, bucket, batch, choices, &mut |path, outcome| {
-        settle(context, tally, path, outcome, choices);
+    let mut lines = String::new();
+    put_small::put(context, bucket, batch, choices, &mut |path, outcome| match outcome {
+        Ok(stored) => {
+            lines.push_str(&line_of(context, &stored, choices.quiet));
+            lines.push('\n');
+            tally.stored(&stored);
+        }
+        Err(failure) => not_stored(context, tally, path, failure),
     });
+    if let Err(failure) = context.display.suspend(|| output::lines(&lines)) {
+        failed(context, tally, &failure.message);
+    }
 }
 
 fn settle(context: &Context, tally: &Tally, path: &Path, outcome: Result<Stored, Failure>, choices: PutChoices) {
     let printed = outcome.and_then(|stored| print(context, &stored, choices.quiet).map(|()| stored));
     match printed {
         Ok(stored) => tally.stored(&stored),
-        Err(failure) if failure.code == Exit::Interrupted.code() => {}
-        Err(failure) => failed(context, tally, &failure.at(path.display()).message),
+        Err(failure) => not_stored(context, tally, path, failure),
+    }
+}
+
+fn not_stored(context: &Context, tally: &Tally, path: &Path, failure: Failure) {
+    if failure.code != Exit::Interrupted.code() {
+        failed(context, tally, &failure.at(path.display()).message);
     }
 }
 
