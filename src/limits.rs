@@ -65,6 +65,8 @@ pub const IO_BYTES_MAX: usize = 1 << 30;
 pub const BUFFERS_REGISTERED_MAX: usize = 1024;
 /// Connections that the kernel accepts ahead of us.
 pub const LISTEN_BACKLOG: i32 = 1024;
+/// Connections that a listener takes before everybody else on its thread has a turn.
+pub const ACCEPTS_AT_ONCE_MAX: u32 = 64;
 /// Up to this size a receive first takes what comes, so that waiting for a header costs no timer ticks.
 pub const RECV_WHOLE_BYTES_MAX: usize = 4 * KIB;
 /// Descriptors that one control message may carry.
