@@ -213,6 +213,10 @@ impl Handler for Source {
         }
     }
 
+    fn takes_payload(&self, _peer: &PeerInfo, kind: FrameKind) -> bool {
+        kind == FrameKind::Store
+    }
+
     fn connected(&self, _connection: &Connection) {}
 
     fn closed(&self, _connection: &Connection, _reason: &CloseReason) {}
@@ -224,6 +228,10 @@ struct Nobody;
 impl Handler for Nobody {
     async fn handle(self: Rc<Self>, _peer: Rc<PeerInfo>, _request: Request) -> Reply {
         Reply::status(Status::Unavailable)
+    }
+
+    fn takes_payload(&self, _peer: &PeerInfo, _kind: FrameKind) -> bool {
+        false
     }
 
     fn connected(&self, _connection: &Connection) {}

@@ -87,6 +87,11 @@ impl Handler for Serve {
         membership::on_closed(&self.shard, &self.standing);
     }
 
+    /// A chunk is offered before it is stored, and an offer of anybody else is refused: their payloads are a breach.
+    fn takes_payload(&self, peer: &PeerInfo, kind: FrameKind) -> bool {
+        kind == FrameKind::Store && self.shard.node.is_fellow_member(&peer.certificate)
+    }
+
     fn payload_sent(&self, bytes: usize) {
         self.shard.node.traffic.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }

@@ -27,6 +27,8 @@
 //!   does not match ends the connection and blames nobody: the wire may have flipped it.
 //! - Every request ends with exactly one frame of the other side: its answer, or a cancel. A cancel that we sent is
 //!   acknowledged by a cancel or crossed by the answer, which is then thrown away. So an answer to nothing is a breach.
+//! - A payload comes only in a request for which the handler takes it from that peer, and in an answer to a question about
+//!   data. Any other is a breach, found before a buffer is taken.
 //! - At most [`REQUESTS_IN_FLIGHT_MAX`](crate::limits::REQUESTS_IN_FLIGHT_MAX) requests in each direction; more wait
 //!   at the asker, and an asker that does not is cut off.
 //! - A request that stalls moves on alone; a stall inside of a frame ends the connection, because nobody knows where
@@ -193,6 +195,10 @@ pub trait Handler: 'static {
 
     /// Called once for each `connected`, after the last request of the peer was handed over.
     fn closed(&self, connection: &Connection, reason: &CloseReason);
+
+    /// Whether a request of this kind may bring a payload from this peer. Asked before a buffer is taken for it: a payload
+    /// holds one for as long as a byte moves now and then, so no others than those who may store must hold any.
+    fn takes_payload(&self, peer: &PeerInfo, kind: FrameKind) -> bool;
 
     /// A payload of so many bytes has left, in a request of ours or an answer.
     fn payload_sent(&self, _bytes: usize) {}

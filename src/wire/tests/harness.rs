@@ -73,6 +73,8 @@ pub struct Scripted {
     pub closed: RefCell<Vec<CloseReason>>,
     /// Sent and received.
     pub payload_bytes: [Cell<usize>; 2],
+    /// Whether requests may bring payloads.
+    pub takes_payloads: Cell<bool>,
 }
 
 impl Scripted {
@@ -83,6 +85,7 @@ impl Scripted {
             connected: RefCell::default(),
             closed: RefCell::default(),
             payload_bytes: Default::default(),
+            takes_payloads: Cell::new(true),
         })
     }
 
@@ -116,6 +119,10 @@ impl Handler for Scripted {
     fn closed(&self, connection: &Connection, reason: &CloseReason) {
         assert!(self.connected.borrow().iter().any(|known| known.is_same(connection)));
         self.closed.borrow_mut().push(reason.clone());
+    }
+
+    fn takes_payload(&self, _peer: &PeerInfo, _kind: FrameKind) -> bool {
+        self.takes_payloads.get()
     }
 
     fn payload_sent(&self, bytes: usize) {
