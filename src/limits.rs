@@ -164,6 +164,8 @@ pub const BOOTSTRAP_ADDRESSES_MAX: usize = 64;
 pub const LAYOUTS_ACTIVE_MAX: usize = 2;
 /// Layouts before the active ones that a node still asks the owners of.
 pub const LAYOUTS_EARLIER_MAX: usize = 32;
+/// How long one peer may take for the layout that it is asked for, or for all those that are missing here together.
+pub const LAYOUT_ASKED_MAX: Duration = Duration::from_secs(4);
 /// Layouts that the founder makes ahead of the last one for which it has brought names in: those that names may still lie
 /// under must be remembered.
 pub const LAYOUTS_UNSYNCED_MAX: u32 = LAYOUTS_EARLIER_MAX as u32 / 2;

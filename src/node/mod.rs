@@ -27,6 +27,7 @@ mod connections;
 pub mod control;
 mod deaths;
 mod gather;
+mod layout_turns;
 mod log;
 mod membership;
 mod mend;

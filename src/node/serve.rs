@@ -36,12 +36,12 @@ use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Rep
 pub struct Serve {
     shard: Rc<Shard>,
     connection: OnceCell<Connection>,
-    pub standing: Standing,
+    pub standing: Rc<Standing>,
 }
 
 impl Serve {
     pub fn new(shard: Rc<Shard>) -> Self {
-        Self { shard, connection: OnceCell::new(), standing: Standing::default() }
+        Self { shard, connection: OnceCell::new(), standing: Rc::default() }
     }
 }
 
@@ -50,7 +50,7 @@ impl Handler for Serve {
         let is_member = self.shard.node.is_fellow_member(&peer.certificate);
         let is_admitted = self.shard.node.is_admitted(&peer.certificate.node_id);
         let outcome = match request.kind {
-            FrameKind::Hello => self.hello(&request).await,
+            FrameKind::Hello => self.hello(request),
             FrameKind::Roles => self.roles(&request).await,
             FrameKind::Layout => self.layout(&request),
             // A certificate alone is an application: its invite may have expired. The founder's layout is the answer.
@@ -339,9 +339,9 @@ impl Serve {
 
 /// Membership and deaths.
 impl Serve {
-    async fn hello(&self, request: &Request) -> Result<Reply, Refusal> {
+    fn hello(&self, request: Request) -> Result<Reply, Refusal> {
         let connection = self.connection.get().ok_or(Refusal::plain(Status::Unavailable))?;
-        membership::on_hello(&self.shard, connection, self, &request.body).await;
+        membership::on_hello(&self.shard, connection, self, request.body);
         answer(membership::own_hello(&self.shard))
     }
 

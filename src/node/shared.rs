@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::cache::Cache;
+use super::layout_turns::LayoutTurns;
 use super::names::{NameLocks, Witnessed};
 use super::peers::Peers;
 use super::shard::Job;
@@ -56,8 +57,8 @@ pub struct Shared {
     pub deaths_changed: Notify,
     /// The address book waits to be written.
     pub book_changed: Notify,
-    /// Held while a layout is fetched from a peer.
-    pub layout_fetch: tokio::sync::Mutex<()>,
+    /// Taken while a peer is asked for a layout.
+    pub layout_turns: LayoutTurns,
     /// Held while the address book is written.
     pub book_file: Mutex<()>,
     /// Held while a layout is made durable and adopted.

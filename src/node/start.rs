@@ -270,7 +270,7 @@ async fn open(
         stop: Stop::default(),
         deaths_changed: Notify::new(),
         book_changed: Notify::new(),
-        layout_fetch: tokio::sync::Mutex::new(()),
+        layout_turns: Default::default(),
         book_file: Mutex::new(()),
         layout_change: tokio::sync::Mutex::new(()),
         names_synced: AtomicU32::new(synced),
