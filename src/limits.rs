@@ -130,6 +130,13 @@ pub const REPLAY_MEMORY: Duration = Duration::from_secs(30 * 60);
 /// Payloads in flight that one side allows the other to send unasked.
 pub const PAYLOAD_CREDIT: u32 = 16;
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 256;
+/// Of a peer that no layout has admitted; more are refused.
+pub const REQUESTS_OF_STRANGER_MAX: usize = 4;
+/// Bodies of answers that wait to leave on one connection; what comes beyond is refused.
+pub const ANSWER_BODIES_QUEUED_BYTES_MAX: usize = MIB;
+/// Connections that peers whom no layout has admitted may have to a node, and those of one invite.
+pub const STRANGER_CONNECTIONS_MAX: usize = 128;
+pub const STRANGER_CONNECTIONS_PER_INVITE_MAX: usize = 16;
 /// Connections that have not yet finished their handshake, per node.
 pub const HANDSHAKES_PENDING_MAX: usize = 1024;
 /// What a connection's reader takes in one call while it looks for the next header: many small frames at once, and
@@ -333,6 +340,9 @@ const _: () = assert!(
 );
 const _: () = assert!(KEEPALIVE_MISSED_MAX.as_secs() < 5 && STALL_MAX.as_millis() > SOCKET_WAIT.as_millis());
 const _: () = assert!(SEND_COALESCED_BYTES_MAX >= FRAME_HEADER_BYTES + SEALED_BODY_BYTES_MAX + 32);
+const _: () = assert!(ANSWER_BODIES_QUEUED_BYTES_MAX >= SEALED_BODY_BYTES_MAX);
+const _: () = assert!(REQUESTS_OF_STRANGER_MAX < REQUESTS_IN_FLIGHT_MAX);
+const _: () = assert!(STRANGER_CONNECTIONS_PER_INVITE_MAX < STRANGER_CONNECTIONS_MAX);
 const _: () = assert!(BUFFER_WAIT_MAX.as_millis() < STALL_MAX.as_millis());
 const _: () =
     assert!((PAYLOAD_CREDIT as usize) < REQUESTS_IN_FLIGHT_MAX && HANDSHAKES_PENDING_MAX <= HANDSHAKES_BURST as usize);

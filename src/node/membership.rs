@@ -428,6 +428,7 @@ async fn keep_layout(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), String> {
     let document = log::document(node.document_serial(), key.as_bytes(), bytes);
     shard.store.append(document).await.map_err(|error| error.to_string())?;
     adopt(node, bytes)?;
+    lock(&node.strangers).on_layout(|peer| node.is_admitted(peer));
     tracing::info!(number = layout.number, nodes = layout.entries.len(), "layout");
     node.peers.admit(&layout).into_iter().for_each(|action| carry_out(shard, action));
     super::bootstrap::forget(&node.config.data_dir);

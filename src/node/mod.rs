@@ -45,6 +45,7 @@ mod shard;
 mod shared;
 mod small;
 mod start;
+mod strangers;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

@@ -12,6 +12,7 @@ use super::layout_turns::LayoutTurns;
 use super::names::{NameLocks, Witnessed};
 use super::peers::Peers;
 use super::shard::Job;
+use super::strangers::Strangers;
 use crate::catalog::{Catalog, Clock, versions};
 use crate::cluster::claims::NameClaims;
 use crate::cluster::{ActiveLayout, Layouts, PendingDeaths};
@@ -57,6 +58,8 @@ pub struct Shared {
     pub deaths_changed: Notify,
     /// The address book waits to be written.
     pub book_changed: Notify,
+    /// Connections of peers that no layout known here names.
+    pub strangers: Mutex<Strangers>,
     /// Taken while a peer is asked for a layout.
     pub layout_turns: LayoutTurns,
     /// Held while the address book is written.

@@ -270,6 +270,7 @@ async fn open(
         stop: Stop::default(),
         deaths_changed: Notify::new(),
         book_changed: Notify::new(),
+        strangers: Default::default(),
         layout_turns: Default::default(),
         book_file: Mutex::new(()),
         layout_change: tokio::sync::Mutex::new(()),

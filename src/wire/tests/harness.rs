@@ -18,7 +18,7 @@ use crate::format::Address;
 use crate::format::certificate::Class;
 use crate::format::frame::{FrameHeader, FrameKind};
 use crate::io::{BufferPool, Ring, RingOptions, SendSource, TcpListener, spawn, yield_now};
-use crate::limits::STALL_MAX;
+use crate::limits::{REQUESTS_IN_FLIGHT_MAX, STALL_MAX};
 use crate::wire::handshake::{self, Established};
 use crate::wire::*;
 
@@ -75,6 +75,7 @@ pub struct Scripted {
     pub payload_bytes: [Cell<usize>; 2],
     /// Whether requests may bring payloads.
     pub takes_payloads: Cell<bool>,
+    pub requests_max: Cell<usize>,
 }
 
 impl Scripted {
@@ -86,6 +87,7 @@ impl Scripted {
             closed: RefCell::default(),
             payload_bytes: Default::default(),
             takes_payloads: Cell::new(true),
+            requests_max: Cell::new(REQUESTS_IN_FLIGHT_MAX),
         })
     }
 
@@ -123,6 +125,10 @@ impl Handler for Scripted {
 
     fn takes_payload(&self, _peer: &PeerInfo, _kind: FrameKind) -> bool {
         self.takes_payloads.get()
+    }
+
+    fn requests_max(&self, _peer: &PeerInfo) -> usize {
+        self.requests_max.get()
     }
 
     fn payload_sent(&self, bytes: usize) {

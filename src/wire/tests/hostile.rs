@@ -100,6 +100,24 @@ fn a_payload_in_the_answer_to_a_hello_never_gets_a_buffer() {
 }
 
 #[test]
+fn requests_beyond_what_the_handler_allows_are_refused_and_not_handed_over() {
+    run(async {
+        let (mut rogue, node) = rogue_at(Scripted::mute()).await;
+        node.handler.requests_max.set(4);
+        for number in 0..10 {
+            rogue.say(FrameHeader::new(FrameKind::Fetch, 2 * number + 1), &[]).await;
+        }
+        let link = node.connection().link().clone();
+        until("those beyond were answered", || link.serving.borrow().len() == 4).await;
+        rogue.say(FrameHeader::new(FrameKind::Cancel, 1), &[]).await;
+        until("one has ended", || link.serving.borrow().len() == 3).await;
+        rogue.say(FrameHeader::new(FrameKind::Fetch, 101), &[]).await;
+        until("there is a place again", || node.handler.handled.get() == 5).await;
+        assert_eq!(node.handler.close_reason(), None);
+    });
+}
+
+#[test]
 fn breaches_of_the_order_of_requests_close() {
     run(async {
         use FrameKind::*;
