@@ -44,7 +44,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use gabion::crypto::cipher::check_chunk;
 use gabion::crypto::hash::address_of;
-use gabion::crypto::identity::{InviteTerms, make_certificate, make_invite};
+use gabion::crypto::identity::{CheckedCertificate, InviteTerms, make_certificate, make_invite};
 use gabion::crypto::keys::{Authority, InviteSeed, NetworkKey, NodeSeed};
 use gabion::crypto::replay::ReplayFilter;
 use gabion::format::certificate::Class;
@@ -217,6 +217,10 @@ impl Handler for Source {
         kind == FrameKind::Store
     }
 
+    fn is_admitted(&self, _certificate: &CheckedCertificate) -> bool {
+        true
+    }
+
     fn connected(&self, _connection: &Connection) {}
 
     fn closed(&self, _connection: &Connection, _reason: &CloseReason) {}
@@ -232,6 +236,10 @@ impl Handler for Nobody {
 
     fn takes_payload(&self, _peer: &PeerInfo, _kind: FrameKind) -> bool {
         false
+    }
+
+    fn is_admitted(&self, _certificate: &CheckedCertificate) -> bool {
+        true
     }
 
     fn connected(&self, _connection: &Connection) {}

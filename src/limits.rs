@@ -148,7 +148,8 @@ pub const SEND_COALESCED_BYTES_MAX: usize = 128 * KIB;
 pub const BUFFER_WAIT_MAX: Duration = Duration::from_secs(1);
 /// While payloads move, a request that waits behind them does not count as stalled; after this many it does.
 pub const OVERTAKEN_PAYLOADS_MAX: u64 = 64;
-/// Handshakes that one source (IPv4 address, IPv6 /64) may fail at once, and then each second.
+/// Handshakes of nodes that were not admitted that one source (IPv4 address, IPv6 /64) may begin at once, and then each
+/// second.
 pub const HANDSHAKES_PER_SOURCE_BURST: u32 = 128;
 pub const HANDSHAKES_PER_SOURCE_PER_SECOND: u32 = 16;
 /// The same for all sources together.
@@ -249,6 +250,8 @@ pub const HANDSHAKE_PAYLOAD_BYTES: usize = 2 + CERTIFICATE_BYTES_MAX;
 pub const NETWORK_KEYS_MAX: usize = 2;
 /// Openings remembered against replay; beyond it new ones are refused, so that memory stays bounded.
 pub const REPLAY_ENTRIES_MAX: usize = 1 << 17;
+/// Of them, those of one source (IPv4 address, IPv6 /64).
+pub const REPLAY_ENTRIES_PER_SOURCE_MAX: usize = 4096;
 
 // Small objects
 
@@ -329,6 +332,7 @@ const _: () =
 const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(TREE_FANOUT * TREE_ENTRY_BYTES <= CHUNK_BYTES_MAX);
 const _: () = assert!(OPENING_BYTES == PREFACE_BYTES + 64);
+const _: () = assert!(REPLAY_ENTRIES_PER_SOURCE_MAX * 16 <= REPLAY_ENTRIES_MAX);
 const _: () = assert!(SEALED_BODY_BYTES_MAX + 16 == 65_535);
 const _: () = assert!(SEGMENT_BYTES_MAX.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(PUT_WINDOW_LEAVES >= 64 * CHUNKS_IN_FLIGHT_PER_SHARD as u64);

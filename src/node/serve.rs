@@ -25,6 +25,7 @@ use super::shared::lock;
 use super::strangers::PlaceId;
 use crate::catalog::CatalogError;
 use crate::crypto::hash::{address_of, proof_of_holding};
+use crate::crypto::identity::CheckedCertificate;
 use crate::crypto::keys::VaultKey;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
@@ -93,6 +94,10 @@ impl Handler for Serve {
             }
         };
         outcome.unwrap_or_else(Refusal::into_reply)
+    }
+
+    fn is_admitted(&self, certificate: &CheckedCertificate) -> bool {
+        self.shard.node.is_admitted(&certificate.node_id)
     }
 
     fn connected(&self, connection: &Connection) {

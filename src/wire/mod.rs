@@ -192,6 +192,9 @@ pub struct Answer {
 pub trait Handler: 'static {
     fn handle(self: Rc<Self>, peer: Rc<PeerInfo>, request: Request) -> impl Future<Output = Reply> + 'static;
 
+    /// Whether whoever has just shown this certificate was admitted: then its handshake is not counted against its source.
+    fn is_admitted(&self, certificate: &CheckedCertificate) -> bool;
+
     /// The handshake is done; from now on the connection can be asked.
     fn connected(&self, connection: &Connection);
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 use crate::crypto::hash::address_of;
-use crate::crypto::identity::{InviteTerms, make_certificate, make_invite};
+use crate::crypto::identity::{CheckedCertificate, InviteTerms, make_certificate, make_invite};
 use crate::crypto::keys::{Authority, InviteSeed, NetworkKey, NodeSeed};
 use crate::crypto::replay::ReplayFilter;
 use crate::format::Address;
@@ -76,6 +76,8 @@ pub struct Scripted {
     /// Whether requests may bring payloads.
     pub takes_payloads: Cell<bool>,
     pub requests_max: Cell<usize>,
+    /// Whether everybody counts as admitted.
+    pub admits: Cell<bool>,
 }
 
 impl Scripted {
@@ -88,6 +90,7 @@ impl Scripted {
             payload_bytes: Default::default(),
             takes_payloads: Cell::new(true),
             requests_max: Cell::new(REQUESTS_IN_FLIGHT_MAX),
+            admits: Cell::new(true),
         })
     }
 
@@ -112,6 +115,10 @@ impl Handler for Scripted {
     fn handle(self: Rc<Self>, _peer: Rc<PeerInfo>, request: Request) -> impl Future<Output = Reply> + 'static {
         self.handled.set(self.handled.get() + 1);
         (self.script)(request)
+    }
+
+    fn is_admitted(&self, _certificate: &CheckedCertificate) -> bool {
+        self.admits.get()
     }
 
     fn connected(&self, connection: &Connection) {
@@ -147,6 +154,8 @@ pub struct Node {
     pub pool: BufferPool,
     pub address: SocketAddr,
     pub refused: Rc<RefCell<Vec<AcceptRefused>>>,
+    pub admission: Arc<Admission>,
+    pub started: Instant,
 }
 
 impl Node {
@@ -157,18 +166,21 @@ impl Node {
 
     pub fn listen_with(network: &Network, keys: Vec<NetworkKey>, handler: Rc<Scripted>, buffers: usize) -> Node {
         let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let started = Instant::now();
         let node = Node {
             identity: network.identity_with(keys),
             handler,
             pool: BufferPool::new(buffers).unwrap(),
             address: listener.local_addr().unwrap(),
             refused: Rc::default(),
+            admission: Admission::new(started),
+            started,
         };
         let (identity, handler, pool) = (node.identity.clone(), node.handler.clone(), node.pool.clone());
         let refused = node.refused.clone();
         let directory = tempfile::tempdir().unwrap();
         let replay = Arc::new(ReplayFilter::load(directory.path(), 0).unwrap());
-        let admission = Admission::new(Instant::now());
+        let admission = node.admission.clone();
         spawn(async move {
             let _directory = directory;
             while let Ok((stream, address)) = listener.accept().await {
