@@ -31,10 +31,11 @@ use crate::crypto::keys::VaultKey;
 use crate::format::certificate::{Layout, LayoutEntry, NodeCertificate, Role};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::message::{self, Hello};
-use crate::format::{Address, NodeId};
+use crate::format::{Address, Malformed, NodeId};
 use crate::io::spawn;
 use crate::limits::{
-    DIAL_RETRY_MAX, DIAL_RETRY_MIN, DOCUMENT_VALUE_BYTES_MAX, LAYOUT_ASKED_MAX, LAYOUTS_UNSYNCED_MAX, STALL_MAX,
+    DIAL_RETRY_MAX, DIAL_RETRY_MIN, DOCUMENT_VALUE_BYTES_MAX, LAYOUT_ASKED_MAX, LAYOUTS_UNSYNCED_MAX,
+    ROLES_PER_MESSAGE_MAX, STALL_MAX,
 };
 use crate::wire::Connection;
 
@@ -270,23 +271,38 @@ async fn heard(shard: &Rc<Shard>, connection: &Connection, body: &[u8]) {
 }
 
 /// Roles a peer sent: pairs of certificate and role.
-pub async fn on_roles(
-    shard: &Rc<Shard>,
-    connection: &Connection,
-    items: Vec<&[u8]>,
-) -> Result<(), crate::format::Malformed> {
-    let mut known = Vec::with_capacity(items.len() / 2);
-    for pair in items.chunks(2) {
-        let [certificate, role] = pair else { return Err(crate::format::Malformed::new("odd number of roles")) };
-        known.push((NodeCertificate::decode(certificate)?, Role::decode(role)?));
-    }
+pub async fn on_roles(shard: &Rc<Shard>, connection: &Connection, items: Vec<&[u8]>) -> Result<(), Malformed> {
+    let known = decode_roles(&items)?;
     learn(shard, connection, known).await;
     Ok(())
 }
 
+/// As many as one message carries: each costs three signatures to check.
+fn decode_roles(items: &[&[u8]]) -> Result<Vec<(NodeCertificate, Role)>, Malformed> {
+    if items.len() > 2 * ROLES_PER_MESSAGE_MAX {
+        return Err(Malformed::new("more roles than one message carries"));
+    }
+    let decode = |pair: &[&[u8]]| {
+        let [certificate, role] = pair else { return Err(Malformed::new("odd number of roles")) };
+        Ok((NodeCertificate::decode(certificate)?, Role::decode(role)?))
+    };
+    items.chunks(2).map(decode).collect()
+}
+
+/// Of what somebody tells that was not admitted, its own newest role. The machine would drop the rest, after all
+/// signatures were checked.
+fn keep_own(from: &NodeId, heard: &mut Vec<(NodeCertificate, Role)>) {
+    heard.retain(|(certificate, role)| certificate.node == *from && role.node == *from);
+    heard.sort_by_key(|(_, role)| std::cmp::Reverse(role.serial));
+    heard.truncate(1);
+}
+
 /// Checks what was heard, and tells the machine, which decides what of it is kept.
-async fn learn(shard: &Rc<Shard>, connection: &Connection, heard: Vec<(NodeCertificate, Role)>) {
+async fn learn(shard: &Rc<Shard>, connection: &Connection, mut heard: Vec<(NodeCertificate, Role)>) {
     let from = connection.peer().certificate.node_id;
+    if shard.node.layout_number() > 0 && !shard.node.is_admitted(&from) {
+        keep_own(&from, &mut heard);
+    }
     let (network, wall_s) = (shard.node.network_id(), wall_ms() / 1000);
     let is_late = |certificate: &NodeCertificate| {
         !certificate.invite.admits(wall_s) && !shard.node.is_admitted(&certificate.node)
@@ -646,5 +662,59 @@ async fn fetch_vault_key(shard: &Rc<Shard>, connection: &Connection) {
         }
         Ok((generation, _)) => tracing::warn!(generation, "a vault key of an unknown generation"),
         Err(error) => tracing::warn!(%error, "a vault key was malformed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::certificate::{Class, InviteCertificate, RoleState, SIGNATURE_BYTES};
+    use crate::format::{Incarnation, NetworkId, PlacementId};
+
+    const UNSIGNED: [u8; SIGNATURE_BYTES] = [0; SIGNATURE_BYTES];
+
+    fn pair(certified: u8, told: u8, serial: u64) -> (NodeCertificate, Role) {
+        let certificate = NodeCertificate {
+            class: Class::Member,
+            network: NetworkId([9; 32]),
+            node: NodeId([certified; 32]),
+            handshake_key: [1; 32],
+            placement: PlacementId([certified; 16]),
+            capacity_limit: 0,
+            zone: String::new(),
+            invite: InviteCertificate::unsigned(Class::Member, "", 0, 0, [2; 32]),
+            signature: UNSIGNED,
+        };
+        let role = Role {
+            node: NodeId([told; 32]),
+            incarnation: Incarnation([3; 16]),
+            state: RoleState::Active,
+            serial,
+            capacity_bytes: 1,
+            layout_confirmed: 0,
+            layout_synced: 0,
+            addresses: Vec::new(),
+            signature: UNSIGNED,
+        };
+        (certificate, role)
+    }
+
+    #[test]
+    fn a_message_carries_so_many_roles_and_no_more() {
+        let (certificate, role) = pair(1, 1, 1);
+        let (certificate, role) = (certificate.encode(), role.encode());
+        let pairs = |count: usize| [certificate.as_slice(), role.as_slice()].repeat(count);
+        assert_eq!(decode_roles(&pairs(ROLES_PER_MESSAGE_MAX)).map(|known| known.len()), Ok(ROLES_PER_MESSAGE_MAX));
+        assert!(decode_roles(&pairs(ROLES_PER_MESSAGE_MAX + 1)).is_err());
+        assert!(decode_roles(&pairs(2)[..3]).is_err(), "half a pair");
+    }
+
+    #[test]
+    fn of_a_stranger_only_its_newest_role_is_worth_checking() {
+        let mut heard = vec![pair(2, 2, 9), pair(1, 1, 3), pair(1, 2, 9), pair(1, 1, 5), pair(2, 1, 9)];
+        keep_own(&NodeId([1; 32]), &mut heard);
+        assert_eq!(heard, [pair(1, 1, 5)]);
+        keep_own(&NodeId([7; 32]), &mut heard);
+        assert!(heard.is_empty());
     }
 }
