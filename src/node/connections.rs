@@ -144,10 +144,15 @@ impl Connections {
         self.peers.borrow_mut().retain(|_, slot| Rc::strong_count(slot) > 1 || !slot.is_idle(now));
     }
 
-    /// Closes everything; nothing new is added after the listeners have stopped.
-    pub async fn close_all(&self, reason: &str) {
-        for connection in self.all() {
-            connection.close(reason).await;
+    /// Closes everything, all at once: a goodbye that is not taken costs its time only. Nothing new is added after the
+    /// listeners have stopped.
+    pub async fn close_all(&self, reason: &'static str) {
+        let close = |connection: Connection| spawn(async move { connection.close(reason).await });
+        let closing: Vec<_> = self.all().into_iter().map(close).collect();
+        for closed in closing {
+            if let Err(error) = closed.await {
+                tracing::warn!(%error, "a connection was not closed");
+            }
         }
     }
 }
