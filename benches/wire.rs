@@ -44,7 +44,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use gabion::crypto::cipher::check_chunk;
 use gabion::crypto::hash::address_of;
-use gabion::crypto::identity::{InviteTerms, make_certificate, make_invite};
+use gabion::crypto::identity::{CheckedCertificate, InviteTerms, make_certificate, make_invite};
 use gabion::crypto::keys::{Authority, InviteSeed, NetworkKey, NodeSeed};
 use gabion::crypto::replay::ReplayFilter;
 use gabion::format::certificate::Class;
@@ -213,6 +213,14 @@ impl Handler for Source {
         }
     }
 
+    fn takes_payload(&self, _peer: &PeerInfo, kind: FrameKind) -> bool {
+        kind == FrameKind::Store
+    }
+
+    fn is_admitted(&self, _certificate: &CheckedCertificate) -> bool {
+        true
+    }
+
     fn connected(&self, _connection: &Connection) {}
 
     fn closed(&self, _connection: &Connection, _reason: &CloseReason) {}
@@ -224,6 +232,14 @@ struct Nobody;
 impl Handler for Nobody {
     async fn handle(self: Rc<Self>, _peer: Rc<PeerInfo>, _request: Request) -> Reply {
         Reply::status(Status::Unavailable)
+    }
+
+    fn takes_payload(&self, _peer: &PeerInfo, _kind: FrameKind) -> bool {
+        false
+    }
+
+    fn is_admitted(&self, _certificate: &CheckedCertificate) -> bool {
+        true
     }
 
     fn connected(&self, _connection: &Connection) {}

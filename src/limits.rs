@@ -65,6 +65,8 @@ pub const IO_BYTES_MAX: usize = 1 << 30;
 pub const BUFFERS_REGISTERED_MAX: usize = 1024;
 /// Connections that the kernel accepts ahead of us.
 pub const LISTEN_BACKLOG: i32 = 1024;
+/// Connections that a listener takes before everybody else on its thread has a turn.
+pub const ACCEPTS_AT_ONCE_MAX: u32 = 64;
 /// Up to this size a receive first takes what comes, so that waiting for a header costs no timer ticks.
 pub const RECV_WHOLE_BYTES_MAX: usize = 4 * KIB;
 /// Descriptors that one control message may carry.
@@ -128,6 +130,13 @@ pub const REPLAY_MEMORY: Duration = Duration::from_secs(30 * 60);
 /// Payloads in flight that one side allows the other to send unasked.
 pub const PAYLOAD_CREDIT: u32 = 16;
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 256;
+/// Of a peer that no layout has admitted; more are refused.
+pub const REQUESTS_OF_STRANGER_MAX: usize = 4;
+/// Bodies of answers that wait to leave on one connection; what comes beyond is refused.
+pub const ANSWER_BODIES_QUEUED_BYTES_MAX: usize = MIB;
+/// Connections that peers whom no layout has admitted may have to a node, and those of one invite.
+pub const STRANGER_CONNECTIONS_MAX: usize = 128;
+pub const STRANGER_CONNECTIONS_PER_INVITE_MAX: usize = 16;
 /// Connections that have not yet finished their handshake, per node.
 pub const HANDSHAKES_PENDING_MAX: usize = 1024;
 /// What a connection's reader takes in one call while it looks for the next header: many small frames at once, and
@@ -139,7 +148,8 @@ pub const SEND_COALESCED_BYTES_MAX: usize = 128 * KIB;
 pub const BUFFER_WAIT_MAX: Duration = Duration::from_secs(1);
 /// While payloads move, a request that waits behind them does not count as stalled; after this many it does.
 pub const OVERTAKEN_PAYLOADS_MAX: u64 = 64;
-/// Handshakes that one source (IPv4 address, IPv6 /64) may fail at once, and then each second.
+/// Handshakes of nodes that were not admitted that one source (IPv4 address, IPv6 /64) may begin at once, and then each
+/// second.
 pub const HANDSHAKES_PER_SOURCE_BURST: u32 = 128;
 pub const HANDSHAKES_PER_SOURCE_PER_SECOND: u32 = 16;
 /// The same for all sources together.
@@ -162,6 +172,8 @@ pub const BOOTSTRAP_ADDRESSES_MAX: usize = 64;
 pub const LAYOUTS_ACTIVE_MAX: usize = 2;
 /// Layouts before the active ones that a node still asks the owners of.
 pub const LAYOUTS_EARLIER_MAX: usize = 32;
+/// How long one peer may take for the layout that it is asked for, or for all those that are missing here together.
+pub const LAYOUT_ASKED_MAX: Duration = Duration::from_secs(4);
 /// Layouts that the founder makes ahead of the last one for which it has brought names in: those that names may still lie
 /// under must be remembered.
 pub const LAYOUTS_UNSYNCED_MAX: u32 = LAYOUTS_EARLIER_MAX as u32 / 2;
@@ -240,6 +252,8 @@ pub const HANDSHAKE_PAYLOAD_BYTES: usize = 2 + CERTIFICATE_BYTES_MAX;
 pub const NETWORK_KEYS_MAX: usize = 2;
 /// Openings remembered against replay; beyond it new ones are refused, so that memory stays bounded.
 pub const REPLAY_ENTRIES_MAX: usize = 1 << 17;
+/// Of them, those of one source (IPv4 address, IPv6 /64).
+pub const REPLAY_ENTRIES_PER_SOURCE_MAX: usize = 4096;
 
 // Small objects
 
@@ -322,6 +336,7 @@ const _: () =
 const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(TREE_FANOUT * TREE_ENTRY_BYTES <= CHUNK_BYTES_MAX);
 const _: () = assert!(OPENING_BYTES == PREFACE_BYTES + 64);
+const _: () = assert!(REPLAY_ENTRIES_PER_SOURCE_MAX * 16 <= REPLAY_ENTRIES_MAX);
 const _: () = assert!(SEALED_BODY_BYTES_MAX + 16 == 65_535);
 const _: () = assert!(SEGMENT_BYTES_MAX.is_multiple_of(BLOCK_BYTES as u64));
 const _: () = assert!(PUT_WINDOW_LEAVES >= 64 * CHUNKS_IN_FLIGHT_PER_SHARD as u64);
@@ -333,6 +348,9 @@ const _: () = assert!(
 );
 const _: () = assert!(KEEPALIVE_MISSED_MAX.as_secs() < 5 && STALL_MAX.as_millis() > SOCKET_WAIT.as_millis());
 const _: () = assert!(SEND_COALESCED_BYTES_MAX >= FRAME_HEADER_BYTES + SEALED_BODY_BYTES_MAX + 32);
+const _: () = assert!(ANSWER_BODIES_QUEUED_BYTES_MAX >= SEALED_BODY_BYTES_MAX);
+const _: () = assert!(REQUESTS_OF_STRANGER_MAX < REQUESTS_IN_FLIGHT_MAX);
+const _: () = assert!(STRANGER_CONNECTIONS_PER_INVITE_MAX < STRANGER_CONNECTIONS_MAX);
 const _: () = assert!(BUFFER_WAIT_MAX.as_millis() < STALL_MAX.as_millis());
 const _: () =
     assert!((PAYLOAD_CREDIT as usize) < REQUESTS_IN_FLIGHT_MAX && HANDSHAKES_PENDING_MAX <= HANDSHAKES_BURST as usize);

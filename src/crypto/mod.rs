@@ -9,6 +9,7 @@
 //! | [`identity`] | who signs what, and the checks |
 //! | [`session`] | the handshake between two nodes, and what travels after it |
 //! | [`replay`] | openings seen before |
+//! | [`source`] | one machine or household from another, for what is counted for each |
 //!
 //! Rules:
 //! - A chunk is checked against its address before a byte of it is decrypted ([`cipher::open_chunk`]).
@@ -29,6 +30,7 @@ pub mod keyfile;
 pub mod keys;
 pub mod replay;
 pub mod session;
+pub mod source;
 
 /// Bytes from the thread's generator, which the operating system seeds.
 pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {

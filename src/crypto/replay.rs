@@ -13,11 +13,13 @@
 //!   synced: after a power cut a replayed opening may get one answer, which its sender cannot read and which
 //!   contains a public certificate (see [`super::session`]).
 //! - Only who knows the network key gets as far as this, so strangers do not grow it. It is bounded all the same: full, or with
-//!   a file that cannot be written, it refuses new openings.
+//!   a file that cannot be written, it refuses new openings. Each source has a share of the room, so that who floods is
+//!   refused long before others are; shares are counted from when this process began, since the file does not tell whose
+//!   an entry was.
 //! - A torn last entry (an odd length) is dropped at load. The file is rewritten at load, and when it holds more
 //!   than twice what is still remembered.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -27,7 +29,8 @@ use std::sync::{Mutex, PoisonError};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::limits::{REPLAY_ENTRIES_MAX, REPLAY_MEMORY};
+use super::source::Source;
+use crate::limits::{REPLAY_ENTRIES_MAX, REPLAY_ENTRIES_PER_SOURCE_MAX, REPLAY_MEMORY};
 
 pub const REPLAY_FILE: &str = "seen-openings";
 const MAGIC: [u8; 8] = *b"gabseen1";
@@ -50,6 +53,11 @@ pub enum ReplayRefused {
         "{REPLAY_ENTRIES_MAX} openings arrived within 30 minutes: somebody who knows the network key floods this node"
     )]
     Full,
+    #[error(
+        "{REPLAY_ENTRIES_PER_SOURCE_MAX} openings arrived from this address within 30 minutes: somebody there who knows the \
+         network key floods this node"
+    )]
+    SourceFull,
     #[error("the opening cannot be remembered in {}: {source}", .path.display())]
     File { path: PathBuf, source: io::Error },
 }
@@ -67,6 +75,10 @@ struct Seen {
     ephemerals: HashSet<[u8; 32]>,
     /// In the order of arrival.
     order: VecDeque<Entry>,
+    /// Whose the last of `order` are; there is none for those that were read from the file.
+    sources: VecDeque<Source>,
+    /// How many of `sources` are of each.
+    shares: HashMap<Source, usize>,
     entries_in_file: usize,
 }
 
@@ -90,17 +102,21 @@ impl ReplayFilter {
         let file = rewrite(&path, &order).map_err(fail)?;
         let ephemerals = order.iter().map(|entry| entry.ephemeral).collect();
         let entries_in_file = order.len();
-        Ok(Self { seen: Mutex::new(Seen { path, file, ephemerals, order, entries_in_file }) })
+        let (sources, shares) = (VecDeque::new(), HashMap::new());
+        Ok(Self { seen: Mutex::new(Seen { path, file, ephemerals, order, sources, shares, entries_in_file }) })
     }
 
     /// Remembers an ephemeral that was never seen, durably against a crash of this process. Anything but `Ok` means that
     /// the opening gets no answer.
-    pub fn admit(&self, ephemeral: &[u8; 32], now_ms: u64) -> Result<(), ReplayRefused> {
+    pub fn admit(&self, ephemeral: &[u8; 32], source: Source, now_ms: u64) -> Result<(), ReplayRefused> {
         // A thread that panicked here left at worst an entry in the file and not in memory.
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.forget_old(now_ms);
         if seen.ephemerals.contains(ephemeral) {
             return Err(ReplayRefused::Replayed);
+        }
+        if seen.shares.get(&source).is_some_and(|share| *share >= REPLAY_ENTRIES_PER_SOURCE_MAX) {
+            return Err(ReplayRefused::SourceFull);
         }
         if seen.order.len() >= REPLAY_ENTRIES_MAX {
             return Err(ReplayRefused::Full);
@@ -109,6 +125,8 @@ impl ReplayFilter {
         seen.append(&entry).map_err(|source| ReplayRefused::File { path: seen.path.clone(), source })?;
         seen.ephemerals.insert(*ephemeral);
         seen.order.push_back(entry);
+        seen.sources.push_back(source);
+        *seen.shares.entry(source).or_default() += 1;
         Ok(())
     }
 }
@@ -118,6 +136,19 @@ impl Seen {
         while let Some(entry) = self.order.front().filter(|entry| is_old(entry, now_ms)).copied() {
             self.order.pop_front();
             self.ephemerals.remove(&entry.ephemeral);
+            if self.sources.len() > self.order.len() {
+                self.forget_source();
+            }
+        }
+    }
+
+    fn forget_source(&mut self) {
+        let Some(source) = self.sources.pop_front() else { return };
+        if let Some(share) = self.shares.get_mut(&source) {
+            *share -= 1;
+            if *share == 0 {
+                self.shares.remove(&source);
+            }
         }
     }
 

@@ -117,6 +117,13 @@ impl FrameKind {
     }
 }
 
+impl FrameKind {
+    /// What is asked of anybody with a certificate, admitted or not. Neither side has a payload to bring.
+    pub fn is_of_membership(self) -> bool {
+        matches!(self, Self::Hello | Self::Roles | Self::Layout | Self::VaultKey)
+    }
+}
+
 /// The payload is sealed by the session too. Reserved: refused so far.
 pub const FRAME_FLAG_PAYLOAD_SEALED: u8 = 1 << 0;
 

@@ -70,6 +70,16 @@ pub(super) fn set_option(socket: &OwnedFd, level: i32, option: i32, value: i32) 
         .map(drop)
 }
 
+/// Lets the end of this socket reset its connection.
+#[cfg(test)]
+pub(super) fn reset_at_end(socket: &OwnedFd) -> io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let len_bytes = size_of::<libc::linger>() as libc::socklen_t;
+    let (level, option, fd) = (libc::SOL_SOCKET, libc::SO_LINGER, socket.as_raw_fd());
+    // SAFETY: points to a linger that outlives the call, with its size.
+    check(unsafe { libc::setsockopt(fd, level, option, (&raw const linger).cast(), len_bytes) }).map(drop)
+}
+
 pub(super) fn bind(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
     let address = RawAddress::new(address);
     let len_bytes = address.len_bytes();

@@ -3,7 +3,12 @@
 //! Each shard thread listens on the same port with a socket of its own (SO_REUSEPORT); the kernel spreads connections.
 //! An accept waits by a poll and then takes the connection with a plain, non-blocking call: a dropped future loses no
 //! connection and leaks no descriptor.
+//!
+//! Who connects decides when the connection ends, and may have ended it before it is taken: the socket then has no peer
+//! any more. So the peer's address is the one that came with the accept, and what goes wrong with one socket costs that
+//! socket alone.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -12,14 +17,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::buffers::Buffer;
+use super::ring::yield_now;
 use super::sockaddr::{bind, listen, set_option, tcp_socket};
 use super::socket::{SendSource, Socket, stream_operations};
-use crate::limits::LISTEN_BACKLOG;
+use crate::limits::{ACCEPTS_AT_ONCE_MAX, LISTEN_BACKLOG};
 
 pub struct TcpListener {
     listener: std::net::TcpListener,
     /// The same socket under another number.
     socket: Socket,
+    /// Connections taken without a visit to the ring.
+    taken: Cell<u32>,
 }
 
 impl TcpListener {
@@ -37,20 +45,32 @@ impl TcpListener {
         let listener = std::net::TcpListener::from(socket);
         listener.set_nonblocking(true)?;
         let socket = Socket::new(listener.try_clone()?.into());
-        Ok(TcpListener { listener, socket })
+        Ok(TcpListener { listener, socket, taken: Cell::new(0) })
     }
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// The next connection. Safe to drop and ask again. `ECANCELED` after `cancel`.
+    /// The next connection. Safe to drop and ask again. `ECANCELED` after `cancel`. Other errors are this machine's (no
+    /// descriptors, no memory), never those of one connection.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
+            if self.taken.get() >= ACCEPTS_AT_ONCE_MAX {
+                self.taken.set(0);
+                yield_now().await;
+            }
             self.socket.check()?;
+            self.taken.set(self.taken.get() + 1);
             match self.listener.accept() {
-                Ok((stream, peer)) => return Ok((TcpStream::from_std(stream)?, peer)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.readable().await?,
+                Ok((stream, peer)) => match TcpStream::accepted(stream, peer) {
+                    Ok(stream) => return Ok((stream, peer)),
+                    Err(error) => tracing::debug!(%peer, %error, "a connection was dropped before it began"),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.taken.set(0);
+                    self.socket.readable().await?;
+                }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => return Err(error),
             }
@@ -63,9 +83,25 @@ impl TcpListener {
     }
 }
 
-/// Errors of a connection that went away before it was taken.
+/// Errors of a connection that went away before it was taken. Linux hands those that wait on the new socket to accept;
+/// the list is that of accept(2).
 pub(super) fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
+    const OF_ONE: [i32; 13] = [
+        libc::EINTR,
+        libc::ECONNABORTED,
+        libc::ECONNRESET,
+        libc::EPERM,
+        libc::EPROTO,
+        libc::ENOPROTOOPT,
+        libc::EOPNOTSUPP,
+        libc::ENETDOWN,
+        libc::ENETUNREACH,
+        libc::ENONET,
+        libc::EHOSTDOWN,
+        libc::EHOSTUNREACH,
+        libc::ETIMEDOUT,
+    ];
+    error.raw_os_error().is_some_and(|code| OF_ONE.contains(&code))
 }
 
 #[derive(Clone)]
@@ -85,11 +121,12 @@ impl TcpStream {
         Ok(TcpStream { socket: Rc::new(socket), peer, local })
     }
 
-    pub fn from_std(stream: std::net::TcpStream) -> io::Result<TcpStream> {
+    /// `peer`: as accept told it. A connection that was reset meanwhile cannot tell any more; its first receive will.
+    fn accepted(stream: std::net::TcpStream, peer: SocketAddr) -> io::Result<TcpStream> {
         // The ring waits for blocking sockets only.
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
-        let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
+        let local = stream.local_addr()?;
         Ok(TcpStream { socket: Rc::new(Socket::new(OwnedFd::from(stream))), peer, local })
     }
 

@@ -7,6 +7,8 @@
 //!   which may well be dead without our knowing. All of them share what answers to that peer may hold.
 //! - Where others do as well, a peer that was lost is left out ([`is_near`]): the dial that finds it hung takes seconds.
 //! - A peer whose dial failed is not dialled again for [`REDIAL_PAUSE`]: a dead replica costs its callers nothing.
+//! - What is remembered of a peer goes with its last connection, once nothing hangs on it: no answer to it that still holds a
+//!   buffer (or whoever reconnects would get the buffers once more), no dial, no failure that callers are still told of.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -53,6 +55,18 @@ impl Default for Slot {
     fn default() -> Self {
         let answers = Arc::new(Semaphore::new(ANSWER_BUFFERS_PER_PEER));
         Self { open: RefCell::default(), answers, dialling: Default::default() }
+    }
+}
+
+impl Slot {
+    /// Whether forgetting it changes nothing. Its user must hold no clone of it.
+    fn is_idle(&self, now: Instant) -> bool {
+        let is_over = |failure: &Option<(Instant, String)>| {
+            failure.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= REDIAL_PAUSE)
+        };
+        self.open.borrow().is_empty()
+            && Arc::strong_count(&self.answers) == 1
+            && self.dialling.try_lock().is_ok_and(|failure| is_over(&failure))
     }
 }
 
@@ -122,12 +136,23 @@ impl Connections {
         if let Some(slot) = self.peers.borrow().get(&connection.peer().certificate.node_id) {
             slot.open.borrow_mut().retain(|open| !open.is_same(connection));
         }
+        self.forget_idle(Instant::now());
     }
 
-    /// Closes everything; nothing new is added after the listeners have stopped.
-    pub async fn close_all(&self, reason: &str) {
-        for connection in self.all() {
-            connection.close(reason).await;
+    /// Looks at all peers: who could not be forgotten when its connection ended may have become idle since.
+    fn forget_idle(&self, now: Instant) {
+        self.peers.borrow_mut().retain(|_, slot| Rc::strong_count(slot) > 1 || !slot.is_idle(now));
+    }
+
+    /// Closes everything, all at once: a goodbye that is not taken costs its time only. Nothing new is added after the
+    /// listeners have stopped.
+    pub async fn close_all(&self, reason: &'static str) {
+        let close = |connection: Connection| spawn(async move { connection.close(reason).await });
+        let closing: Vec<_> = self.all().into_iter().map(close).collect();
+        for closed in closing {
+            if let Err(error) = closed.await {
+                tracing::warn!(%error, "a connection was not closed");
+            }
         }
     }
 }
@@ -213,5 +238,28 @@ mod tests {
         let mut open = Vec::new();
         let closed: Vec<_> = (0..10).filter_map(|number| crowd_out(&mut open, number, 4)).collect();
         assert_eq!((closed, open), (vec![0, 1, 2, 3, 4, 5], vec![6, 7, 8, 9]));
+    }
+
+    #[test]
+    fn a_peer_is_forgotten_once_nothing_hangs_on_it_and_not_before() {
+        let (connections, node, now) = (Connections::default(), NodeId([1; 32]), Instant::now());
+        let is_known = |at: Instant| {
+            connections.forget_idle(at);
+            connections.peers.borrow().contains_key(&node)
+        };
+        let slot = connections.slot(&node);
+        assert!(is_known(now), "somebody waits for its dial");
+        drop(slot);
+        assert!(!is_known(now));
+
+        let permit = connections.answers(&node).try_acquire_owned().expect("a permit");
+        assert!(is_known(now), "an answer to it holds a buffer");
+        drop(permit);
+        assert!(!is_known(now));
+
+        let failed = |slot: Rc<Slot>| *slot.dialling.try_lock().expect("nobody dials") = Some((now, "away".into()));
+        failed(connections.slot(&node));
+        assert!(is_known(now), "callers are told that it is away");
+        assert!(!is_known(now + REDIAL_PAUSE));
     }
 }

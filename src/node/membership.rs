@@ -6,12 +6,18 @@
 //! - Layouts: whoever hears of a newer one fetches it from whom it heard of it, checks the authority's signature, makes it
 //!   durable, and says hello to everybody again. The founder makes the next one when a certified node is known that
 //!   the newest does not name.
+//! - A hello is answered at once; what it leads to comes after, for each connection one hello at a time, and of those that
+//!   come meanwhile the last alone.
+//! - Who was not admitted is asked for a layout only when it says that it has a newer one, and then nobody who was waits
+//!   for it ([`super::layout_turns`]). A node that knows no layout yet has admitted nobody, and asks whom it meets.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
 
 use super::serve::Serve;
 use super::shard::{Shard, send_job};
@@ -25,9 +31,12 @@ use crate::crypto::keys::VaultKey;
 use crate::format::certificate::{Layout, LayoutEntry, NodeCertificate, Role};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::message::{self, Hello};
-use crate::format::{Address, NodeId};
+use crate::format::{Address, Malformed, NodeId};
 use crate::io::spawn;
-use crate::limits::{DOCUMENT_VALUE_BYTES_MAX, LAYOUTS_UNSYNCED_MAX, STALL_MAX};
+use crate::limits::{
+    DIAL_RETRY_MAX, DIAL_RETRY_MIN, DOCUMENT_VALUE_BYTES_MAX, LAYOUT_ASKED_MAX, LAYOUTS_UNSYNCED_MAX,
+    ROLES_PER_MESSAGE_MAX, STALL_MAX,
+};
 use crate::wire::Connection;
 
 pub const BOOK_FILE: &str = "address-book";
@@ -43,6 +52,10 @@ const LAYOUT_PART_BYTES_MIN: usize = 32 << 10;
 #[derive(Default)]
 pub struct Standing {
     connection: Cell<Option<ConnectionId>>,
+    /// A hello of the peer is being looked into.
+    hearing: Cell<bool>,
+    /// The hello to look into next.
+    latest: RefCell<Option<Vec<u8>>>,
 }
 
 /// Reads back what was learnt before the last stop.
@@ -166,14 +179,8 @@ fn carry_out(shard: &Rc<Shard>, action: MembershipAction) {
 async fn dial(shard: &Rc<Shard>, address: String, expect: Option<NodeId>) {
     match super::connections::dial_at(shard, &address, expect).await {
         Ok((connection, serve)) => {
-            settle(shard, &connection, &serve, Some(address));
-            let hello = own_hello(shard);
-            let answer = connection.request(FrameKind::Hello, Address::ZERO, 0, hello, None, STALL_MAX).await;
-            match answer {
-                Ok(answer) if answer.status == Status::Ok => heard(shard, &connection, &answer.body).await,
-                Ok(answer) => tracing::warn!(status = ?answer.status, "a hello was refused"),
-                Err(error) => tracing::info!(%error, "a hello was not answered"),
-            }
+            settle(shard, &connection, &serve.standing, Some(address));
+            greet(shard, &connection).await;
         }
         Err(error) => {
             tracing::info!(%address, %error, "cannot dial");
@@ -182,13 +189,28 @@ async fn dial(shard: &Rc<Shard>, address: String, expect: Option<NodeId>) {
     }
 }
 
+/// Says hello, and again while the connection is open and nothing has come of it: until then it counts on one side only.
+async fn greet(shard: &Rc<Shard>, connection: &Connection) {
+    let mut pause = DIAL_RETRY_MIN;
+    while connection.is_open() {
+        let hello = own_hello(shard);
+        match connection.request(FrameKind::Hello, Address::ZERO, 0, hello, None, STALL_MAX).await {
+            Ok(answer) if answer.status == Status::Ok => return heard(shard, connection, &answer.body).await,
+            Ok(answer) => tracing::warn!(status = ?answer.status, "a hello was refused"),
+            Err(error) => tracing::info!(%error, "a hello was not answered"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(DIAL_RETRY_MAX);
+    }
+}
+
 /// Counts a connection for membership.
-fn settle(shard: &Rc<Shard>, connection: &Connection, serve: &Serve, dialled: Option<String>) {
-    if serve.standing.connection.get().is_some() {
+fn settle(shard: &Rc<Shard>, connection: &Connection, standing: &Standing, dialled: Option<String>) {
+    if standing.connection.get().is_some() {
         return;
     }
     let number = shard.node.peers.settle(shard.index);
-    serve.standing.connection.set(Some(number));
+    standing.connection.set(Some(number));
     shard.connections.settle(number, connection.clone());
     let certificate = connection.peer().certificate.certificate().clone();
     feed(
@@ -216,10 +238,21 @@ pub fn own_hello(shard: &Rc<Shard>) -> Vec<u8> {
         .encode()
 }
 
-/// A peer says hello: its connection counts from now on.
-pub async fn on_hello(shard: &Rc<Shard>, connection: &Connection, serve: &Serve, body: &[u8]) {
-    settle(shard, connection, serve, None);
-    heard(shard, connection, body).await;
+/// A peer says hello: its connection counts from now on. What else it leads to may take a while, and the answer does not
+/// wait for it.
+pub fn on_hello(shard: &Rc<Shard>, connection: &Connection, serve: &Serve, hello: Vec<u8>) {
+    settle(shard, connection, &serve.standing, None);
+    let (shard, connection, standing) = (shard.clone(), connection.clone(), serve.standing.clone());
+    standing.latest.replace(Some(hello));
+    if standing.hearing.replace(true) {
+        return;
+    }
+    spawn(async move {
+        while let Some(hello) = standing.latest.take() {
+            heard(&shard, &connection, &hello).await;
+        }
+        standing.hearing.set(false);
+    });
 }
 
 /// What a hello tells, in either direction.
@@ -238,23 +271,38 @@ async fn heard(shard: &Rc<Shard>, connection: &Connection, body: &[u8]) {
 }
 
 /// Roles a peer sent: pairs of certificate and role.
-pub async fn on_roles(
-    shard: &Rc<Shard>,
-    connection: &Connection,
-    items: Vec<&[u8]>,
-) -> Result<(), crate::format::Malformed> {
-    let mut known = Vec::with_capacity(items.len() / 2);
-    for pair in items.chunks(2) {
-        let [certificate, role] = pair else { return Err(crate::format::Malformed::new("odd number of roles")) };
-        known.push((NodeCertificate::decode(certificate)?, Role::decode(role)?));
-    }
+pub async fn on_roles(shard: &Rc<Shard>, connection: &Connection, items: Vec<&[u8]>) -> Result<(), Malformed> {
+    let known = decode_roles(&items)?;
     learn(shard, connection, known).await;
     Ok(())
 }
 
+/// As many as one message carries: each costs three signatures to check.
+fn decode_roles(items: &[&[u8]]) -> Result<Vec<(NodeCertificate, Role)>, Malformed> {
+    if items.len() > 2 * ROLES_PER_MESSAGE_MAX {
+        return Err(Malformed::new("more roles than one message carries"));
+    }
+    let decode = |pair: &[&[u8]]| {
+        let [certificate, role] = pair else { return Err(Malformed::new("odd number of roles")) };
+        Ok((NodeCertificate::decode(certificate)?, Role::decode(role)?))
+    };
+    items.chunks(2).map(decode).collect()
+}
+
+/// Of what somebody tells that was not admitted, its own newest role. The machine would drop the rest, after all
+/// signatures were checked.
+fn keep_own(from: &NodeId, heard: &mut Vec<(NodeCertificate, Role)>) {
+    heard.retain(|(certificate, role)| certificate.node == *from && role.node == *from);
+    heard.sort_by_key(|(_, role)| std::cmp::Reverse(role.serial));
+    heard.truncate(1);
+}
+
 /// Checks what was heard, and tells the machine, which decides what of it is kept.
-async fn learn(shard: &Rc<Shard>, connection: &Connection, heard: Vec<(NodeCertificate, Role)>) {
+async fn learn(shard: &Rc<Shard>, connection: &Connection, mut heard: Vec<(NodeCertificate, Role)>) {
     let from = connection.peer().certificate.node_id;
+    if shard.node.layout_number() > 0 && !shard.node.is_admitted(&from) {
+        keep_own(&from, &mut heard);
+    }
     let (network, wall_s) = (shard.node.network_id(), wall_ms() / 1000);
     let is_late = |certificate: &NodeCertificate| {
         !certificate.invite.admits(wall_s) && !shard.node.is_admitted(&certificate.node)
@@ -383,6 +431,10 @@ fn first_layout(node: &Arc<Shared>, entry: LayoutEntry) -> Layout {
 async fn keep_layout(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), String> {
     let node = &shard.node;
     let layout = Layout::decode(bytes).map_err(|error| error.to_string())?;
+    // Before its signatures are looked at: they cost far more than they can be worth for one that is not newer.
+    if layout.number <= node.layout_number() {
+        return Ok(());
+    }
     verify_layout(&layout, &node.network_id()).map_err(|error| error.to_string())?;
     let _one_at_a_time = node.layout_change.lock().await;
     if layout.number <= node.layout_number() {
@@ -392,6 +444,7 @@ async fn keep_layout(shard: &Rc<Shard>, bytes: &[u8]) -> Result<(), String> {
     let document = log::document(node.document_serial(), key.as_bytes(), bytes);
     shard.store.append(document).await.map_err(|error| error.to_string())?;
     adopt(node, bytes)?;
+    lock(&node.strangers).on_layout(|peer| node.is_admitted(peer));
     tracing::info!(number = layout.number, nodes = layout.entries.len(), "layout");
     node.peers.admit(&layout).into_iter().for_each(|action| carry_out(shard, action));
     super::bootstrap::forget(&node.config.data_dir);
@@ -436,13 +489,17 @@ async fn say_hello_again(shard: &Rc<Shard>) {
 
 /// Fetches the newest layout, unless `wanted` has come meanwhile, and, before it, those that this node has missed: older chunks lie by them.
 async fn fetch_layout(shard: &Rc<Shard>, connection: &Connection, wanted: u32) {
-    // One at a time for the whole node, so that hellos cannot ask for more memory than one layout. Who comes second
-    // mostly finds it there.
-    let _fetching = shard.node.layout_fetch.lock().await;
-    if shard.node.layout_number() >= wanted {
-        return;
-    }
-    match ask_layout(connection, 0).await {
+    let node = &shard.node;
+    let peer = connection.peer().certificate.node_id;
+    let asked = {
+        let _turn = node.layout_turns.take(peer, node.is_admitted(&peer)).await;
+        // Who comes second mostly finds it there.
+        if node.layout_number() >= wanted {
+            return;
+        }
+        ask_layout(connection, 0, LAYOUT_ASKED_MAX).await
+    };
+    match asked {
         Ok(newest) => {
             if let Err(reason) = keep_layout(shard, &newest).await {
                 return tracing::warn!(%reason, "a layout was refused");
@@ -469,7 +526,6 @@ async fn keep_learning(node: Arc<Shared>) {
         for index in 0..node.shards.len() {
             send_job(&node, index, |shard| async move {
                 for connection in shard.connections.all_settled() {
-                    let _fetching = shard.node.layout_fetch.lock().await;
                     learn_missed_from(&shard, &connection).await;
                 }
             });
@@ -479,10 +535,29 @@ async fn keep_learning(node: Arc<Shared>) {
 
 const MISSED_LAYOUTS_PAUSE: Duration = Duration::from_secs(1);
 
+/// Asks one peer for all that was missed, if it was admitted, for [`LAYOUT_ASKED_MAX`] together: others may be faster.
 async fn learn_missed_from(shard: &Rc<Shard>, connection: &Connection) {
-    for missed in shard.node.missed_layouts() {
-        if let Ok(bytes) = ask_layout(connection, missed).await {
-            remember_layout(shard, missed, &bytes).await;
+    let node = &shard.node;
+    let peer = connection.peer().certificate.node_id;
+    let mut patience = LAYOUT_ASKED_MAX;
+    for missed in node.missed_layouts() {
+        if !node.is_admitted(&peer) {
+            return;
+        }
+        let asked = {
+            let _turn = node.layout_turns.take(peer, true).await;
+            if !node.missed_layouts().contains(&missed) {
+                continue; // another peer had it
+            }
+            let begun = Instant::now();
+            let asked = ask_layout(connection, missed, patience).await;
+            patience = patience.saturating_sub(begun.elapsed());
+            asked
+        };
+        match asked {
+            Ok(bytes) => remember_layout(shard, missed, &bytes).await,
+            Err(NoLayout::Refused(_)) => {}
+            Err(NoLayout::Slow | NoLayout::Failed(_)) => return,
         }
     }
 }
@@ -500,27 +575,38 @@ async fn remember_layout(shard: &Rc<Shard>, number: u32, bytes: &[u8]) {
     shard.node.missed_layout(ActiveLayout::from_checked(layout));
 }
 
-/// Everybody else waits for the answer: a peer that drips is given up.
-async fn ask_layout(connection: &Connection, number: u32) -> Result<Vec<u8>, String> {
-    let asked = tokio::time::timeout(2 * STALL_MAX, ask_layout_parts(connection, number)).await;
-    asked.unwrap_or_else(|_| Err("the layout came too slowly".into()))
+/// Why a peer gave no layout.
+#[derive(Debug, thiserror::Error)]
+enum NoLayout {
+    #[error("answered {0:?}")]
+    Refused(Status),
+    #[error("the layout came too slowly")]
+    Slow,
+    #[error("{0}")]
+    Failed(String),
 }
 
-async fn ask_layout_parts(connection: &Connection, number: u32) -> Result<Vec<u8>, String> {
+/// Others wait for the answer: a peer that drips is given up.
+async fn ask_layout(connection: &Connection, number: u32, patience: Duration) -> Result<Vec<u8>, NoLayout> {
+    timeout(patience, ask_layout_parts(connection, number)).await.unwrap_or(Err(NoLayout::Slow))
+}
+
+async fn ask_layout_parts(connection: &Connection, number: u32) -> Result<Vec<u8>, NoLayout> {
     let mut bytes = Vec::new();
     loop {
         let body = message::encode_layout_request(number, bytes.len() as u32);
         let answer = connection
             .request(FrameKind::Layout, Address::ZERO, 0, body, None, STALL_MAX)
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| NoLayout::Failed(error.to_string()))?;
         if answer.status != Status::Ok {
-            return Err(format!("answered {:?}", answer.status));
+            return Err(NoLayout::Refused(answer.status));
         }
-        let (total, part) = message::decode_layout_part(&answer.body).map_err(|error| error.to_string())?;
+        let (total, part) =
+            message::decode_layout_part(&answer.body).map_err(|error| NoLayout::Failed(error.to_string()))?;
         let is_last = bytes.len() + part.len() >= total as usize;
         if total as usize > LAYOUT_BYTES_MAX || part.is_empty() || !is_last && part.len() < LAYOUT_PART_BYTES_MIN {
-            return Err("the layout's length makes no sense".into());
+            return Err(NoLayout::Failed("the layout's length makes no sense".into()));
         }
         bytes.extend_from_slice(part);
         if bytes.len() >= total as usize {
@@ -529,12 +615,15 @@ async fn ask_layout_parts(connection: &Connection, number: u32) -> Result<Vec<u8
     }
 }
 
-/// Asks every connected peer of this shard for a newer layout; pauses a little when there is none, since then it is the
+/// Asks every connected and admitted peer of this shard for a newer layout; pauses a little when there is none, since then it is the
 /// other side that is behind and catches up.
 pub async fn refresh_layout(shard: &Rc<Shard>) {
     let before = shard.node.layout_number();
     for connection in shard.connections.all() {
-        fetch_layout(shard, &connection, before + 1).await;
+        let knows_none = shard.node.layout_number() == 0;
+        if knows_none || shard.node.is_admitted(&connection.peer().certificate.node_id) {
+            fetch_layout(shard, &connection, before + 1).await;
+        }
     }
     if shard.node.layout_number() == before {
         tokio::time::sleep(CATCH_UP_PAUSE).await;
@@ -573,5 +662,59 @@ async fn fetch_vault_key(shard: &Rc<Shard>, connection: &Connection) {
         }
         Ok((generation, _)) => tracing::warn!(generation, "a vault key of an unknown generation"),
         Err(error) => tracing::warn!(%error, "a vault key was malformed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::certificate::{Class, InviteCertificate, RoleState, SIGNATURE_BYTES};
+    use crate::format::{Incarnation, NetworkId, PlacementId};
+
+    const UNSIGNED: [u8; SIGNATURE_BYTES] = [0; SIGNATURE_BYTES];
+
+    fn pair(certified: u8, told: u8, serial: u64) -> (NodeCertificate, Role) {
+        let certificate = NodeCertificate {
+            class: Class::Member,
+            network: NetworkId([9; 32]),
+            node: NodeId([certified; 32]),
+            handshake_key: [1; 32],
+            placement: PlacementId([certified; 16]),
+            capacity_limit: 0,
+            zone: String::new(),
+            invite: InviteCertificate::unsigned(Class::Member, "", 0, 0, [2; 32]),
+            signature: UNSIGNED,
+        };
+        let role = Role {
+            node: NodeId([told; 32]),
+            incarnation: Incarnation([3; 16]),
+            state: RoleState::Active,
+            serial,
+            capacity_bytes: 1,
+            layout_confirmed: 0,
+            layout_synced: 0,
+            addresses: Vec::new(),
+            signature: UNSIGNED,
+        };
+        (certificate, role)
+    }
+
+    #[test]
+    fn a_message_carries_so_many_roles_and_no_more() {
+        let (certificate, role) = pair(1, 1, 1);
+        let (certificate, role) = (certificate.encode(), role.encode());
+        let pairs = |count: usize| [certificate.as_slice(), role.as_slice()].repeat(count);
+        assert_eq!(decode_roles(&pairs(ROLES_PER_MESSAGE_MAX)).map(|known| known.len()), Ok(ROLES_PER_MESSAGE_MAX));
+        assert!(decode_roles(&pairs(ROLES_PER_MESSAGE_MAX + 1)).is_err());
+        assert!(decode_roles(&pairs(2)[..3]).is_err(), "half a pair");
+    }
+
+    #[test]
+    fn of_a_stranger_only_its_newest_role_is_worth_checking() {
+        let mut heard = vec![pair(2, 2, 9), pair(1, 1, 3), pair(1, 2, 9), pair(1, 1, 5), pair(2, 1, 9)];
+        keep_own(&NodeId([1; 32]), &mut heard);
+        assert_eq!(heard, [pair(1, 1, 5)]);
+        keep_own(&NodeId([7; 32]), &mut heard);
+        assert!(heard.is_empty());
     }
 }

@@ -27,6 +27,7 @@ mod connections;
 pub mod control;
 mod deaths;
 mod gather;
+mod layout_turns;
 mod log;
 mod membership;
 mod mend;
@@ -44,6 +45,7 @@ mod shard;
 mod shared;
 mod small;
 mod start;
+mod strangers;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

@@ -3,7 +3,8 @@
 //! Every request is checked against what a layout has admitted the asker as and, where it changes anything, against the layout that it
 //! runs under: an owner refuses any other than its own newest, and the asker starts over.
 //!
-//! Who is in no layout known here has not been admitted: hello, roles and layout are all that is answered.
+//! Who is in no layout known here has not been admitted: hello, roles and layout are all that is answered, a few at a time,
+//! over one of few connections ([`super::strangers`]).
 //!
 //! | request | member asks | storage node asks |
 //! | --- | --- | --- |
@@ -13,22 +14,27 @@
 //! | fetch, prove | answered | answered |
 //! | names, capsules, deaths | answered by members (deaths by all) | refused, but for deaths |
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use super::membership::{self, Standing};
 use super::name_scan::NAME_PAGE_RECORDS;
 use super::shard::Shard;
+use super::shared::lock;
+use super::strangers::PlaceId;
 use crate::catalog::CatalogError;
 use crate::crypto::hash::{address_of, proof_of_holding};
+use crate::crypto::identity::CheckedCertificate;
 use crate::crypto::keys::VaultKey;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
 use crate::format::record::FLAG_STAND_IN;
 use crate::format::{Address, Malformed, Reader, VersionId, message};
-use crate::io::{MappedRange, map};
-use crate::limits::{BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES};
+use crate::io::{MappedRange, map, spawn};
+use crate::limits::{
+    BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES, REQUESTS_IN_FLIGHT_MAX, REQUESTS_OF_STRANGER_MAX,
+};
 use crate::store::{Hold, PlaceGuard, ReadOutcome, SmallChunk, SmallRecord, StoreError};
 use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Reply, Request};
 
@@ -36,12 +42,27 @@ use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Rep
 pub struct Serve {
     shard: Rc<Shard>,
     connection: OnceCell<Connection>,
-    pub standing: Standing,
+    pub standing: Rc<Standing>,
+    /// Of a peer that was not admitted when it connected.
+    place: Cell<Option<PlaceId>>,
 }
 
 impl Serve {
     pub fn new(shard: Rc<Shard>) -> Self {
-        Self { shard, connection: OnceCell::new(), standing: Standing::default() }
+        Self { shard, connection: OnceCell::new(), standing: Rc::default(), place: Cell::new(None) }
+    }
+
+    /// Whether the connection may stay: who was admitted needs no place for it.
+    fn find_place(&self, peer: &PeerInfo) -> bool {
+        let (node, certificate) = (&self.shard.node, &peer.certificate);
+        let mut strangers = lock(&node.strangers);
+        // Looked at with the table in hand: a layout that comes now frees the place again.
+        if peer.dialled || node.is_admitted(&certificate.node_id) {
+            return true;
+        }
+        let invite = (node.layout_number() > 0).then_some(certificate.invite_id);
+        self.place.set(strangers.take(certificate.node_id, invite));
+        self.place.get().is_some()
     }
 }
 
@@ -50,7 +71,7 @@ impl Handler for Serve {
         let is_member = self.shard.node.is_fellow_member(&peer.certificate);
         let is_admitted = self.shard.node.is_admitted(&peer.certificate.node_id);
         let outcome = match request.kind {
-            FrameKind::Hello => self.hello(&request).await,
+            FrameKind::Hello => self.hello(request),
             FrameKind::Roles => self.roles(&request).await,
             FrameKind::Layout => self.layout(&request),
             // A certificate alone is an application: its invite may have expired. The founder's layout is the answer.
@@ -75,7 +96,17 @@ impl Handler for Serve {
         outcome.unwrap_or_else(Refusal::into_reply)
     }
 
+    fn is_admitted(&self, certificate: &CheckedCertificate) -> bool {
+        self.shard.node.is_admitted(&certificate.node_id)
+    }
+
     fn connected(&self, connection: &Connection) {
+        if !self.find_place(connection.peer()) {
+            tracing::debug!(peer = ?connection.peer().certificate.node_id, "no place for a node that was not admitted");
+            let connection = connection.clone();
+            spawn(async move { connection.close("too many nodes wait to be admitted").await });
+            return;
+        }
         self.shard.connections.add(connection.clone());
         // It is set once: a handler serves one connection.
         let _ = self.connection.set(connection.clone());
@@ -85,6 +116,24 @@ impl Handler for Serve {
         tracing::debug!(peer = ?connection.peer().certificate.node_id, %reason, "connection closed");
         self.shard.connections.forget(connection);
         membership::on_closed(&self.shard, &self.standing);
+        if let Some(place) = self.place.take() {
+            lock(&self.shard.node.strangers).give_back(place);
+        }
+    }
+
+    /// A chunk is offered before it is stored, and an offer of anybody else is refused: their payloads are a breach.
+    fn takes_payload(&self, peer: &PeerInfo, kind: FrameKind) -> bool {
+        kind == FrameKind::Store && self.shard.node.is_fellow_member(&peer.certificate)
+    }
+
+    /// A node that knows no layout has admitted nobody, and lets all those talk who may bring it one.
+    fn requests_max(&self, peer: &PeerInfo) -> usize {
+        let node = &self.shard.node;
+        if node.is_admitted(&peer.certificate.node_id) || node.layout_number() == 0 {
+            REQUESTS_IN_FLIGHT_MAX
+        } else {
+            REQUESTS_OF_STRANGER_MAX
+        }
     }
 
     fn payload_sent(&self, bytes: usize) {
@@ -334,9 +383,9 @@ impl Serve {
 
 /// Membership and deaths.
 impl Serve {
-    async fn hello(&self, request: &Request) -> Result<Reply, Refusal> {
+    fn hello(&self, request: Request) -> Result<Reply, Refusal> {
         let connection = self.connection.get().ok_or(Refusal::plain(Status::Unavailable))?;
-        membership::on_hello(&self.shard, connection, self, &request.body).await;
+        membership::on_hello(&self.shard, connection, self, request.body);
         answer(membership::own_hello(&self.shard))
     }
 

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::cache::Cache;
+use super::layout_turns::LayoutTurns;
 use super::names::{NameLocks, Witnessed};
 use super::peers::Peers;
 use super::shard::Job;
+use super::strangers::Strangers;
 use crate::catalog::{Catalog, Clock, versions};
 use crate::cluster::claims::NameClaims;
 use crate::cluster::{ActiveLayout, Layouts, PendingDeaths};
@@ -56,8 +58,10 @@ pub struct Shared {
     pub deaths_changed: Notify,
     /// The address book waits to be written.
     pub book_changed: Notify,
-    /// Held while a layout is fetched from a peer.
-    pub layout_fetch: tokio::sync::Mutex<()>,
+    /// Connections of peers that no layout known here names.
+    pub strangers: Mutex<Strangers>,
+    /// Taken while a peer is asked for a layout.
+    pub layout_turns: LayoutTurns,
     /// Held while the address book is written.
     pub book_file: Mutex<()>,
     /// Held while a layout is made durable and adopted.

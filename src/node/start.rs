@@ -270,7 +270,8 @@ async fn open(
         stop: Stop::default(),
         deaths_changed: Notify::new(),
         book_changed: Notify::new(),
-        layout_fetch: tokio::sync::Mutex::new(()),
+        strangers: Default::default(),
+        layout_turns: Default::default(),
         book_file: Mutex::new(()),
         layout_change: tokio::sync::Mutex::new(()),
         names_synced: AtomicU32::new(synced),
@@ -395,6 +396,7 @@ async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
                 });
             }
             Err(_) if shard.node.is_stopping() => return,
+            // Of this machine: no peer can cause it by what it does with its own connection.
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -403,7 +405,7 @@ async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     }
 }
 
-/// After a failed accept (no descriptors left, say).
+/// After a failed accept: no descriptors or no memory are left.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 async fn stop_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>) {

@@ -2,8 +2,9 @@
 //!
 //! Rules:
 //! - A connection that is accepted takes one token of its source's bucket and one of the bucket of all sources; without
-//!   both it is closed unread. A handshake that succeeds gives both back: honest nodes never run dry, however often
-//!   they redial.
+//!   both it is closed unread. A handshake of a node that was admitted gives both back: honest nodes never run dry,
+//!   however often they redial. Whoever else holds the network key and an invite is throttled like a stranger: a
+//!   handshake costs this node more than a refusal.
 //! - A source is an IPv4 address or an IPv6 /64 (what one household or one machine is given).
 //! - At most [`HANDSHAKES_PENDING_MAX`] handshakes are unfinished at a time, each with one fixed buffer and one timer.
 //! - Memory is bounded: [`HANDSHAKE_SOURCES_MAX`] buckets; a bucket that has filled up again is forgotten; sources
@@ -16,6 +17,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::crypto::source::Source;
 use crate::limits::{
     HANDSHAKE_SOURCES_MAX, HANDSHAKES_BURST, HANDSHAKES_PENDING_MAX, HANDSHAKES_PER_SECOND,
     HANDSHAKES_PER_SOURCE_BURST, HANDSHAKES_PER_SOURCE_PER_SECOND,
@@ -25,9 +27,13 @@ use crate::limits::{
 pub enum Crowded {
     #[error("{HANDSHAKES_PENDING_MAX} handshakes are unfinished already")]
     Pending,
-    #[error("too many failed handshakes from this address (more than {HANDSHAKES_PER_SOURCE_PER_SECOND} a second)")]
+    #[error(
+        "too many handshakes of nodes that were not admitted from this address (more than {HANDSHAKES_PER_SOURCE_PER_SECOND} a second)"
+    )]
     Source,
-    #[error("too many failed handshakes from all addresses together (more than {HANDSHAKES_PER_SECOND} a second)")]
+    #[error(
+        "too many handshakes of nodes that were not admitted from all addresses together (more than {HANDSHAKES_PER_SECOND} a second)"
+    )]
     All,
 }
 
@@ -77,29 +83,10 @@ impl Bucket {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Source {
-    V4([u8; 4]),
-    V6Network([u8; 8]),
-    /// Everybody for whom the table has no room.
-    Others,
-}
-
-impl Source {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Self::V4(address.octets()),
-            IpAddr::V6(address) => {
-                let [a, b, c, d, e, f, g, h, ..] = address.octets();
-                Self::V6Network([a, b, c, d, e, f, g, h])
-            }
-        }
-    }
-}
-
 struct State {
     all: Bucket,
-    sources: HashMap<Source, Bucket>,
+    /// `None`: everybody for whom there was no room.
+    sources: HashMap<Option<Source>, Bucket>,
     pending: usize,
 }
 
@@ -111,7 +98,7 @@ pub struct Admission {
 /// A place among the pending handshakes; dropped, it is free again.
 pub struct Admitted {
     admission: Arc<Admission>,
-    source: Source,
+    source: Option<Source>,
 }
 
 impl Admission {
@@ -153,7 +140,8 @@ impl Admission {
 
 impl State {
     /// The source itself if it has a bucket or there is room for one; else the shared one.
-    fn room_for(&mut self, source: Source, now: Instant) -> Source {
+    fn room_for(&mut self, source: Source, now: Instant) -> Option<Source> {
+        let source = Some(source);
         if self.sources.contains_key(&source) || self.sources.len() < HANDSHAKE_SOURCES_MAX {
             return source;
         }
@@ -161,12 +149,12 @@ impl State {
             bucket.fill(SOURCE, now);
             !bucket.is_full(SOURCE)
         });
-        if self.sources.len() < HANDSHAKE_SOURCES_MAX { source } else { Source::Others }
+        if self.sources.len() < HANDSHAKE_SOURCES_MAX { source } else { None }
     }
 }
 
 impl Admitted {
-    /// The other side has proved that it belongs here: its tokens come back.
+    /// The other side has proved that it was admitted: its tokens come back.
     pub fn succeeded(self) {
         let mut state = self.admission.lock();
         state.all.give(ALL);
@@ -185,7 +173,7 @@ impl Drop for Admitted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::net::Ipv4Addr;
 
     fn address(last: u32) -> IpAddr {
         IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + last))
@@ -247,14 +235,5 @@ mod tests {
             drop(admission.admit(address(last), now));
             assert!(admission.lock().sources.len() <= HANDSHAKE_SOURCES_MAX + 1);
         }
-    }
-
-    #[test]
-    fn a_household_is_one_source() {
-        let one = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, 6));
-        let two = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 9, 9, 9, 9));
-        assert_eq!(Source::of(one), Source::of(two));
-        let mapped = IpAddr::V6(Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped());
-        assert_eq!(Source::of(mapped), Source::of(address(1)));
     }
 }

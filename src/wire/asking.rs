@@ -38,6 +38,8 @@ pub(super) struct Asked {
     pub(super) tell: Option<oneshot::Sender<Result<Delivery, RequestError>>>,
     pub(super) patience: Patience,
     pub(super) allowed: Duration,
+    /// Whether the answer may bring one.
+    pub(super) takes_payload: bool,
     _place: OwnedSemaphorePermit,
 }
 
@@ -82,7 +84,9 @@ impl Link {
         self.next_request.set(request + 2);
         let (tell, told) = oneshot::channel();
         let patience = Patience::new(allowed, Instant::now(), &self.movement.borrow());
-        self.asked.borrow_mut().insert(request, Asked { tell: Some(tell), patience, allowed, _place: place });
+        let asked =
+            Asked { tell: Some(tell), patience, allowed, takes_payload: !kind.is_of_membership(), _place: place };
+        self.asked.borrow_mut().insert(request, asked);
         let header = FrameHeader { address, layout: layout.into(), ..FrameHeader::new(kind, request) };
         self.push(Outgoing { header, body, payload });
         Ok((request, told))

@@ -13,6 +13,7 @@ use super::handshake::{self, AcceptRefused, DialError, Established, Identity};
 use super::link::Link;
 use super::liveness::Verdict;
 use super::{Admission, Answer, CloseReason, Handler, PayloadSource, PeerInfo, RequestError, reader, writer};
+use crate::crypto::identity::CheckedCertificate;
 use crate::crypto::replay::ReplayFilter;
 use crate::format::frame::FrameKind;
 use crate::format::{Address, NodeId};
@@ -51,7 +52,8 @@ impl Connection {
         pool: BufferPool,
         handler: Rc<H>,
     ) -> Result<Connection, AcceptRefused> {
-        let established = handshake::accept(stream, address, identity, admission, replay).await?;
+        let is_admitted = |certificate: &CheckedCertificate| handler.is_admitted(certificate);
+        let established = handshake::accept(stream, address, identity, admission, replay, is_admitted).await?;
         let connection = Self::start(established, address, false, pool, handler.clone());
         // This keepalive tells the dialler that it was accepted.
         connection.0.want_keepalive();

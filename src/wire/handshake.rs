@@ -30,6 +30,7 @@ use crate::crypto::replay::{ReplayFilter, ReplayRefused};
 use crate::crypto::session::{
     HandshakeError, Initiator, OpeningRefused, ReceiveHalf, Responder, SendHalf, Session, SessionError,
 };
+use crate::crypto::source::Source;
 use crate::format::{NetworkId, NodeId};
 use crate::io::{Buffer, SendSource, TcpStream};
 use crate::limits::{
@@ -206,9 +207,10 @@ pub(super) async fn accept(
     identity: &Arc<Identity>,
     admission: &Arc<Admission>,
     replay: &Arc<ReplayFilter>,
+    is_admitted: impl FnOnce(&CheckedCertificate) -> bool,
 ) -> Result<Established, AcceptRefused> {
     let result = match admission.admit(address.ip(), Instant::now()) {
-        Ok(admitted) => answer(stream, identity, admitted, replay).await,
+        Ok(admitted) => answer(stream, Source::of(address.ip()), identity, admitted, replay, is_admitted).await,
         Err(crowded) => Err(crowded.into()),
     };
     if let Err(refused) = &result {
@@ -225,9 +227,11 @@ pub(super) async fn accept(
 
 async fn answer(
     stream: TcpStream,
+    source: Source,
     identity: &Arc<Identity>,
     admitted: Admitted,
     replay: &Arc<ReplayFilter>,
+    is_admitted: impl FnOnce(&CheckedCertificate) -> bool,
 ) -> Result<Established, AcceptRefused> {
     let exchange = Exchange::new(&stream, HANDSHAKE_THIRD_BYTES);
     let (received, exchange) = exchange.receive(OPENING_BYTES).await;
@@ -236,7 +240,7 @@ async fn answer(
     let opening = exchange.bytes(OPENING_BYTES).first_chunk::<OPENING_BYTES>().ok_or(OpeningRefused::Magic)?;
     let (mut responder, opening) =
         Responder::accept(&identity.keys, &identity.network_keys, &identity.network, opening, now_ms)?;
-    replay.admit(&opening.ephemeral, now_ms)?;
+    replay.admit(&opening.ephemeral, source, now_ms)?;
 
     let second = responder.second(&identity.certificate).map_err(AcceptRefused::Own)?;
     exchange.send(second).await?;
@@ -244,7 +248,9 @@ async fn answer(
     received?;
     let (certificate, session) =
         responder.read_third(exchange.bytes(HANDSHAKE_THIRD_BYTES)).map_err(AcceptRefused::Untrusted)?;
-    admitted.succeeded();
+    if is_admitted(&certificate) {
+        admitted.succeeded();
+    }
     drop(exchange);
     Ok(Established::new(stream, certificate, opening.network_key_generation, session))
 }

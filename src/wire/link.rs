@@ -154,6 +154,9 @@ impl Link {
         let mut asked = self.asked.borrow_mut();
         let entry = asked.get_mut(&header.request.get());
         let entry = entry.ok_or(Malformed::new("answer to a request that is not open"))?;
+        if !entry.takes_payload {
+            return Err(Malformed::new("payload in an answer that has none").into());
+        }
         entry.patience.arrives();
         Ok((grant, entry.tell.is_some()))
     }

@@ -27,8 +27,12 @@
 //!   does not match ends the connection and blames nobody: the wire may have flipped it.
 //! - Every request ends with exactly one frame of the other side: its answer, or a cancel. A cancel that we sent is
 //!   acknowledged by a cancel or crossed by the answer, which is then thrown away. So an answer to nothing is a breach.
+//! - A payload comes only in a request for which the handler takes it from that peer, and in an answer to a question about
+//!   data. Any other is a breach, found before a buffer is taken.
 //! - At most [`REQUESTS_IN_FLIGHT_MAX`](crate::limits::REQUESTS_IN_FLIGHT_MAX) requests in each direction; more wait
 //!   at the asker, and an asker that does not is cut off.
+//! - Bodies of answers that wait to leave have a limit in bytes too, beyond which requests are refused
+//!   ([`Status::Unavailable`]): a peer that asks much and reads slowly gets no memory for it.
 //! - A request that stalls moves on alone; a stall inside of a frame ends the connection, because nobody knows where
 //!   the next frame would begin.
 //! - Sessions end at their age or their count of frames, with a goodbye; who dialled dials again.
@@ -78,7 +82,7 @@ use crate::crypto::identity::CheckedCertificate;
 use crate::format::Address;
 use crate::format::frame::{FrameHeader, FrameKind, Status};
 use crate::io::{Buffer, MappedRange, SharedBuffer};
-use crate::limits::{CHUNK_BYTES_MAX, RECORD_HEAD_BYTES, SEALED_BODY_BYTES_MAX};
+use crate::limits::{CHUNK_BYTES_MAX, RECORD_HEAD_BYTES, REQUESTS_IN_FLIGHT_MAX, SEALED_BODY_BYTES_MAX};
 
 /// Who is at the other end.
 pub struct PeerInfo {
@@ -188,11 +192,23 @@ pub struct Answer {
 pub trait Handler: 'static {
     fn handle(self: Rc<Self>, peer: Rc<PeerInfo>, request: Request) -> impl Future<Output = Reply> + 'static;
 
+    /// Whether whoever has just shown this certificate was admitted: then its handshake is not counted against its source.
+    fn is_admitted(&self, certificate: &CheckedCertificate) -> bool;
+
     /// The handshake is done; from now on the connection can be asked.
     fn connected(&self, connection: &Connection);
 
     /// Called once for each `connected`, after the last request of the peer was handed over.
     fn closed(&self, connection: &Connection, reason: &CloseReason);
+
+    /// Whether a request of this kind may bring a payload from this peer. Asked before a buffer is taken for it: a payload
+    /// holds one for as long as a byte moves now and then, so no others than those who may store must hold any.
+    fn takes_payload(&self, peer: &PeerInfo, kind: FrameKind) -> bool;
+
+    /// Requests of this peer that may be under way at a time; what comes beyond is refused, and not handed over.
+    fn requests_max(&self, _peer: &PeerInfo) -> usize {
+        REQUESTS_IN_FLIGHT_MAX
+    }
 
     /// A payload of so many bytes has left, in a request of ours or an answer.
     fn payload_sent(&self, _bytes: usize) {}

@@ -10,7 +10,8 @@
 //! [`STALL_MAX`], all answers that wait lose their payload and say that it is unavailable, and so do those that come
 //! before there is credit again.
 //!
-//! Bounded by the requests in flight: at most one frame for each request of ours and each of theirs, and a cancel.
+//! Bounded by the requests in flight: at most one frame for each request of ours and each of theirs, and a cancel. The bodies
+//! of answers are bounded in bytes too, by whoever looks at [`Queue::has_room_for_answer`] before it pushes one.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -19,7 +20,7 @@ use super::PayloadSource;
 use super::flow::SendCredit;
 use crate::format::Address;
 use crate::format::frame::{FrameHeader, FrameKind, Status};
-use crate::limits::STALL_MAX;
+use crate::limits::{ANSWER_BODIES_QUEUED_BYTES_MAX, STALL_MAX};
 
 pub(super) struct Outgoing {
     pub(super) header: FrameHeader,
@@ -42,8 +43,17 @@ impl Outgoing {
         Self { header, body: b"no credit came for its payload".to_vec(), payload: None }
     }
 
+    fn is_answer(&self) -> bool {
+        self.header.kind == FrameKind::Answer as u8
+    }
+
     fn is(&self, kind_is_answer: bool, request: u64) -> bool {
-        self.header.request.get() == request && (self.header.kind == FrameKind::Answer as u8) == kind_is_answer
+        self.header.request.get() == request && self.is_answer() == kind_is_answer
+    }
+
+    /// What counts against the limit on the bodies of answers.
+    fn answer_body_bytes(&self) -> usize {
+        if self.is_answer() { self.body.len() } else { 0 }
     }
 }
 
@@ -52,6 +62,8 @@ pub(super) struct Queue {
     small: VecDeque<Outgoing>,
     answers: VecDeque<Outgoing>,
     requests: VecDeque<Outgoing>,
+    /// Bodies of the answers in all lanes together.
+    answer_body_bytes: usize,
     /// The last payload that left was an answer's.
     answered_last: bool,
     keepalive: bool,
@@ -66,14 +78,25 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn push(&mut self, frame: Outgoing) {
         let is_starved = self.is_starved && self.credit.available() == 0;
-        let frame =
-            if is_starved && frame.header.kind == FrameKind::Answer as u8 { frame.without_payload() } else { frame };
-        let lane = match (&frame.payload, frame.header.kind == FrameKind::Answer as u8) {
+        let frame = if is_starved && frame.is_answer() { frame.without_payload() } else { frame };
+        self.answer_body_bytes += frame.answer_body_bytes();
+        let lane = match (&frame.payload, frame.is_answer()) {
             (None, _) => &mut self.small,
             (Some(_), true) => &mut self.answers,
             (Some(_), false) => &mut self.requests,
         };
         lane.push_back(frame);
+    }
+
+    /// Whether an answer with such a body may wait here too. An answer without a body always may.
+    pub(super) fn has_room_for_answer(&self, body_bytes: usize) -> bool {
+        body_bytes == 0 || self.answer_body_bytes + body_bytes <= ANSWER_BODIES_QUEUED_BYTES_MAX
+    }
+
+    /// Every frame that leaves the queue.
+    fn taken(&mut self, frame: Outgoing) -> Outgoing {
+        self.answer_body_bytes -= frame.answer_body_bytes();
+        frame
     }
 
     /// Looks whether answers wait for credit for too long; `moved`: when something last moved on the connection. How many
@@ -92,7 +115,11 @@ impl Queue {
         self.starved_since = None;
         let starved = std::mem::take(&mut self.answers);
         let count = starved.len();
-        self.small.extend(starved.into_iter().map(Outgoing::without_payload));
+        for frame in starved {
+            let frame = self.taken(frame).without_payload();
+            self.answer_body_bytes += frame.answer_body_bytes();
+            self.small.push_back(frame);
+        }
         (count, None)
     }
 
@@ -108,7 +135,7 @@ impl Queue {
     pub(super) fn pop_small(&mut self) -> Option<Outgoing> {
         let frame = self.small.pop_front()?;
         self.keepalive = false;
-        Some(frame)
+        Some(self.taken(frame))
     }
 
     /// The next frame with a payload, if there is credit, which it spends.
@@ -119,7 +146,8 @@ impl Queue {
         }
         self.keepalive = false;
         self.answered_last = self.requests.is_empty() || !(self.answered_last || self.answers.is_empty());
-        if self.answered_last { self.answers.pop_front() } else { self.requests.pop_front() }
+        let frame = if self.answered_last { self.answers.pop_front() } else { self.requests.pop_front() }?;
+        Some(self.taken(frame))
     }
 
     /// What leaves when there is nothing else to say; `true` with a goodbye, after which nothing may follow.
@@ -132,12 +160,13 @@ impl Queue {
 
     /// Takes back a frame that has not begun to leave: our request, or our answer to one.
     pub(super) fn withdraw(&mut self, is_answer: bool, request: u64) -> Option<Outgoing> {
-        [&mut self.small, &mut self.answers, &mut self.requests].into_iter().find_map(|lane| {
+        let frame = [&mut self.small, &mut self.answers, &mut self.requests].into_iter().find_map(|lane| {
             let at = lane
                 .iter()
                 .position(|frame| frame.header.kind != FrameKind::Cancel as u8 && frame.is(is_answer, request))?;
             lane.remove(at)
-        })
+        })?;
+        Some(self.taken(frame))
     }
 }
 
@@ -212,6 +241,34 @@ mod tests {
         queue.push(answer(201));
         let ids: Vec<_> = ids(|| queue.pop_bulk());
         assert!(ids.contains(&201), "{ids:?}");
+    }
+
+    #[test]
+    fn bodies_of_answers_are_counted_until_they_leave_however_they_do() {
+        let answer = |id, bytes, payload: bool| Outgoing {
+            header: FrameHeader::new(FrameKind::Answer, id),
+            body: vec![0; bytes],
+            payload: payload.then(|| PayloadSource::Bytes(vec![1])),
+        };
+        let mut queue = Queue::default();
+        let piece = ANSWER_BODIES_QUEUED_BYTES_MAX / 16;
+        (0..14).for_each(|id| queue.push(answer(id, piece, false)));
+        queue.push(answer(14, piece, true));
+        queue.push(answer(15, piece, true));
+        queue.push(Outgoing { body: vec![0; piece], ..Outgoing::bare(FrameKind::Fetch, 1) });
+        assert!(queue.has_room_for_answer(0) && !queue.has_room_for_answer(1));
+        assert!(queue.withdraw(true, 3).is_some());
+        assert!(queue.has_room_for_answer(piece) && !queue.has_room_for_answer(piece + 1));
+        assert!(queue.pop_small().is_some());
+        assert!(queue.pop_bulk().is_some_and(|frame| frame.header.request.get() == 14));
+        assert!(queue.has_room_for_answer(3 * piece) && !queue.has_room_for_answer(3 * piece + 1));
+        while queue.credit.spend() {}
+        let start = Instant::now();
+        queue.look_at_answers(start, start);
+        assert_eq!(queue.look_at_answers(start + STALL_MAX, start).0, 1, "it gives its own body up too");
+        assert!(queue.has_room_for_answer(4 * piece - 100));
+        while queue.pop_small().is_some() {}
+        assert_eq!(queue.answer_body_bytes, 0);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::handshake::Unsealer;
 use super::link::{Grant, Link};
 use super::{CloseReason, Handler, Payload, Request};
 use crate::crypto::hash::address_of;
+use crate::format::Malformed;
 use crate::format::frame::FrameKind;
 use crate::io::{Buffer, Turn};
 use crate::limits::{BUFFER_WAIT_MAX, KIB, READ_AHEAD_BYTES, RECORD_HEAD_BYTES, STALL_MAX};
@@ -127,6 +128,9 @@ impl<H: Handler> Reader<H> {
         }
         if frame.header.payload_bytes.get() == 0 {
             return self.dispatch(frame, None);
+        }
+        if frame.kind != FrameKind::Answer && !self.handler.takes_payload(&self.link.peer, frame.kind) {
+            return Err(Malformed::new("payload of a request that takes none").into());
         }
         let (grant, is_wanted) = self.link.payload_begins(&frame.header, frame.kind)?;
         let buffer = if is_wanted { self.take_buffer().await } else { None };

@@ -41,6 +41,11 @@ impl Link {
         }
         let id = request.header.request.get();
         self.open_request(id)?;
+        if self.serving.borrow().len() >= handler.requests_max(&self.peer) {
+            drop((request, grant));
+            self.turn_away(id, "too many requests at once");
+            return Ok(());
+        }
         let (link, handler) = (self.clone(), handler.clone());
         let task = spawn(async move {
             let reply = handler.handle(link.peer.clone(), request).await;
@@ -53,9 +58,13 @@ impl Link {
     /// A request whose payload was thrown away.
     pub(super) fn refuse(&self, id: u64) -> Result<(), CloseReason> {
         self.open_request(id)?;
-        self.serving.borrow_mut().insert(id, Serving::default());
-        self.reply(id, Reply::words(Status::Unavailable, "every buffer was in use for a second"));
+        self.turn_away(id, "every buffer was in use for a second");
         Ok(())
+    }
+
+    fn turn_away(&self, id: u64, words: &str) {
+        self.serving.borrow_mut().insert(id, Serving::default());
+        self.reply(id, Reply::words(Status::Unavailable, words));
     }
 
     fn open_request(&self, id: u64) -> Result<(), CloseReason> {
@@ -82,6 +91,12 @@ impl Link {
                 tracing::error!(%error, "an answer of this node does not fit into a frame; refused instead");
                 Reply::words(Status::Unavailable, "the answer does not fit into a frame")
             }
+        };
+        let reply = if self.queue.borrow().has_room_for_answer(reply.body.len()) {
+            reply
+        } else {
+            tracing::debug!(peer = ?self.peer.certificate.node_id, "too many answers wait to leave: one was refused");
+            Reply::status(Status::Unavailable)
         };
         let header = FrameHeader {
             status: (reply.status as u16).into(),

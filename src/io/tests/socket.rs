@@ -218,6 +218,55 @@ fn a_dropped_accept_loses_no_connection() {
     });
 }
 
+/// Connects and resets the connection at once.
+fn hit_and_run(address: std::net::SocketAddr) {
+    let stream = std::net::TcpStream::connect(address).expect("a connection");
+    crate::io::sockaddr::reset_at_end(&stream.into()).expect("an option");
+}
+
+#[test]
+fn a_connection_that_was_reset_before_it_was_taken_is_no_error_of_the_listener() {
+    on_ring(async {
+        let listener = TcpListener::bind(local()).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        for _ in 0..3 {
+            hit_and_run(address);
+        }
+        let near = TcpStream::connect(address, LONG).await.expect("a connection");
+        loop {
+            let (stream, peer) = listener.accept().await.expect("the listener is sound");
+            assert_eq!(stream.peer_addr(), peer);
+            if peer == near.local_addr() {
+                return;
+            }
+            assert!(stream.recv(Buffer::heap(1), 0..1).await.0.is_err(), "it was reset");
+        }
+    });
+}
+
+#[test]
+fn whoever_connects_in_a_crowd_leaves_others_their_turn() {
+    on_ring(async {
+        let listener = TcpListener::bind(local()).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let count = 2 * crate::limits::ACCEPTS_AT_ONCE_MAX;
+        let crowd: Vec<_> = (0..count).map(|_| std::net::TcpStream::connect(address).expect("connected")).collect();
+        let turns = std::rc::Rc::new(std::cell::Cell::new(0));
+        let others = turns.clone();
+        let task = spawn(async move {
+            loop {
+                others.set(others.get() + 1);
+                yield_now().await;
+            }
+        });
+        for _ in &crowd {
+            listener.accept().await.expect("a connection");
+        }
+        assert!(turns.get() > 0);
+        task.abort();
+    });
+}
+
 /// What a dropped listener had pending must not keep its port open.
 #[test]
 fn a_dropped_listener_closes_its_port() {

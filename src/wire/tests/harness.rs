@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 use crate::crypto::hash::address_of;
-use crate::crypto::identity::{InviteTerms, make_certificate, make_invite};
+use crate::crypto::identity::{CheckedCertificate, InviteTerms, make_certificate, make_invite};
 use crate::crypto::keys::{Authority, InviteSeed, NetworkKey, NodeSeed};
 use crate::crypto::replay::ReplayFilter;
 use crate::format::Address;
 use crate::format::certificate::Class;
 use crate::format::frame::{FrameHeader, FrameKind};
 use crate::io::{BufferPool, Ring, RingOptions, SendSource, TcpListener, spawn, yield_now};
-use crate::limits::STALL_MAX;
+use crate::limits::{REQUESTS_IN_FLIGHT_MAX, STALL_MAX};
 use crate::wire::handshake::{self, Established};
 use crate::wire::*;
 
@@ -73,6 +73,11 @@ pub struct Scripted {
     pub closed: RefCell<Vec<CloseReason>>,
     /// Sent and received.
     pub payload_bytes: [Cell<usize>; 2],
+    /// Whether requests may bring payloads.
+    pub takes_payloads: Cell<bool>,
+    pub requests_max: Cell<usize>,
+    /// Whether everybody counts as admitted.
+    pub admits: Cell<bool>,
 }
 
 impl Scripted {
@@ -83,6 +88,9 @@ impl Scripted {
             connected: RefCell::default(),
             closed: RefCell::default(),
             payload_bytes: Default::default(),
+            takes_payloads: Cell::new(true),
+            requests_max: Cell::new(REQUESTS_IN_FLIGHT_MAX),
+            admits: Cell::new(true),
         })
     }
 
@@ -109,6 +117,10 @@ impl Handler for Scripted {
         (self.script)(request)
     }
 
+    fn is_admitted(&self, _certificate: &CheckedCertificate) -> bool {
+        self.admits.get()
+    }
+
     fn connected(&self, connection: &Connection) {
         self.connected.borrow_mut().push(connection.clone());
     }
@@ -116,6 +128,14 @@ impl Handler for Scripted {
     fn closed(&self, connection: &Connection, reason: &CloseReason) {
         assert!(self.connected.borrow().iter().any(|known| known.is_same(connection)));
         self.closed.borrow_mut().push(reason.clone());
+    }
+
+    fn takes_payload(&self, _peer: &PeerInfo, _kind: FrameKind) -> bool {
+        self.takes_payloads.get()
+    }
+
+    fn requests_max(&self, _peer: &PeerInfo) -> usize {
+        self.requests_max.get()
     }
 
     fn payload_sent(&self, bytes: usize) {
@@ -134,6 +154,8 @@ pub struct Node {
     pub pool: BufferPool,
     pub address: SocketAddr,
     pub refused: Rc<RefCell<Vec<AcceptRefused>>>,
+    pub admission: Arc<Admission>,
+    pub started: Instant,
 }
 
 impl Node {
@@ -144,18 +166,21 @@ impl Node {
 
     pub fn listen_with(network: &Network, keys: Vec<NetworkKey>, handler: Rc<Scripted>, buffers: usize) -> Node {
         let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let started = Instant::now();
         let node = Node {
             identity: network.identity_with(keys),
             handler,
             pool: BufferPool::new(buffers).unwrap(),
             address: listener.local_addr().unwrap(),
             refused: Rc::default(),
+            admission: Admission::new(started),
+            started,
         };
         let (identity, handler, pool) = (node.identity.clone(), node.handler.clone(), node.pool.clone());
         let refused = node.refused.clone();
         let directory = tempfile::tempdir().unwrap();
         let replay = Arc::new(ReplayFilter::load(directory.path(), 0).unwrap());
-        let admission = Admission::new(Instant::now());
+        let admission = node.admission.clone();
         spawn(async move {
             let _directory = directory;
             while let Ok((stream, address)) = listener.accept().await {

@@ -69,6 +69,55 @@ fn payloads_without_credit_are_a_breach() {
 }
 
 #[test]
+fn a_payload_that_the_handler_does_not_take_never_gets_a_buffer() {
+    run(async {
+        let (mut rogue, node) = rogue_at(Scripted::mute()).await;
+        node.handler.takes_payloads.set(false);
+        // No byte of the payload follows: the header is enough.
+        rogue.say(store_header(1, Address::ZERO, CHUNK_BYTES_MAX), &[]).await;
+        assert!(is_violation(&node).await);
+        assert_eq!((node.pool.available(), node.handler.handled.get()), (24, 0));
+    });
+}
+
+#[test]
+fn a_payload_in_the_answer_to_a_hello_never_gets_a_buffer() {
+    run(async {
+        let (mut rogue, node) = rogue_at(Scripted::mute()).await;
+        let connection = node.connection();
+        spawn(async move {
+            // The node is the listener: its first request has the id 2.
+            let header =
+                FrameHeader { kind: FrameKind::Answer as u8, ..store_header(2, Address::ZERO, CHUNK_BYTES_MAX) };
+            rogue.say(header, &[]).await;
+            std::future::pending::<()>().await;
+        });
+        let asked = connection.request(FrameKind::Hello, Address::ZERO, 0, Vec::new(), None, LONG).await;
+        assert!(matches!(asked.err(), Some(RequestError::Closed { .. })));
+        assert!(is_violation(&node).await);
+        assert_eq!(node.pool.available(), 24);
+    });
+}
+
+#[test]
+fn requests_beyond_what_the_handler_allows_are_refused_and_not_handed_over() {
+    run(async {
+        let (mut rogue, node) = rogue_at(Scripted::mute()).await;
+        node.handler.requests_max.set(4);
+        for number in 0..10 {
+            rogue.say(FrameHeader::new(FrameKind::Fetch, 2 * number + 1), &[]).await;
+        }
+        let link = node.connection().link().clone();
+        until("those beyond were answered", || link.serving.borrow().len() == 4).await;
+        rogue.say(FrameHeader::new(FrameKind::Cancel, 1), &[]).await;
+        until("one has ended", || link.serving.borrow().len() == 3).await;
+        rogue.say(FrameHeader::new(FrameKind::Fetch, 101), &[]).await;
+        until("there is a place again", || node.handler.handled.get() == 5).await;
+        assert_eq!(node.handler.close_reason(), None);
+    });
+}
+
+#[test]
 fn breaches_of_the_order_of_requests_close() {
     run(async {
         use FrameKind::*;

@@ -60,6 +60,31 @@ fn a_replayed_opening_gets_not_one_byte() {
 }
 
 #[test]
+fn only_the_admitted_get_their_tokens_back() {
+    run(async {
+        let network = Network::new();
+        let node = Node::listen(&network, Scripted::mute(), 1);
+        let identity = network.identity();
+        let has_tokens = || {
+            // As of the same moment: nothing is filled up meanwhile.
+            let (now, address) = (node.started, node.address.ip());
+            let tokens: Vec<_> = std::iter::from_fn(|| node.admission.admit(address, now).ok()).collect();
+            let count = tokens.len();
+            tokens.into_iter().for_each(|token| token.succeeded());
+            count
+        };
+        let full = has_tokens();
+        for (admits, missing) in [(true, 0), (false, 1)] {
+            node.handler.admits.set(admits);
+            let pool = BufferPool::new(1).unwrap();
+            let connection = Connection::dial(node.address, &identity, None, pool, Scripted::mute()).await.unwrap();
+            assert_eq!(has_tokens(), full - missing, "admitted: {admits}");
+            connection.close("done").await;
+        }
+    });
+}
+
+#[test]
 fn who_drips_is_dropped_when_its_time_is_up() {
     run(async {
         let network = Network::new();
