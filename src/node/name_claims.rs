@@ -29,11 +29,7 @@ pub async fn grant(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAn
     let (node, asked) = (&shard.node, Instant::now());
     if node.opened.segments > 0 {
         // What the process before this one has granted may still count.
-        let left = NAME_CLAIM_MAX.saturating_sub(node.uptime());
-        if left >= CLAIM_ANSWER_MAX {
-            return Err(Status::Unavailable);
-        }
-        tokio::time::sleep(left).await;
+        tokio::time::sleep(NAME_CLAIM_MAX.saturating_sub(node.uptime())).await;
     }
     check_ahead(record.clock, wall_ms()).map_err(|_| Status::ClockAhead)?;
     let unavailable = |error: CatalogError| {
@@ -49,7 +45,8 @@ pub async fn grant(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAn
         return Ok(NameWriteAnswer::Taken(clock, version));
     }
     if asked.elapsed() >= CLAIM_ANSWER_MAX {
-        return Err(Status::Unavailable); // who asked has given up, and its release may have come by
+        // Who asked has given up, and its release may have come by: it is to ask again.
+        return Ok(NameWriteAnswer::Claimed);
     }
     let is_granted = lock(&node.name_claims).grant(record.name, record.order(), node.uptime());
     Ok(if is_granted { NameWriteAnswer::Kept } else { NameWriteAnswer::Claimed })
