@@ -204,7 +204,15 @@ impl Demo<'_> {
         }
         self.step("removed at the first node, gone at the third", started.elapsed(), 0)?;
         let started = Instant::now();
-        let bytes = self.at(third).ask(&ControlRequest::Reclaim, |event| match event {
+        let third = self.at(third);
+        // The first node signs the death of what it has removed, and sends it to the others behind our back.
+        while third.status()?.versions > 0 {
+            if interrupt::requested() || started.elapsed() > READY_MAX {
+                return Err(Failure::other("the third node was not told that the file is dead"));
+            }
+            std::thread::sleep(nodes::ASK_INTERVAL);
+        }
+        let bytes = third.ask(&ControlRequest::Reclaim, |event| match event {
             ControlEvent::Reclaimed { bytes, .. } => Some(bytes),
             _ => None,
         })?;

@@ -44,7 +44,7 @@ impl Context {
         loop {
             match connection.client.next_event().map_err(failure_of)? {
                 ControlEvent::Done => return Ok(()),
-                ControlEvent::Warning { message } => self.display.suspend(|| super::output::warn(&message)),
+                ControlEvent::Warning { message } => self.display.suspend(|| super::output::warn(&message, self.json)),
                 event => on_event(event)?,
             }
         }

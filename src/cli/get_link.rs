@@ -32,7 +32,7 @@ pub fn read(
         Root { address: link.root, key: ChunkKey::from_bytes(link.root_key), depth: link.depth, length: link.length };
     let range = choices.range.map(|(first, last)| clamp(first, last, link.length));
     let total = range.as_ref().map_or(link.length, |range| range.end - range.start);
-    let mut chunks = Chunks { context, connection: None, failure: None };
+    let mut chunks = Chunks { context, remote: choices.remote, connection: None, failure: None };
     let mut told = |done| progress.update(done, Some(total));
     let result = get_plain(&root, range, &mut |address, len| chunks.fetch(address, len), out, &mut told);
     match (result, chunks.failure) {
@@ -64,6 +64,7 @@ fn failure_of_get(error: &GetError, link: &Link) -> Failure {
 /// Ciphertext from the node, over one connection for as long as the node keeps it.
 struct Chunks<'a> {
     context: &'a Context,
+    remote: bool,
     connection: Option<Connection>,
     /// What went wrong, in the words of the command.
     failure: Option<Failure>,
@@ -82,7 +83,8 @@ impl Chunks<'_> {
         if interrupt::requested() {
             return Err(Failure::interrupted("interrupted"));
         }
-        let request = ControlRequest::FetchChunk { address: *address, len: u32::try_from(len).unwrap_or(u32::MAX) };
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        let request = ControlRequest::FetchChunk { address: *address, len, remote: self.remote };
         if let Some(mut connection) = self.connection.take() {
             match ask(&mut connection, &request) {
                 // The node closes after an answer when it wants to.

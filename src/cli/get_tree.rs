@@ -94,8 +94,8 @@ impl Tree<'_> {
             Err(failure) if failure.code == Exit::Interrupted.code() => {}
             Err(failure) => {
                 self.tally.failed.fetch_add(1, Ordering::Relaxed);
-                let message = failure.at(format_args!("{}/{}", entry.bucket, entry.key)).message;
-                self.context.display.suspend(|| output::warn(&output::one_line(&message)));
+                let failure = failure.at(format_args!("{}/{}", entry.bucket, entry.key));
+                self.context.display.suspend(|| output::failure(&failure, self.context.json));
             }
         }
     }

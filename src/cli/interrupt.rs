@@ -54,7 +54,7 @@ pub fn listen() {
         });
     });
     if let Err(error) = listener {
-        super::output::warn(&format!("Ctrl-C will end the command without a word: {error}"));
+        super::output::warn(&format!("Ctrl-C will end the command without a word: {error}"), false);
     }
 }
 

@@ -146,7 +146,7 @@ pub fn rm(context: &Context, arguments: &RemoveArguments) -> Result<(), Failure>
             remove_one(context, name.bucket(), name.key(), &mut removed)?;
         }
     }
-    finish_rm(removed)
+    finish_rm(removed, context.json)
 }
 
 fn remove_one(context: &Context, bucket: &str, key: &str, removed: &mut Removed) -> Result<(), Failure> {
@@ -215,13 +215,13 @@ fn report_removed(context: &Context, bucket: &str, key: &str) -> Result<(), Fail
 }
 
 /// One failure alone keeps its own code; a mixture is partial.
-fn finish_rm(removed: Removed) -> Result<(), Failure> {
+fn finish_rm(removed: Removed, as_json: bool) -> Result<(), Failure> {
     let Removed { done, mut failures } = removed;
     match failures.len() {
         0 => Ok(()),
         1 if done == 0 => Err(failures.remove(0)),
         _ => {
-            failures.iter().for_each(|failure| output::warn(&output::one_line(&failure.message)));
+            failures.iter().for_each(|failure| output::failure(failure, as_json));
             Err(Failure::silent(Exit::Partial))
         }
     }

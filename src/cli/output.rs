@@ -23,9 +23,12 @@ pub fn json(value: &Value) -> Result<(), Failure> {
     line(&value.to_string())
 }
 
-/// A remark on stderr. Nothing can be done when that is closed.
-pub fn warn(message: &str) {
-    let _ = writeln!(io::stderr().lock(), "gabion: {message}");
+/// A remark on stderr, in one line. Nothing can be done when that is closed.
+pub fn warn(message: &str, as_json: bool) {
+    let message = one_line(message);
+    let text =
+        if as_json { serde_json::json!({ "warning": message }).to_string() } else { format!("gabion: {message}") };
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// What a failed write to stdout means: nobody reads any more, or a real error.
@@ -36,7 +39,7 @@ pub fn write_failure(error: &io::Error) -> Failure {
     Failure::other(format!("standard output cannot be written: {error}"))
 }
 
-/// The error of a command, on stderr, in one line.
+/// The error of a command, or of a part of it, on stderr, in one line.
 pub fn failure(failure: &Failure, as_json: bool) {
     if failure.message.is_empty() {
         return;

@@ -205,7 +205,7 @@ fn through_a_pipe(mut file: File) -> io::Result<OwnedFd> {
     std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
         if let Err(error) = io::copy(&mut file, &mut writer) {
             // An end of input here would store half a file: rather no file.
-            output::warn(&format!("standard input cannot be read: {error}"));
+            output::warn(&format!("standard input cannot be read: {error}"), false);
             std::process::exit(i32::from(Exit::Other.code()));
         }
     })?;

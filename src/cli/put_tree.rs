@@ -87,7 +87,7 @@ fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) => {
-                failed(context, tally, &format!("{} cannot be listed: {error}", directory.display()));
+                failed(context, tally, &Failure::other(format!("{} cannot be listed: {error}", directory.display())));
                 continue;
             }
         };
@@ -98,13 +98,18 @@ fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut
             let (entry, kind) = match entry.and_then(|entry| entry.file_type().map(|kind| (entry, kind))) {
                 Ok(entry) => entry,
                 Err(error) => {
-                    failed(context, tally, &format!("{} cannot be listed: {error}", directory.display()));
+                    failed(
+                        context,
+                        tally,
+                        &Failure::other(format!("{} cannot be listed: {error}", directory.display())),
+                    );
                     continue;
                 }
             };
             let path = entry.path();
             let Ok(name) = entry.file_name().into_string() else {
-                failed(context, tally, &format!("{} has a name that is not UTF-8; rename it", path.display()));
+                let message = format!("{} has a name that is not UTF-8; rename it", path.display());
+                failed(context, tally, &Failure::other(message));
                 continue;
             };
             let key = if prefix.is_empty() { name } else { format!("{}/{name}", prefix.trim_end_matches('/')) };
@@ -112,7 +117,7 @@ fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut
                 directories.push((path, key));
             } else if !kind.is_file() && !kind.is_symlink() {
                 let message = format!("{} is a socket, pipe or device: skipped", path.display());
-                context.display.suspend(|| output::warn(&message));
+                context.display.suspend(|| output::warn(&message, context.json));
             } else {
                 // What has gone or cannot be asked will fail where it is opened, and say why there.
                 let len = entry.metadata().map_or(0, |metadata| metadata.len());
@@ -145,7 +150,7 @@ fn put_small(context: &Context, bucket: &str, batch: Batch, choices: PutChoices,
         Err(failure) => not_stored(context, tally, path, failure),
     });
     if let Err(failure) = context.display.suspend(|| output::lines(&lines)) {
-        failed(context, tally, &failure.message);
+        failed(context, tally, &failure);
     }
 }
 
@@ -159,7 +164,7 @@ fn settle(context: &Context, tally: &Tally, path: &Path, outcome: Result<Stored,
 
 fn not_stored(context: &Context, tally: &Tally, path: &Path, failure: Failure) {
     if failure.code != Exit::Interrupted.code() {
-        failed(context, tally, &failure.at(path.display()).message);
+        failed(context, tally, &failure.at(path.display()));
     }
 }
 
@@ -178,9 +183,9 @@ pub(super) fn open_symlink(path: &Path) -> Result<Source, Failure> {
     Ok(Source { descriptor: None, metadata, length: Some(0) })
 }
 
-fn failed(context: &Context, tally: &Tally, message: &str) {
+fn failed(context: &Context, tally: &Tally, failure: &Failure) {
     tally.failed.fetch_add(1, Ordering::Relaxed);
-    context.display.suspend(|| output::warn(&output::one_line(message)));
+    context.display.suspend(|| output::failure(failure, context.json));
 }
 
 fn finish(context: &Context, prefix: &Prefix, tally: &Tally, choices: PutChoices) -> Result<(), Failure> {

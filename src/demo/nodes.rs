@@ -16,7 +16,7 @@ use crate::node::control::client::{Client, ClientError};
 use crate::node::control::{ControlEvent, ControlRequest, NodeState, StatusReport};
 
 /// How often a node is asked whether it is ready.
-const ASK_INTERVAL: Duration = Duration::from_millis(20);
+pub(super) const ASK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long one answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Lines of a node's log that an error shows.
@@ -42,7 +42,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            crate::cli::output::warn(&format!("{} is left behind: {error}", self.0.display()));
+            crate::cli::output::warn(&format!("{} is left behind: {error}", self.0.display()), false);
         }
     }
 }

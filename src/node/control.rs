@@ -40,7 +40,7 @@ use field::{Field, structure, tagged};
 
 pub use field::{Bytes, SecretText};
 
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// The socket's file name in the data directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -134,7 +134,7 @@ tagged! {
         /// Answers: `Text` (the keys' text form), `Done`.
         11 => KeyExport,
         /// Answers: `Chunk` alone, so that many of these can share a connection.
-        12 => FetchChunk { address: Address, len: u32, },
+        12 => FetchChunk { address: Address, len: u32, remote: bool, },
         /// At most [`limits::SMALL_FILES_MAX`] files that were read whole, and did not change meanwhile. Answers:
         /// `StoredSmall` alone, once each file that it calls stored is durable.
         13 => PutSmall { bucket: String, no_dedup: bool, no_clobber: bool, files: Vec<SmallFile>, },

@@ -216,7 +216,7 @@ fn byte_range(range: Option<(u64, u64)>, length: u64) -> Result<Option<std::ops:
     Ok(Some(first..last.saturating_add(1).min(length)))
 }
 
-fn node_stops(label: &str) -> Failure {
+pub(super) fn node_stops(label: &str) -> Failure {
     Failure::new(code::OTHER, format!("{label}: the node is stopping: start it again, then repeat the command"))
 }
 
@@ -245,10 +245,16 @@ fn watch(shard: &Rc<Shard>, client: &Rc<Client>, job: &Arc<GetJob>) -> Watch {
 }
 
 /// Chunks for a client that checks and decrypts them itself, one after the other on one connection.
-pub async fn fetch_chunks(shard: &Rc<Shard>, client: &Rc<Client>, address: Address, len: u32) -> Result<(), Failure> {
-    let mut wanted = Some((address, len));
-    while let Some((address, len)) = wanted {
-        let event = match fetch_chunk(shard, address, len as usize).await {
+pub async fn fetch_chunks(
+    shard: &Rc<Shard>,
+    client: &Rc<Client>,
+    address: Address,
+    len: u32,
+    remote: bool,
+) -> Result<(), Failure> {
+    let mut wanted = Some((address, len, remote));
+    while let Some((address, len, remote)) = wanted {
+        let event = match fetch_chunk(shard, address, len as usize, remote).await {
             Ok(payload) => ControlEvent::Chunk { payload: Bytes(payload) },
             Err(error) => {
                 let failure = Failure::from(error);
@@ -258,7 +264,7 @@ pub async fn fetch_chunks(shard: &Rc<Shard>, client: &Rc<Client>, address: Addre
         client.send(event).await?;
         wanted = match super::receive(&client.stream).await {
             Ok((message, _)) => match ControlRequest::decode(&message) {
-                Ok(ControlRequest::FetchChunk { address, len }) => Some((address, len)),
+                Ok(ControlRequest::FetchChunk { address, len, remote }) => Some((address, len, remote)),
                 _ => return Err(Failure::new(code::USAGE, "only chunks can be asked for on this connection")),
             },
             Err(_) => None, // hung up: it has all it wanted
@@ -267,11 +273,11 @@ pub async fn fetch_chunks(shard: &Rc<Shard>, client: &Rc<Client>, address: Addre
     Ok(())
 }
 
-async fn fetch_chunk(shard: &Rc<Shard>, address: Address, len: usize) -> Result<Vec<u8>, ChunkError> {
+async fn fetch_chunk(shard: &Rc<Shard>, address: Address, len: usize, remote: bool) -> Result<Vec<u8>, ChunkError> {
     if len > CHUNK_BYTES_MAX {
         return Err(ChunkError::Other { reason: format!("a chunk of {len} bytes: at most {CHUNK_BYTES_MAX}") });
     }
-    let source = ClusterSource::new(shard.clone(), false);
+    let source = ClusterSource::new(shard.clone(), remote);
     for attempt in 0..FETCH_ATTEMPTS_MAX {
         let buffer: Buffer = shard.pool.take().await;
         let (buffer, is_checked) = match source.fetch(address, len, buffer, attempt).await? {

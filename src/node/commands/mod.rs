@@ -341,8 +341,8 @@ async fn run(
             let get = get::Get { target, range, remote, resume, output };
             get::run(shard, client, get, descriptor).await?;
         }
-        ControlRequest::FetchChunk { address, len } => {
-            get::fetch_chunks(shard, client, address, len).await?;
+        ControlRequest::FetchChunk { address, len, remote } => {
+            get::fetch_chunks(shard, client, address, len, remote).await?;
             return Ok(None);
         }
         request @ (ControlRequest::PutSmall { .. } | ControlRequest::GetSmall { .. }) => {

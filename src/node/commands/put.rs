@@ -174,7 +174,13 @@ async fn store_content(
     let watch = watch(shard, client, &job);
     let outcome = job.finish(&shard.pool, &sink).await;
     watch.stop().await;
-    let result = outcome.map_err(|error| put_failure(error, put))?;
+    let result = outcome.map_err(|error| match error {
+        // What the stopping cuts off looks like a cancelled put.
+        PutError::Cancelled if shard.node.is_stopping() => {
+            super::get::node_stops(&format!("{}/{}", put.bucket, put.key))
+        }
+        error => put_failure(error, put),
+    })?;
     client.send(progress_event(&job)).await?;
     Ok(result)
 }

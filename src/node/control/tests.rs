@@ -53,8 +53,11 @@ fn request() -> impl Strategy<Value = ControlRequest> {
             zone,
             expires_s
         }),
-        (any::<[u8; 32]>(), any::<u32>())
-            .prop_map(|(bytes, len)| ControlRequest::FetchChunk { address: Address(bytes), len }),
+        (any::<[u8; 32]>(), any::<u32>(), any::<bool>()).prop_map(|(bytes, len, remote)| ControlRequest::FetchChunk {
+            address: Address(bytes),
+            len,
+            remote
+        }),
         (".*", any::<bool>(), any::<bool>(), vec((".*", metadata(), vec(any::<u8>(), 0..100)), 0..4)).prop_map(
             |(bucket, no_dedup, no_clobber, files)| {
                 let file = |(key, metadata, contents)| SmallFile { key, metadata, contents: Bytes(contents) };
