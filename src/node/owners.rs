@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::ask::{Question, ask};
 use super::chunks::LAYOUT_RESTARTS_MAX;
-use super::connections::{connect, is_near};
+use super::connections::is_near;
 use super::shard::Shard;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::{Address, NodeId, VersionId, message};
@@ -71,10 +72,8 @@ async fn refer_at(
         let record = SmallRecord::Reference { address: root, version, capsule };
         return shard.store.append(record).await.map(|()| true).map_err(|error| error.to_string());
     }
-    let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
-    let body = message::encode_refer(&version, &capsule);
-    let answer = connection
-        .request(FrameKind::Refer, root, layout, body, None, REFER_PATIENCE)
+    let question = Question { kind: FrameKind::Refer, address: root, layout, patience: REFER_PATIENCE };
+    let answer = ask(shard, &owner, question, || (message::encode_refer(&version, &capsule), None))
         .await
         .map_err(|error| error.to_string())?;
     match answer.status {
@@ -96,19 +95,15 @@ pub async fn capsules(shard: &Rc<Shard>, root: &Address) -> Result<Vec<(VersionI
     let mut owners: Vec<NodeId> = shard.node.chunk_holders(root).all().collect();
     owners.sort_by_key(|owner| !is_near(shard, owner));
     for owner in owners {
-        let asked = async {
-            let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
-            let number = shard.node.layout_number();
-            let request = connection.request(FrameKind::Capsules, *root, number, Vec::new(), None, STALL_MAX);
-            request.await.map_err(|error| error.to_string())
-        };
-        match asked.await {
+        let layout = shard.node.layout_number();
+        let question = Question { kind: FrameKind::Capsules, address: *root, layout, patience: STALL_MAX };
+        match ask(shard, &owner, question, || (Vec::new(), None)).await {
             Ok(answer) if answer.status == Status::Ok => {
                 return message::decode_capsules(&answer.body)
                     .map_err(|error| ChunkError::Other { reason: error.to_string() });
             }
             Ok(_) => {}
-            Err(reason) => unreachable = Some(reason),
+            Err(error) => unreachable = Some(error.to_string()),
         }
     }
     match unreachable {
