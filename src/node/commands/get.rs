@@ -241,7 +241,7 @@ fn progress_event(job: &GetJob) -> ControlEvent {
 
 fn watch(shard: &Rc<Shard>, client: &Rc<Client>, job: &Arc<GetJob>) -> Watch {
     let (cancelled, reported) = (job.clone(), job.clone());
-    Watch::start(shard, client, move || cancelled.cancel(), move || progress_event(&reported))
+    Watch::start(shard.node.stopping(), client, move || cancelled.cancel(), move || progress_event(&reported))
 }
 
 /// Chunks for a client that checks and decrypts them itself, one after the other on one connection.
