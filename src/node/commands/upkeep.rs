@@ -1,7 +1,6 @@
 //! `verify` and `reclaim`: everything read and checked again, and the space of the dead given back.
 
 use std::cell::Cell;
-use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -169,8 +168,6 @@ impl Tally {
 async fn find_missing(shard: &Rc<Shard>, client: &Rc<Client>, tally: &mut Tally) -> Result<(), Failure> {
     let catalog = &shard.node.catalog;
     let mut after_version = None;
-    // Several versions may refer to one chunk: it is missing once.
-    let mut told = HashSet::new();
     loop {
         let versions = catalog.versions(after_version, REFERENCES_PAGE).await?;
         let Some(last) = versions.last() else { return Ok(()) };
@@ -182,9 +179,9 @@ async fn find_missing(shard: &Rc<Shard>, client: &Rc<Client>, tally: &mut Tally)
                 let Some(last) = chunks.last() else { break };
                 after = Some(*last);
                 for address in chunks.iter().filter(|address| !shard.store.contains(address)) {
-                    let is_known = told.contains(address) || shard.store.is_quarantined(address);
-                    if !is_known && !catalog.is_dead(version).await? {
-                        told.insert(*address);
+                    // Several versions may refer to one chunk: it is missing once, under the first that lives.
+                    let is_known = shard.store.is_quarantined(address);
+                    if !is_known && catalog.first_reference(address).await? == Some(*version) {
                         tally.damage(shard, client, address, "missing").await?;
                     }
                 }
