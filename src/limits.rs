@@ -186,7 +186,7 @@ pub const ROLES_PER_MESSAGE_MAX: usize = 32;
 /// A read asks the next node when the first has not begun to answer within twice its usual time, within these bounds.
 pub const HEDGE_MIN: Duration = Duration::from_millis(5);
 pub const HEDGE_MAX: Duration = Duration::from_millis(250);
-/// Nodes that one chunk is asked of at the same time.
+/// Nodes that one chunk is asked of at the same time, those not counted that were asked a stall ago.
 pub const READS_AT_ONCE_MAX: usize = 2;
 /// What the node holds of a listing that it sorts; a longer one takes another pass over the names for each so much.
 pub const LISTING_BYTES_MAX: usize = 32 * MIB;

@@ -89,6 +89,7 @@ async fn see(catalog: &Catalog) -> Result<Seen, CatalogError> {
     for number in 0..ADDRESSES {
         let address = address(number);
         let references: BTreeSet<VersionId> = catalog.references(&address).await?.into_iter().collect();
+        assert_eq!(catalog.first_reference(&address).await?, references.first().copied());
         assert_eq!(catalog.is_referenced(&address).await?, !references.is_empty());
         assert_eq!(catalog.unreferenced(vec![address]).await?.is_empty(), !references.is_empty());
         if !references.is_empty() {

@@ -7,7 +7,8 @@
 //! Reading ([`ReadPlan`]): ourselves first, then owners that are alive, fastest first, then owners that are not said to be alive
 //! (liveness is a hint), then owners under earlier layouts. One is asked; when it has not begun to answer within its hedge
 //! delay (twice its usual time, bounded), the next is asked as well; when it fails, has not got it, or sent wrong bytes, the next
-//! one is asked at once.
+//! one is asked at once. At most [`READS_AT_ONCE_MAX`] count as asked. Who was asked [`STALL_MAX`] ago and has not ended its
+//! answer does not count any more: else a few that send a byte now and then keep the read from those that have the chunk.
 //!
 //! | somebody was silent | somebody sent wrong bytes | there are owners, and each says "absent" | then the plan ends as |
 //! | --- | --- | --- | --- |
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use super::layout::Quorum;
 use crate::format::NodeId;
-use crate::limits::{HEDGE_MAX, HEDGE_MIN, READS_AT_ONCE_MAX};
+use crate::limits::{HEDGE_MAX, HEDGE_MIN, READS_AT_ONCE_MAX, STALL_MAX};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WriteProgress {
@@ -194,8 +195,11 @@ pub enum ReadStep {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Asked {
     Not,
-    /// Since when nobody waits for it any more.
-    Until(Duration),
+    /// When, and until when it is waited for alone.
+    Running {
+        since: Duration,
+        until: Duration,
+    },
     Absent,
     Damaged,
     Failed,
@@ -253,11 +257,11 @@ impl ReadPlan {
 
     /// The next thing to do at `now`; a node that it names counts as asked.
     pub fn step(&mut self, now: Duration) -> ReadStep {
-        let waiting: Vec<Duration> = self.running().collect();
-        let patient_until = waiting.iter().copied().max();
-        let may_hedge = waiting.len() < READS_AT_ONCE_MAX && patient_until.is_none_or(|until| now >= until);
+        let patient_until = self.running().map(|(_, until)| until).max();
+        let fresh = self.running().filter(|(since, _)| now.saturating_sub(*since) < STALL_MAX).count();
+        let may_hedge = fresh < READS_AT_ONCE_MAX && patient_until.is_none_or(|until| now >= until);
         if may_hedge && let Some(next) = self.candidates.iter_mut().find(|known| known.asked == Asked::Not) {
-            next.asked = Asked::Until(now + next.hedge);
+            next.asked = Asked::Running { since: now, until: now + next.hedge };
             return ReadStep::Ask(next.node);
         }
         match patient_until {
@@ -268,9 +272,10 @@ impl ReadPlan {
         }
     }
 
-    fn running(&self) -> impl Iterator<Item = Duration> + '_ {
+    /// Since when, and until when alone.
+    fn running(&self) -> impl Iterator<Item = (Duration, Duration)> + '_ {
         self.candidates.iter().filter_map(|known| match known.asked {
-            Asked::Until(until) => Some(until),
+            Asked::Running { since, until } => Some((since, until)),
             _ => None,
         })
     }

@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 
-use super::connections::{connect, is_near};
+use super::ask::{AskError, Question, ask, pause};
+use super::connections::is_near;
 use super::shard::Shard;
 use super::shared::{Holders, Shared};
 use super::small;
@@ -371,20 +372,17 @@ async fn send_to_owner(
         return small::send(shard, owner, layout, address, buffer, len, version).await;
     }
     let failed = |error: &dyn std::fmt::Display| OwnerError::Failed(error.to_string());
-    let connection = connect(shard, &owner).await.map_err(|error| failed(&error))?;
-    let offer = message::encode_offer(&version, &[address]);
-    let answer = connection
-        .request(FrameKind::Offer, Address::ZERO, layout, offer, None, STORE_PATIENCE)
+    let offer = Question { kind: FrameKind::Offer, address: Address::ZERO, layout, patience: STORE_PATIENCE };
+    let answer = ask(shard, &owner, offer, || (message::encode_offer(&version, &[address]), None))
         .await
         .map_err(|error| failed(&error))?;
     owner_status(answer.status)?;
     if answer.body.first() == Some(&1) {
         return Ok(false);
     }
-    let payload = PayloadSource::Shared(buffer, payload_range(len));
-    let body = message::encode_store(&version, 0);
-    let answer = connection
-        .request(FrameKind::Store, address, layout, body, Some(payload), STORE_PATIENCE)
+    let store = Question { kind: FrameKind::Store, address, layout, patience: STORE_PATIENCE };
+    let payload = || PayloadSource::Shared(buffer.clone(), payload_range(len));
+    let answer = ask(shard, &owner, store, || (message::encode_store(&version, 0), Some(payload())))
         .await
         .map_err(|error| failed(&error))?;
     owner_status(answer.status)?;
@@ -496,6 +494,9 @@ pub enum FetchError {
     Absent,
     #[error("holds it damaged")]
     Damaged,
+    /// It, or this node, has no room for the answer now.
+    #[error("{0}")]
+    Busy(String),
     #[error("{0}")]
     Failed(String),
 }
@@ -505,26 +506,27 @@ pub enum FetchError {
 pub async fn fetch_from(shard: &Rc<Shard>, holder: &NodeId, address: &Address) -> Result<Payload, FetchError> {
     let mut was_wrong = false;
     for _ in 0..MISMATCHES_MAX {
-        let connection = connect(shard, holder).await.map_err(|error| FetchError::Failed(error.to_string()))?;
-        let number = shard.node.layout_number();
-        let asked = connection.request(FrameKind::Fetch, *address, number, Vec::new(), None, STALL_MAX).await;
-        return match asked {
+        let layout = shard.node.layout_number();
+        let fetch = Question { kind: FrameKind::Fetch, address: *address, layout, patience: STALL_MAX };
+        return match ask(shard, holder, fetch, || (Vec::new(), None)).await {
             Ok(answer) => match (answer.status, answer.payload) {
                 (Status::Ok, Some(payload)) => Ok(payload),
                 (Status::NotFound, _) => Err(FetchError::Absent),
                 (Status::Damaged, _) => Err(FetchError::Damaged),
+                (Status::Unavailable, _) => Err(FetchError::Busy("it cannot now".into())),
                 (status, _) => Err(FetchError::Failed(format!("answered {status:?}"))),
             },
-            Err(RequestError::Closed { reason: CloseReason::PayloadMismatch(wrong) })
+            Err(AskError::Request(RequestError::Closed { reason: CloseReason::PayloadMismatch(wrong) }))
                 if wrong == *address && was_wrong =>
             {
                 tracing::warn!(?address, ?holder, "a peer's copy of a chunk is damaged; run gabion verify there");
                 Err(FetchError::Damaged)
             }
-            Err(RequestError::Closed { reason: CloseReason::PayloadMismatch(wrong) }) => {
+            Err(AskError::Request(RequestError::Closed { reason: CloseReason::PayloadMismatch(wrong) })) => {
                 was_wrong |= wrong == *address;
                 continue;
             }
+            Err(error @ AskError::Request(RequestError::NoBuffer)) => Err(FetchError::Busy(error.to_string())),
             Err(error) => Err(FetchError::Failed(error.to_string())),
         };
     }
@@ -542,7 +544,27 @@ async fn fetch_planned(
     address: Address,
     is_damaged_here: bool,
 ) -> Result<(NodeId, Payload), ChunkError> {
+    for _ in 0..BUSY_ROUNDS_MAX {
+        if let Some(outcome) = fetch_once(shard, holders, address, is_damaged_here).await {
+            return outcome;
+        }
+        pause().await;
+    }
+    Err(ChunkError::Network { reason: format!("the nodes that hold chunk {address:?} are busy: try again") })
+}
+
+/// How often holders are asked that cannot answer at the moment, once nobody else is left to ask.
+const BUSY_ROUNDS_MAX: u32 = 4;
+
+/// `None`: nobody gave it, and somebody may in a moment.
+async fn fetch_once(
+    shard: &Rc<Shard>,
+    holders: &Holders,
+    address: Address,
+    is_damaged_here: bool,
+) -> Option<Result<(NodeId, Payload), ChunkError>> {
     let node = &shard.node;
+    let mut is_busy = false;
     let mut plan = {
         let usual = shard.latencies.borrow();
         let loaded = usual.under_load(|holder| shard.connections.in_flight(holder));
@@ -562,17 +584,18 @@ async fn fetch_planned(
                 continue;
             }
             ReadStep::Wait(until) => until,
-            ReadStep::NotFound if is_damaged_here => return Err(ChunkError::Damaged { address }),
-            ReadStep::NotFound => return Err(not_found(node, address)),
-            ReadStep::Damaged => return Err(ChunkError::Damaged { address }),
+            ReadStep::NotFound if is_damaged_here => return Some(Err(ChunkError::Damaged { address })),
+            ReadStep::NotFound => return Some(Err(not_found(node, address))),
+            ReadStep::Damaged => return Some(Err(ChunkError::Damaged { address })),
             ReadStep::Unreachable { silent } if silent.is_empty() && is_damaged_here => {
-                return Err(ChunkError::Damaged { address });
+                return Some(Err(ChunkError::Damaged { address }));
             }
-            ReadStep::Unreachable { silent } if silent.is_empty() => return Err(not_found(node, address)),
+            ReadStep::Unreachable { silent } if silent.is_empty() => return Some(Err(not_found(node, address))),
+            ReadStep::Unreachable { .. } if is_busy => return None,
             ReadStep::Unreachable { silent } => {
-                return Err(ChunkError::Network {
+                return Some(Err(ChunkError::Network {
                     reason: format!("chunk {address:?} is not here, and {silent:?} cannot be asked: start those nodes"),
-                });
+                }));
             }
         };
         // Only channels and timers are raced here, never a ring operation.
@@ -582,12 +605,13 @@ async fn fetch_planned(
         match outcome {
             Ok(payload) => {
                 latencies.record(holder, took);
-                return Ok((holder, payload));
+                return Some(Ok((holder, payload)));
             }
             Err(FetchError::Absent) => plan.on_absent(holder),
             Err(FetchError::Damaged) => plan.on_damage(holder),
-            Err(FetchError::Failed(reason)) => {
-                tracing::debug!(?address, ?holder, %reason, "a holder failed");
+            Err(error @ (FetchError::Busy(_) | FetchError::Failed(_))) => {
+                is_busy |= matches!(error, FetchError::Busy(_));
+                tracing::debug!(?address, ?holder, %error, "a holder failed");
                 latencies.record_failure(holder);
                 plan.on_fail(holder);
             }

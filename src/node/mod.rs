@@ -18,6 +18,7 @@
 //! half-done that anybody was told of; the segments are synced, the index is checkpointed; exit 0. What does not end
 //! within [`SHUTDOWN_MAX`] is cut off: it was not acknowledged.
 
+mod ask;
 mod bootstrap;
 mod cache;
 mod checkpoints;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::connections::connect;
+use super::ask::{Question, ask};
 use super::names::{NameError, accept};
 use super::shard::Shard;
 use crate::cluster::ActiveLayout;
@@ -211,12 +211,9 @@ async fn ask_one(
     if owner == shard.node.id() {
         return ask_self(shard, layout, kind, &body).await;
     }
-    let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
     let patience = if kind == FrameKind::NameWrite { WRITE_PATIENCE } else { STALL_MAX };
-    let answer = connection
-        .request(kind, Address::ZERO, layout, body, None, patience)
-        .await
-        .map_err(|error| error.to_string())?;
+    let question = Question { kind, address: Address::ZERO, layout, patience };
+    let answer = ask(shard, &owner, question, || (body.clone(), None)).await.map_err(|error| error.to_string())?;
     match (answer.status, kind) {
         (Status::Ok, FrameKind::NameWrite) => {
             NameWriteAnswer::decode(&answer.body).map(Answer::Written).map_err(|error| error.to_string())

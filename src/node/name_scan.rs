@@ -11,7 +11,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-use super::connections::{connect, is_near};
+use super::ask::{Question, ask};
+use super::connections::is_near;
 use super::name_quorum::{name_groups, too_few};
 use super::names::NameError;
 use super::shard::Shard;
@@ -194,12 +195,10 @@ impl Pages {
         layout: &Arc<ActiveLayout>,
         bucket: Option<&BucketId>,
     ) -> Result<Vec<NameRecord>, String> {
-        let connection = connect(shard, &self.owner).await.map_err(|error| error.to_string())?;
-        let body = message::encode_name_list(bucket, self.after.as_ref());
-        let answer = connection
-            .request(FrameKind::NameList, Address::ZERO, layout.number(), body, None, STALL_MAX)
-            .await
-            .map_err(|error| error.to_string())?;
+        let layout = layout.number();
+        let question = Question { kind: FrameKind::NameList, address: Address::ZERO, layout, patience: STALL_MAX };
+        let body = || message::encode_name_list(bucket, self.after.as_ref());
+        let answer = ask(shard, &self.owner, question, || (body(), None)).await.map_err(|error| error.to_string())?;
         if answer.status != Status::Ok {
             return Err(format!("answered {:?}", answer.status));
         }

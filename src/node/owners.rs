@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::ask::{Question, ask};
 use super::chunks::LAYOUT_RESTARTS_MAX;
-use super::connections::{connect, is_near};
+use super::connections::is_near;
 use super::shard::Shard;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::{Address, NodeId, VersionId, message};
@@ -71,10 +72,8 @@ async fn refer_at(
         let record = SmallRecord::Reference { address: root, version, capsule };
         return shard.store.append(record).await.map(|()| true).map_err(|error| error.to_string());
     }
-    let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
-    let body = message::encode_refer(&version, &capsule);
-    let answer = connection
-        .request(FrameKind::Refer, root, layout, body, None, REFER_PATIENCE)
+    let question = Question { kind: FrameKind::Refer, address: root, layout, patience: REFER_PATIENCE };
+    let answer = ask(shard, &owner, question, || (message::encode_refer(&version, &capsule), None))
         .await
         .map_err(|error| error.to_string())?;
     match answer.status {
@@ -84,35 +83,83 @@ async fn refer_at(
     }
 }
 
-/// The sealed capsules of a root's living versions: from here, else from the first owner (of any known layout) that has
-/// some.
-pub async fn capsules(shard: &Rc<Shard>, root: &Address) -> Result<Vec<(VersionId, Vec<u8>)>, ChunkError> {
+/// A living version of a root with its sealed capsule.
+type Sealed = (VersionId, Vec<u8>);
+
+/// What `open` makes of the first capsule of a root's living versions that opens: of those that are here, else owner after
+/// owner (of any known layout). What one owner shows says nothing about what the others have: it may be junk.
+pub async fn find_capsule<T>(
+    shard: &Rc<Shard>,
+    root: &Address,
+    open: impl Fn(&Sealed) -> Option<T>,
+) -> Result<Option<T>, ChunkError> {
     let local =
         shard.node.catalog.capsules(root).await.map_err(|error| ChunkError::Other { reason: error.to_string() })?;
-    if !local.is_empty() {
-        return Ok(local);
+    if let Some(found) = local.iter().find_map(&open) {
+        return Ok(Some(found));
     }
-    let mut unreachable = None;
     let mut owners: Vec<NodeId> = shard.node.chunk_holders(root).all().collect();
     owners.sort_by_key(|owner| !is_near(shard, owner));
+    first_that_opens(&owners, async |owner| capsules_at(shard, &owner, root).await, open).await
+}
+
+async fn first_that_opens<T>(
+    owners: &[NodeId],
+    ask: impl AsyncFn(NodeId) -> Result<Vec<Sealed>, String>,
+    open: impl Fn(&Sealed) -> Option<T>,
+) -> Result<Option<T>, ChunkError> {
+    let mut failed = None;
     for owner in owners {
-        let asked = async {
-            let connection = connect(shard, &owner).await.map_err(|error| error.to_string())?;
-            let number = shard.node.layout_number();
-            let request = connection.request(FrameKind::Capsules, *root, number, Vec::new(), None, STALL_MAX);
-            request.await.map_err(|error| error.to_string())
-        };
-        match asked.await {
-            Ok(answer) if answer.status == Status::Ok => {
-                return message::decode_capsules(&answer.body)
-                    .map_err(|error| ChunkError::Other { reason: error.to_string() });
+        match ask(*owner).await {
+            Ok(capsules) => {
+                if let Some(found) = capsules.iter().find_map(&open) {
+                    return Ok(Some(found));
+                }
             }
-            Ok(_) => {}
-            Err(reason) => unreachable = Some(reason),
+            Err(reason) => failed = Some(reason),
         }
     }
-    match unreachable {
+    match failed {
         Some(reason) => Err(ChunkError::Network { reason }),
-        None => Ok(Vec::new()),
+        None => Ok(None),
+    }
+}
+
+async fn capsules_at(shard: &Rc<Shard>, owner: &NodeId, root: &Address) -> Result<Vec<Sealed>, String> {
+    let layout = shard.node.layout_number();
+    let question = Question { kind: FrameKind::Capsules, address: *root, layout, patience: STALL_MAX };
+    let answer = ask(shard, owner, question, || (Vec::new(), None)).await.map_err(|error| error.to_string())?;
+    if answer.status != Status::Ok {
+        return Ok(Vec::new());
+    }
+    message::decode_capsules(&answer.body).map_err(|error| format!("{owner:?} answered what is no capsule: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIAR: NodeId = NodeId([1; 32]);
+    const NONE: NodeId = NodeId([2; 32]);
+    const BROKEN: NodeId = NodeId([3; 32]);
+    const HONEST: NodeId = NodeId([4; 32]);
+
+    async fn search(owners: &[NodeId]) -> Result<Option<u8>, ChunkError> {
+        let version = VersionId::new(1, 2, [3; 8]);
+        let ask = async |owner: NodeId| match owner {
+            LIAR => Ok(vec![(version, b"junk".to_vec())]),
+            HONEST => Ok(vec![(version, b"other".to_vec()), (version, b"right".to_vec())]),
+            BROKEN => Err("answered what is no capsule".to_owned()),
+            _ => Ok(Vec::new()),
+        };
+        first_that_opens(owners, ask, |(_, capsule)| (capsule == b"right").then_some(7)).await
+    }
+
+    #[tokio::test]
+    async fn junk_of_one_owner_hides_nothing_that_another_has() {
+        assert_eq!(search(&[LIAR, BROKEN, NONE, HONEST]).await.unwrap(), Some(7));
+        assert_eq!(search(&[LIAR, NONE]).await.unwrap(), None);
+        let undecided = search(&[NONE, BROKEN, LIAR]).await;
+        assert!(matches!(undecided, Err(ChunkError::Network { .. })), "{undecided:?}");
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! # Rules
 //! - An answer comes only when the chunk is durable there; each chunk has its own, and a refused one says nothing about
-//!   its neighbours. A frame that is lost fails all that was in it.
+//!   its neighbours. A frame that is lost twice fails all that was in it.
 //! - All chunks of a frame run under one layout: whoever began under another waits for the next frame.
 
 use std::cell::{Cell, RefCell};
@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::ask::{Question, ask};
 use super::chunks::{OwnerError, owner_status, store_error, store_shared};
-use super::connections::connect;
 use super::owners;
 use super::shard::Shard;
 use crate::format::frame::{FrameKind, Status};
@@ -136,22 +136,23 @@ async fn send_frame(
     frame: &[Parcel],
 ) -> Result<Vec<Result<bool, OwnerError>>, OwnerError> {
     let failed = |error: &dyn std::fmt::Display| OwnerError::Failed(error.to_string());
-    let connection = connect(shard, &owner).await.map_err(|error| failed(&error))?;
+    let question = Question { kind: FrameKind::StoreSmall, address: Address::ZERO, layout, patience: STORE_PATIENCE };
+    let answer = ask(shard, &owner, question, || (encode_frame(frame), None)).await.map_err(|error| failed(&error))?;
+    owner_status(answer.status)?;
+    if answer.body.len() != frame.len() {
+        return Err(OwnerError::Failed(format!("answered for {} of {} chunks", answer.body.len(), frame.len())));
+    }
+    Ok(answer.body.iter().map(|byte| chunk_answer(*byte)).collect())
+}
+
+fn encode_frame(frame: &[Parcel]) -> Vec<u8> {
     let mut body = Writer::with_capacity(SEALED_BODY_BYTES_MAX);
     for parcel in frame {
         let chunk =
             message::SmallChunk { address: parcel.address, version: parcel.version, flags: 0, bytes: parcel.bytes() };
         message::encode_small_chunk(&mut body, &chunk);
     }
-    let answer = connection
-        .request(FrameKind::StoreSmall, Address::ZERO, layout, body.finish(), None, STORE_PATIENCE)
-        .await
-        .map_err(|error| failed(&error))?;
-    owner_status(answer.status)?;
-    if answer.body.len() != frame.len() {
-        return Err(OwnerError::Failed(format!("answered for {} of {} chunks", answer.body.len(), frame.len())));
-    }
-    Ok(answer.body.iter().map(|byte| chunk_answer(*byte)).collect())
+    body.finish()
 }
 
 /// Whether the chunk was new to the owner.

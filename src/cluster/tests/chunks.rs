@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::{node, permutations, quorum};
 use crate::cluster::chunks::{Latencies, ReadPlan, ReadStep, WriteProgress, WriteQuorum};
 use crate::format::NodeId;
-use crate::limits::HEDGE_MAX;
+use crate::limits::{HEDGE_MAX, STALL_MAX};
 
 /// Every order of three owners times every pattern of acks and failures: the verdict depends only on the pattern, comes as
 /// early as it can, and an acknowledgement once given stays.
@@ -132,6 +132,25 @@ fn slow_node_is_hedged_once_and_not_before_its_time() {
     assert_eq!(plan.step(later), ReadStep::Wait(later + HEDGE_MAX), "two at once are enough");
     plan.on_fail(node(0));
     assert_eq!(plan.step(later), ReadStep::Ask(node(2)), "a failure makes room at once");
+}
+
+#[test]
+fn nodes_that_answer_for_too_long_keep_no_other_from_being_asked() {
+    let mut plan = plan(node(99), |_| true);
+    assert_eq!(plan.step(START), ReadStep::Ask(node(0)));
+    let second_at = START + Duration::from_millis(20);
+    assert_eq!(plan.step(second_at), ReadStep::Ask(node(1)));
+    let first_is_old = START + STALL_MAX;
+    assert!(matches!(plan.step(first_is_old - Duration::from_nanos(1)), ReadStep::Wait(_)));
+    assert_eq!(plan.step(first_is_old), ReadStep::Ask(node(2)));
+    assert!(matches!(plan.step(first_is_old), ReadStep::Wait(_)), "the second and the third count");
+    let third_is_late = first_is_old + Duration::from_millis(60);
+    assert_eq!(plan.step(third_is_late), ReadStep::Ask(node(4)), "the second counts no more");
+    plan.on_absent(node(2));
+    plan.on_absent(node(4));
+    assert_eq!(plan.step(third_is_late), ReadStep::Ask(node(3)));
+    plan.on_absent(node(3));
+    assert!(matches!(plan.step(third_is_late), ReadStep::Wait(_)), "those that still send may have it");
 }
 
 #[test]

@@ -129,21 +129,21 @@ async fn find_content(shard: &Rc<Shard>, root: &Address) -> Result<Found, Failur
             stamp_ms: 0,
         });
     }
-    for (version, sealed) in owners::capsules(shard, root).await? {
-        if let Ok(capsule) = vault.open_capsule(&shard.node.network_id(), &version, root, &sealed) {
-            return Ok(Found {
-                bucket: String::new(),
-                key: String::new(),
-                root: *root,
-                root_key: ChunkKey::from_bytes(capsule.root_key),
-                depth: capsule.depth,
-                length: capsule.length,
-                metadata: capsule.metadata.clone(),
-                stamp_ms: u64::from(version.minted_s()) * 1000,
-            });
-        }
-    }
-    Err(not_found())
+    let network = shard.node.network_id();
+    let found = owners::find_capsule(shard, root, |(version, sealed)| {
+        let capsule = vault.open_capsule(&network, version, root, sealed).ok()?;
+        Some(Found {
+            bucket: String::new(),
+            key: String::new(),
+            root: *root,
+            root_key: ChunkKey::from_bytes(capsule.root_key),
+            depth: capsule.depth,
+            length: capsule.length,
+            metadata: capsule.metadata.clone(),
+            stamp_ms: u64::from(version.minted_s()) * 1000,
+        })
+    });
+    found.await?.ok_or_else(not_found)
 }
 
 pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: Option<OwnedFd>) -> Result<(), Failure> {
@@ -241,7 +241,7 @@ fn progress_event(job: &GetJob) -> ControlEvent {
 
 fn watch(shard: &Rc<Shard>, client: &Rc<Client>, job: &Arc<GetJob>) -> Watch {
     let (cancelled, reported) = (job.clone(), job.clone());
-    Watch::start(shard, client, move || cancelled.cancel(), move || progress_event(&reported))
+    Watch::start(shard.node.stopping(), client, move || cancelled.cancel(), move || progress_event(&reported))
 }
 
 /// Chunks for a client that checks and decrypts them itself, one after the other on one connection.

@@ -31,17 +31,21 @@ use std::time::Duration;
 
 use super::control::{ControlEvent, ControlRequest, LENGTH_BYTES, MESSAGE_BYTES_MAX, message_len};
 use super::shard::{Shard, send_job};
+use super::shared::Stopping;
 use crate::crypto::keys::VaultKey;
 use crate::io::{Buffer, SendSource, UnixListener, UnixStream, spawn};
 use crate::node::names::NameError;
 use crate::vault::ChunkError;
 
-/// A client that takes no event for this long is gone.
-const CLIENT_STALL: Duration = Duration::from_secs(60);
+/// A client that takes no event for this long is gone, but for progress, of which a client that is suspended (Ctrl-Z) takes
+/// none. Tests do not wait for so long.
+const CLIENT_STALL: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(60) };
 /// Events that leave together.
 const EVENTS_BYTES: usize = 64 << 10;
 /// How often a running command says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a node that stops waits for a client to take the report that is under way.
+const LAST_REPORT_MAX: Duration = Duration::from_secs(1);
 
 /// Exit codes, as the command line defines them.
 pub mod code {
@@ -133,9 +137,19 @@ impl Client {
         if bytes.is_empty() { Ok(()) } else { self.send_bytes(bytes).await }
     }
 
+    /// The same, however long the client takes nothing. Given up half-way it would leave a part of an event in the stream,
+    /// so only [`UnixStream::cancel`], which ends the stream, ends it.
+    async fn send_patiently(&self, event: ControlEvent) -> Result<(), Failure> {
+        self.send_within(event.encode(), Duration::MAX).await
+    }
+
     async fn send_bytes(&self, bytes: Vec<u8>) -> Result<(), Failure> {
+        self.send_within(bytes, CLIENT_STALL).await
+    }
+
+    async fn send_within(&self, bytes: Vec<u8>, stall: Duration) -> Result<(), Failure> {
         self.stream
-            .send_all(SendSource::Bytes(bytes), CLIENT_STALL)
+            .send_all(SendSource::Bytes(bytes), stall)
             .await
             .map_err(|error| Failure::new(code::OTHER, format!("the command has hung up: {error}")))
     }
@@ -148,15 +162,18 @@ impl Client {
 }
 
 /// What runs beside a long command: its progress reports, and the eye on its client. A client that hangs up cancels the
-/// command.
+/// command, and so does the node's stop. A client that takes no reports does not: it may be suspended, and its command goes on
+/// to its end and waits there for it.
 struct Watch {
+    client: Rc<Client>,
+    stopping: Stopping,
     stop: Rc<tokio::sync::Notify>,
     stopped: tokio::sync::oneshot::Receiver<()>,
 }
 
 impl Watch {
     fn start(
-        shard: &Rc<Shard>,
+        stopping: Stopping,
         client: &Rc<Client>,
         cancel: impl Fn() + 'static,
         event: impl Fn() -> ControlEvent + 'static,
@@ -171,29 +188,47 @@ impl Watch {
                 cancel();
             })
         };
-        let (client, stopping, told) = (client.clone(), shard.node.stopping(), stop.clone());
+        // Beside the reports, which may wait for the client.
+        let stops = {
+            let (stopping, cancel) = (stopping.clone(), cancel.clone());
+            spawn(async move {
+                stopping.wait().await;
+                cancel();
+            })
+        };
+        let (reporter, told) = (client.clone(), stop.clone());
         spawn(async move {
             loop {
                 // Timers and notifications only: no ring operation is ever dropped half-way here.
                 tokio::select! {
                     () = told.notified() => break,
-                    () = stopping.clone().wait() => { cancel(); break }
                     () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
                 }
-                if client.send(event()).await.is_err() {
+                if reporter.send_patiently(event()).await.is_err() {
                     cancel();
                     break;
                 }
             }
             hung_up.abort();
+            stops.abort();
             let _ = ended.send(());
         });
-        Self { stop, stopped }
+        Self { client: client.clone(), stopping, stop, stopped }
     }
 
-    /// Ends the reports; nothing is sent behind the caller's back once this returns.
-    async fn stop(self) {
+    /// Ends the reports; nothing is sent behind the caller's back once this returns. Waits for a client that has yet to take
+    /// the last one, unless the node stops.
+    async fn stop(mut self) {
         self.stop.notify_one();
+        let must_end = async {
+            self.stopping.clone().wait().await;
+            tokio::time::sleep(LAST_REPORT_MAX).await;
+        };
+        tokio::select! {
+            _ = &mut self.stopped => return,
+            () = must_end => {}
+        }
+        self.client.stream.cancel().await;
         let _ = self.stopped.await;
     }
 }
@@ -390,4 +425,92 @@ fn vault_key(shard: &Rc<Shard>) -> Result<VaultKey, Failure> {
             "this is a storage node and holds no vault key: use a member node, or a link (gabion share)"
         },
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::Read;
+
+    use super::*;
+    use crate::io::{Ring, RingOptions};
+    use crate::node::shared::Stop;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Reports until the client's socket is full, and then for longer than a client may take nothing else.
+    async fn reports_that_nobody_takes(stop: &Stop, client: &Rc<Client>) -> (Watch, Rc<Cell<bool>>, Rc<Cell<u64>>) {
+        let (is_cancelled, reports) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
+        let (cancelled, made) = (is_cancelled.clone(), reports.clone());
+        let event = move || {
+            made.set(made.get() + 1);
+            ControlEvent::Warning { message: made.get().to_string().repeat(200_000) }
+        };
+        let watch = Watch::start(stop.stopping(), client, move || cancelled.set(true), event);
+        while reports.get() == 0 {
+            tokio::time::sleep(PROGRESS_INTERVAL).await;
+        }
+        tokio::time::sleep(4 * CLIENT_STALL).await;
+        (watch, is_cancelled, reports)
+    }
+
+    fn on_ring(test: impl AsyncFnOnce(Rc<Client>, StdUnixStream)) {
+        let (near, far) = StdUnixStream::pair().unwrap();
+        Ring::new(&RingOptions::default()).unwrap().block_on(async {
+            test(Rc::new(Client { stream: UnixStream::from_std(near).unwrap() }), far).await;
+        });
+    }
+
+    fn next_event(stream: &mut StdUnixStream) -> ControlEvent {
+        let mut head = [0; LENGTH_BYTES];
+        stream.read_exact(&mut head).unwrap();
+        let mut message = vec![0; message_len(head).unwrap()];
+        stream.read_exact(&mut message).unwrap();
+        ControlEvent::decode(&message).unwrap()
+    }
+
+    #[test]
+    fn a_suspended_client_is_not_gone_and_gets_whole_events_later() {
+        on_ring(async |client, mut far| {
+            let stop = Stop::default();
+            let (watch, is_cancelled, reports) = reports_that_nobody_takes(&stop, &client).await;
+            assert!(!is_cancelled.get());
+            let reader = std::thread::spawn(move || {
+                let events = std::iter::from_fn(|| match next_event(&mut far) {
+                    ControlEvent::Done => None,
+                    ControlEvent::Warning { message } => Some(message.len()),
+                    other => panic!("{other:?}"),
+                });
+                events.collect::<Vec<_>>()
+            });
+            tokio::time::timeout(LONG, watch.stop()).await.unwrap();
+            client.send(ControlEvent::Done).await.unwrap();
+            let events = reader.join().unwrap();
+            assert_eq!(events.len() as u64, reports.get());
+            assert!(!is_cancelled.get());
+        });
+    }
+
+    #[test]
+    fn a_node_that_stops_cancels_at_once_and_waits_for_no_suspended_client() {
+        on_ring(async |client, far| {
+            let stop = Stop::default();
+            let (watch, is_cancelled, _) = reports_that_nobody_takes(&stop, &client).await;
+            stop.begin();
+            tokio::time::sleep(PROGRESS_INTERVAL).await;
+            assert!(is_cancelled.get());
+            tokio::time::timeout(LONG, watch.stop()).await.unwrap();
+            drop(far);
+        });
+    }
+
+    #[test]
+    fn a_client_that_hangs_up_cancels_though_it_took_no_reports() {
+        on_ring(async |client, far| {
+            let (watch, is_cancelled, _) = reports_that_nobody_takes(&Stop::default(), &client).await;
+            drop(far);
+            tokio::time::timeout(LONG, watch.stop()).await.unwrap();
+            assert!(is_cancelled.get());
+        });
+    }
 }

@@ -206,7 +206,7 @@ fn progress_event(job: &PutJob) -> ControlEvent {
 
 fn watch(shard: &Rc<Shard>, client: &Rc<Client>, job: &Arc<PutJob>) -> Watch {
     let (cancelled, reported) = (job.clone(), job.clone());
-    Watch::start(shard, client, move || cancelled.cancel(), move || progress_event(&reported))
+    Watch::start(shard.node.stopping(), client, move || cancelled.cancel(), move || progress_event(&reported))
 }
 
 /// Makes the root's reference carry the sealed capsule on its owners, so that a member can get by content id alone.

@@ -1,7 +1,6 @@
 //! `verify` and `reclaim`: everything read and checked again, and the space of the dead given back.
 
 use std::cell::Cell;
-use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Client, Failure, code};
 use crate::format::Address;
+use crate::io::{JoinHandle, spawn};
 use crate::node::control::ControlEvent;
 use crate::node::mend::{self, Mended};
 use crate::node::mend_log;
@@ -17,23 +17,31 @@ use crate::node::shard::Shard;
 use crate::store::{StoreError, VerifyReport};
 
 /// Reads every record of every segment, then asks for every chunk that a living version refers to: what does not match,
-/// or is not there, is fetched again from another holder.
+/// or is not there, is fetched again from another holder. Ends when the client hangs up.
 pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
+    // Whatever is dropped half-way here may be: peers' requests are, when they cancel.
+    tokio::select! {
+        outcome = verify_all(shard, client) => outcome,
+        () = client.hung_up() => Err(Failure::new(code::OTHER, "the command has hung up")),
+    }
+}
+
+async fn verify_all(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
     let total = shard.store.stats().chunks;
-    let Walk { done, mut damaged, mut end } = Walk::start(shard);
+    let mut walk = Walk::start(shard);
     let mut tally = Tally::default();
     let report = loop {
         tokio::select! {
             biased;
-            Some(damaged) = damaged.recv() => tally.damage(shard, client, &damaged, "damaged").await?,
-            report = &mut end => break report.map_err(|_| Failure::new(code::OTHER, "the node is stopping"))??,
+            Some(damaged) = walk.damaged.recv() => tally.damage(shard, client, &damaged, "damaged").await?,
+            report = &mut walk.end => break report.map_err(|_| Failure::new(code::OTHER, "the node is stopping"))??,
             () = tokio::time::sleep(REPORT_INTERVAL) => {
-                let done = done.get();
+                let done = walk.done.get();
                 client.send(ControlEvent::Verified { done, total: total.max(done) }).await?;
             }
         }
     };
-    while let Ok(damaged) = damaged.try_recv() {
+    while let Ok(damaged) = walk.damaged.try_recv() {
         tally.damage(shard, client, &damaged, "damaged").await?;
     }
     find_missing(shard, client, &mut tally).await?;
@@ -44,11 +52,18 @@ pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failur
     client.send(ControlEvent::VerifyDone { chunks, bytes, damaged, mended, left }).await
 }
 
-/// The walk over the segments, in a task of its own.
+/// The walk over the segments, in a task of its own, which ends with this.
 struct Walk {
     done: Rc<Cell<u64>>,
     damaged: mpsc::UnboundedReceiver<Address>,
     end: oneshot::Receiver<Result<VerifyReport, StoreError>>,
+    task: JoinHandle,
+}
+
+impl Drop for Walk {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Walk {
@@ -57,7 +72,7 @@ impl Walk {
         let (finished, end) = oneshot::channel();
         let done = Rc::new(Cell::new(0));
         let (store, counted) = (shard.store.clone(), done.clone());
-        crate::io::spawn(async move {
+        let task = spawn(async move {
             let report = store
                 .verify(&mut |verified| {
                     counted.set(counted.get() + 1);
@@ -68,7 +83,7 @@ impl Walk {
                 .await;
             let _ = finished.send(report);
         });
-        Self { done, damaged, end }
+        Self { done, damaged, end, task }
     }
 }
 
@@ -153,8 +168,6 @@ impl Tally {
 async fn find_missing(shard: &Rc<Shard>, client: &Rc<Client>, tally: &mut Tally) -> Result<(), Failure> {
     let catalog = &shard.node.catalog;
     let mut after_version = None;
-    // Several versions may refer to one chunk: it is missing once.
-    let mut told = HashSet::new();
     loop {
         let versions = catalog.versions(after_version, REFERENCES_PAGE).await?;
         let Some(last) = versions.last() else { return Ok(()) };
@@ -166,9 +179,9 @@ async fn find_missing(shard: &Rc<Shard>, client: &Rc<Client>, tally: &mut Tally)
                 let Some(last) = chunks.last() else { break };
                 after = Some(*last);
                 for address in chunks.iter().filter(|address| !shard.store.contains(address)) {
-                    let is_known = told.contains(address) || shard.store.is_quarantined(address);
-                    if !is_known && !catalog.is_dead(version).await? {
-                        told.insert(*address);
+                    // Several versions may refer to one chunk: it is missing once, under the first that lives.
+                    let is_known = shard.store.is_quarantined(address);
+                    if !is_known && catalog.first_reference(address).await? == Some(*version) {
                         tally.damage(shard, client, address, "missing").await?;
                     }
                 }
