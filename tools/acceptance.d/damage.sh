@@ -98,13 +98,20 @@ test_damage_alone() {
     done
 }
 
-# Puts one file after the other until the node is gone; what was acknowledged goes into a list.
+# Puts one file after the other until the node is gone; what was acknowledged goes into a list, and so does any end but
+# that the node went away.
 put_until_killed() { # WORKER ROUND
-    local number=0 name
+    local number=0 name code
     while :; do
         name=$2-$1-$number
         noise $(((RANDOM * 32768 + RANDOM) % 3000000)) "$seed.$name" > "$t/in.$1"
-        g a put -q "$t/in.$1" --name "kills/$name" > /dev/null 2>> "$t/puts.err" || return 0
+        code=0
+        g a put -q "$t/in.$1" --name "kills/$name" > /dev/null 2> "$t/put.$1" || code=$?
+        if [ $code != 0 ]; then
+            [ $code = 5 ] || grep -qE 'went away|the node (is stopping|stops)' "$t/put.$1" \
+                || echo "put kills/$name exits $code: $(cat "$t/put.$1")" >> "$t/unexpected"
+            return 0
+        fi
         echo "$name $(sha256sum < "$t/in.$1")" >> "$t/acknowledged.$1"
         number=$((number + 1))
     done
@@ -118,7 +125,7 @@ check_acknowledged() { # PATTERN
 }
 
 test_kills() {
-    local round worker workers
+    local round worker workers count
     node_start a
     for round in $(seq "$kills"); do
         workers=()
@@ -130,10 +137,13 @@ test_kills() {
         sleep "$(calc "0.05 + $((RANDOM % 1000)) / 800" 3)"
         node_kill a
         wait "${workers[@]}"
+        [ ! -e "$t/unexpected" ] || fail "in round $round: $(cat "$t/unexpected")"
         node_start a
         check_acknowledged "^$round-"
     done
     check_acknowledged .
     g a verify || fail "verify exits $?"
-    figure "$(cat "$t"/acknowledged.* | wc -l) acknowledged puts"
+    count=$(cat "$t"/acknowledged.* | wc -l)
+    figure "$count acknowledged puts"
+    [ "$count" -ge "$kills" ] || fail "$count acknowledged puts in $kills rounds are too few to tell"
 }

@@ -1,23 +1,51 @@
 # Files in and out of one node and of three.
 # shellcheck shell=bash disable=SC2154
 
+# What a line of NAME's output that begins like this says to type.
+printed() { # NAME BEGINNING
+    local line
+    line=$(grep -m 1 "^ *$2" "$t/$1.out") || fail "the node does not say $2: $(cat "$t/$1.out")"
+    sed 's/^ *//' <<< "$line"
+}
+
 test_starts() {
-    node_start a
-    local deadline=$((SECONDS + 10))
-    until grep -q -- '--join' "$t/a.out"; do
-        [ $SECONDS -lt $deadline ] || fail "the node does not say how to join: $(cat "$t/a.out")"
+    local node deadline=$((SECONDS + 10)) words ticket started
+    mkdir "$t/bin" "$t/first" "$t/second"
+    ln -s "$gabion" "$t/bin/gabion"
+    # Nothing but a home and the command: what a user has who has set up nothing.
+    local first=(env -i "HOME=$t/first" "PATH=$t/bin:$PATH") second=(env -i "HOME=$t/second" "PATH=$t/bin:$PATH")
+    background a "${first[@]}" gabion --listen 127.0.0.1:0
+    until "${first[@]}" gabion status > /dev/null 2>&1 && grep -q -- '--join' "$t/a.out"; do
+        [ $SECONDS -lt $deadline ] || fail "the node does not say how to join: $(cat "$t/a.out" "$t/a.err")"
         sleep 0.1
     done
-    grep -q 'gabion put' "$t/a.out" || fail "the node does not say how to put: $(cat "$t/a.out")"
-    # What it prints works.
+    # What it prints works, word for word but for what stands in capitals and the port.
     echo hello > "$t/file"
-    eval "$(sed -n 's/^ *gabion put\(.*\) FILE$/"$gabion" put\1 "$t\/file"/p' "$t/a.out")"
-    [ "$(g a cat file)" = hello ] || fail "what was put is not there"
-    expect 1 a "$gabion" --listen 127.0.0.1:0 --data-dir "$t/a"
-    local started
+    read -ra words <<< "$(printed a 'gabion put')"
+    "${first[@]}" "${words[@]/#FILE/$t/file}"
+    read -ra words <<< "$(printed a 'gabion get')"
+    words=("${words[@]/#FILE/file}")
+    "${first[@]}" "${words[@]/#COPY/$t/copy}"
+    same "$t/file" "$t/copy"
+    read -ra words <<< "$(printed a 'gabion ticket')"
+    ticket=$("${first[@]}" "${words[@]}")
+    read -ra words <<< "$(printed a 'gabion --listen')"
+    words=("${words[@]/#*:3000/127.0.0.1:0}")
+    background b "${second[@]}" "${words[@]/#TICKET/$ticket}"
+    deadline=$((SECONDS + 30))
+    for node in first second; do
+        local -n alone=$node
+        until [ "$("${alone[@]}" gabion status --json 2> /dev/null | field nodes_alive)" = 2 ]; do
+            [ $SECONDS -lt $deadline ] || fail "$node does not see the other: $(cat "$t/b.out" "$t/b.err")"
+            sleep 0.1
+        done
+    done
+    [ "$("${second[@]}" gabion cat file)" = hello ] || fail "what was put on the first is not on the second"
+    expect 1 first "${first[@]}" gabion --listen 127.0.0.1:0
     started=$(now)
+    node_stop b
     node_stop a
-    figure "stopped in $(calc "$(now) - $started") s"
+    figure "2 nodes stopped in $(calc "$(now) - $started") s"
 }
 
 test_one_node() {
@@ -63,6 +91,10 @@ test_three_nodes() {
         rm "$t/copy"
         node_kill $node
         g c get file -o "$t/copy"
+        same "$t/file" "$t/copy"
+        # With three copies everything is here: what the other node that is left holds is right as well.
+        rm "$t/copy"
+        g c get file -o "$t/copy" --remote
         same "$t/file" "$t/copy"
         node_start $node
         for other in a b c; do node_wait $other 3; done
