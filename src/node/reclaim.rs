@@ -205,4 +205,4 @@ pub fn start(shard: &Rc<Shard>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -112,6 +112,8 @@ impl Tally {
     /// What opening the store found, and no record tells of any more.
     async fn segments(&mut self, shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
         let opened = &shard.node.opened;
+        let mended = mend_log::mend_lost(shard).await?;
+        // Now that what is known of them stands elsewhere: until then removing one could lose names.
         for file in &opened.unreadable {
             let message = format!(
                 "{file}: its header is damaged, and it is left as it is; what of it is known to be missing was fetched \
@@ -120,7 +122,6 @@ impl Tally {
             client.send(ControlEvent::Warning { message }).await?;
         }
         self.count(opened.unreadable.len() as u64, 0);
-        let mended = mend_log::mend_lost(shard).await?;
         if mended > 0 {
             let message = format!("{mended} blocks of the log were lost; what they may have held is written again");
             client.send(ControlEvent::Warning { message }).await?;
