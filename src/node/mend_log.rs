@@ -12,7 +12,7 @@
 //! What the catalog was never told (it was deleted, or had not come so far when the node was killed) cannot be mended
 //! here, and its segment stays.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -52,9 +52,12 @@ pub async fn mend_records(shard: &Rc<Shard>, damaged: &[DamagedRecord]) -> Resul
     if has(DamagedKind::Document) {
         rewriting.documents().await?;
     }
-    let retired = damaged.iter().map(|record| record.segment).filter(|segment| !lost.contains(segment)).collect();
+    let mut mended: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+    for record in damaged.iter().filter(|record| !lost.contains(&record.segment)) {
+        mended.entry(record.segment).or_default().insert(record.offset);
+    }
     let keep = Needed { catalog: shard.node.catalog.clone(), surveys_max: 0 };
-    shard.store.retire_damaged(&retired, &keep).await?;
+    shard.store.retire_damaged(&mended, &keep).await?;
     super::reclaim::forget_unlinked(&shard.node.catalog, &shard.node.store).await?;
     Ok(damaged.iter().filter(|record| !shard.node.store.has_segment(record.segment)).count() as u64)
 }

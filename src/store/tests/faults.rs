@@ -1,13 +1,13 @@
 //! Failing and full disks, damaged files, newer formats: one fact a test.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::support::*;
 use crate::format::segment::{SEGMENT_VERSION, SegmentClass};
 use crate::limits::{BLOCK_BYTES, FREE_BYTES_RESERVE, RECORD_HEAD_BYTES};
 use crate::store::segment::{header_block, name_of};
 use crate::store::simulated::{Faults, SimulatedDisk};
-use crate::store::{AppliedEvent, Hold, OpenReport, Removal, SmallRecord, StoreError, StoreOptions};
+use crate::store::{AppliedEvent, Hold, KeepAll, OpenReport, Removal, SmallRecord, StoreError, StoreOptions};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -188,6 +188,37 @@ fn segment_that_cannot_be_read_is_neither_unlinked_nor_sealed_and_what_is_in_it_
 }
 
 #[test]
+fn segment_with_mended_records_stays_while_any_other_cannot_be_read() {
+    run(async {
+        let disk = SimulatedDisk::new(28);
+        let store = opened(&disk).await.store;
+        for name in [b"one", b"two", b"six"] {
+            store.append(SmallRecord::Name(name.repeat(100))).await.unwrap();
+        }
+        store.close().await.unwrap();
+        let again = opened(&disk).await;
+        // Each name is alone in its batch, and each batch in its block.
+        disk.edit(&name_of(1), |bytes| bytes[2 * BLOCK_BYTES + 128 + 10] ^= 1);
+        let damaged = again.store.verify(&mut |_| ()).await.unwrap().damaged;
+        assert_eq!(damaged.len(), 1);
+        // Sound when it was verified, and unreadable when the segment is copied.
+        disk.make_unreadable(&name_of(1), 3 * BLOCK);
+        let mended = BTreeMap::from([(1, BTreeSet::from([damaged[0].offset]))]);
+        again.store.retire_damaged(&mended, &KeepAll).await.unwrap();
+        assert!(disk.names().contains(&name_of(1)), "unlinked with a name that nobody had mended");
+        disk.make_readable(&name_of(1));
+        again.store.retire_damaged(&BTreeMap::from([(1, BTreeSet::new())]), &KeepAll).await.unwrap();
+        assert!(disk.names().contains(&name_of(1)), "nobody mended the damaged one");
+        again.store.retire_damaged(&mended, &KeepAll).await.unwrap();
+        assert!(!disk.names().contains(&name_of(1)));
+        again.store.close().await.unwrap();
+        let third = opened(&disk).await;
+        let kept = |name: &[u8]| third.told.events.contains(&AppliedEvent::Name { payload: name.repeat(100) });
+        assert_eq!([kept(b"one"), kept(b"two"), kept(b"six")], [true, false, true]);
+    });
+}
+
+#[test]
 fn segments_are_opened_on_a_full_disk_and_sealed_when_there_is_space() {
     run(async {
         let (disk, chunks) = cut_off(27).await;
@@ -361,7 +392,7 @@ fn full_disk_refuses_chunks_and_goes_on_reading_and_removing() {
             assert_eq!(get(&store, &address_of(chunk)).await.as_ref(), Some(chunk));
             assert_eq!(store.remove(&address_of(chunk), async |_| false).await.unwrap(), Removal::Removed);
         }
-        store.seal_open(&crate::store::KeepAll).await.unwrap();
+        store.seal_open(&KeepAll).await.unwrap();
         assert!(matches!(store.hold(&address_of(&chunks[0]), &version(1)).await.unwrap(), Hold::Absent(_)));
     });
 }
