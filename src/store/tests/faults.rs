@@ -425,6 +425,36 @@ fn damaged_chunk_is_found_by_verification_never_served_and_wanted_across_restart
 }
 
 #[test]
+fn version_that_introduced_a_chunk_refers_to_its_replacement_though_the_header_was_lost() {
+    run(async {
+        for is_sealed in [true, false] {
+            let disk = SimulatedDisk::new(29);
+            let mut store = opened(&disk).await.store;
+            let chunk = payload(1, 70_000);
+            let address = address_of(&chunk);
+            put(&store, &chunk, &version(1)).await.unwrap();
+            if is_sealed {
+                store.close().await.unwrap();
+                store = opened(&disk).await.store;
+            }
+            // The record's header ends the block before its payload.
+            disk.edit(&name_of(1), |bytes| bytes[2 * BLOCK_BYTES - 64] ^= 1);
+            assert!(put(&store, &chunk, &version(2)).await.unwrap(), "the copy here is no good");
+            assert_eq!(get(&store, &address).await.as_ref(), Some(&chunk));
+            assert!(!put(&store, &chunk, &version(3)).await.unwrap(), "the new copy is held");
+            // With a table, its entry says who referred first; without one, the record stays for who can read it again.
+            assert_eq!(store.shared().index.candidates(&address).len(), if is_sealed { 1 } else { 2 });
+            disk.edit(&name_of(1), |bytes| bytes[2 * BLOCK_BYTES - 64] ^= u8::from(!is_sealed));
+            store.close().await.unwrap();
+            let again = opened(&disk).await;
+            assert!(again.told.refers(&address, &version(1)), "sealed: {is_sealed}");
+            assert!(again.told.refers(&address, &version(2)));
+            assert_eq!(get(&again.store, &address).await.as_ref(), Some(&chunk));
+        }
+    });
+}
+
+#[test]
 fn damaged_chunk_that_is_held_is_not_replaced_by_a_cached_copy() {
     run(async {
         let disk = SimulatedDisk::new(24);
