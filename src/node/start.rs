@@ -16,8 +16,8 @@ use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
 use super::{
-    NodeError, Ready, bootstrap, checkpoints, chunks, commands, deaths, log, membership, name_sync, names, reclaim,
-    wall_ms,
+    NodeError, Ready, bootstrap, checkpoints, chunks, commands, deaths, log, membership, mend_log, name_sync, names,
+    reclaim, wall_ms,
 };
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
@@ -430,7 +430,7 @@ async fn serve_first(
     membership::start(shard).await?;
     deaths::start(shard);
     name_sync::start(shard);
-    reclaim::start(shard);
+    mend_then_reclaim(shard);
     checkpoints::start(shard);
     chunks::recount_cache(shard);
     on_ready();
@@ -445,6 +445,20 @@ async fn serve_first(
     stop_shard(shard, &listener).await;
     remove_socket(&socket);
     Ok(())
+}
+
+/// What opening the store found lost is written again from the catalog while that still knows it. Nothing is reclaimed
+/// before; the node serves meanwhile.
+fn mend_then_reclaim(shard: &Rc<Shard>) {
+    let shard = shard.clone();
+    spawn(async move {
+        match mend_log::mend_lost(&shard).await {
+            Ok(0) => {}
+            Ok(blocks) => tracing::warn!(blocks, "what lost blocks of the log may have held is written again"),
+            Err(failure) => tracing::error!(reason = %failure.message, "the log is not mended yet: gabion verify"),
+        }
+        reclaim::start(&shard);
+    });
 }
 
 /// Closes the store behind the others and ends the catalog.

@@ -10,6 +10,7 @@
 //! | 4 | sound | none | records | open when the process ended | walked, then sealed |
 //! | 5 | sound | none | no record | never used | unlinked |
 //! | 5a | sound | none, or its entries are not | blocks that cannot be read | a media fault | walked; neither sealed over nor unlinked, and reported |
+//! | 5b | sound, of small records | none, or its entries are not | lost blocks | a media fault | as row 5a, also when no record is left |
 //! | 6 | unsound | - | zeros | made, but never durable | unlinked: records come only after its header was synced |
 //! | 7 | unsound | - | not zeros | a media fault | left alone and reported: nothing in it can be checked without its nonce |
 //!
@@ -19,6 +20,14 @@
 //! Row 5a holds whatever else is there: what cannot be read now may hold records, and may be read the next time. Its
 //! records are used, it takes no more, and the catalog's position in it stays before the first such block. A file that
 //! cannot be sealed for lack of space is used in the same way until the next start.
+//!
+//! Row 5b: a footer would list what is left, and hide from every later start that something was there. The catalog's
+//! position stays before the first lost block that it was never told of, so that this block is known for untold every
+//! time. In a bulk segment each hole that was punched looks like lost blocks, and what was in them is missed by who reads
+//! or verifies: it is sealed.
+//!
+//! The position of a file that stays open to the next walk is a watermark for it. So where writes were torn, it does not
+//! pass what is known to have been durable: the same places would count as lost the next time.
 //!
 //! Order between segments does not matter: chunks are inserted first, `removed` records are applied after, each to exactly
 //! the place that it names. Segment ids are never used twice, not even those that only a `removed` record still names.
@@ -321,25 +330,34 @@ impl<D: Disk> Opening<'_, D> {
         }))
     }
 
-    /// Rows 3, 4, 5 and 5a: walks the records, then seals the file behind its end.
+    /// Rows 3, 4, 5, 5a and 5b: walks the records, then seals the file behind its end.
     async fn walk(&mut self, found: &FoundFile<D::File>, end: u64) -> Result<Records, StoreError> {
         let name = name_of(found.id);
         let failed = |error| StoreError::io("recovering", &name, error);
-        let scan = scan(&found.file, found.header.nonce, found.header.class, end).await.map_err(failed)?;
-        let Scan { entries, damaged, records_end, torn, lost, unreadable_from } = scan;
-        self.report.torn += torn;
         let told = self.positions.get(&found.id).copied().unwrap_or(0);
+        let (class, nonce) = (found.header.class, found.header.nonce);
+        let scan = scan(&found.file, nonce, class, end, told).await.map_err(failed)?;
+        let Scan { entries, damaged, records_end, torn, lost, unreadable_from, watermark } = scan;
+        self.report.torn += torn;
+        let untold = || lost.iter().copied().filter(|block| *block >= told);
         self.report.lost_blocks += lost.len() as u64;
-        self.report.lost_untold += lost.iter().filter(|block| **block >= told).count() as u64;
+        self.report.lost_untold += untold().count() as u64;
+        let lost_small = class == SegmentClass::Small && !lost.is_empty();
         let mut records = Records::sealed(entries, records_end);
-        if let Some(block) = unreadable_from {
-            tracing::error!(segment = %name, block, "a segment cannot be read everywhere; it is left as it is");
-            records.position = records.position.min(block);
+        if unreadable_from.is_some() || lost_small {
+            let lost = lost.len();
+            tracing::error!(segment = %name, lost, ?unreadable_from, "a segment is damaged; it is left as it is");
+            let untold_from = untold().min().filter(|_| lost_small);
+            let first = unreadable_from.into_iter().chain(untold_from).min();
+            records.position = first.map_or(records.position, |block| block.min(records.position));
             records.state = State::Closed;
         } else if records.entries.is_empty() {
             return Ok(records);
         } else {
             records.state = self.seal(found, &records).await?;
+        }
+        if records.state == State::Closed && torn > 0 {
+            records.position = records.position.min(watermark);
         }
         // Damaged records of other kinds are counted when their payload is wanted.
         for entry in damaged.iter().filter(|entry| entry.kind == RecordKind::Chunk as u8) {
@@ -482,6 +500,9 @@ impl<D: Disk> Opening<'_, D> {
     async fn bury(&self, shared: &Shared, removal: &Removal) -> Result<(), StoreError> {
         let Some(entry) = shared.segment(removal.segment) else { return Ok(()) };
         let dropped = shared.forget(&removal.address, removal.segment, removal.offset);
+        if let Some(place) = &dropped {
+            shared.note(place, false); // no checkpoint covers a segment that stays unsealed
+        }
         if entry.class == SegmentClass::Small {
             return Ok(());
         }

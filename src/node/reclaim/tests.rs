@@ -154,6 +154,19 @@ pub(in crate::node) async fn filled(seed: u64, directory: &Path) -> (SimulatedDi
     (disk, before)
 }
 
+/// The same after a power cut: the last segment was open, and its last batches hold one name each.
+pub(in crate::node) async fn cut_off(seed: u64, directory: &Path) -> (SimulatedDisk, Vec<String>) {
+    let disk = SimulatedDisk::new(seed);
+    let first = world(&disk, directory).await;
+    fill(&first.store).await;
+    for number in 200..210 {
+        first.store.append(name(number, 0, false)).await.unwrap();
+    }
+    let before = dump(&first.catalog).await;
+    first.catalog.close().await.unwrap();
+    (disk.crash(seed), before)
+}
+
 #[test]
 fn compaction_drops_what_is_superfluous_and_the_catalog_misses_nothing() {
     run(async {

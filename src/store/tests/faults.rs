@@ -218,6 +218,97 @@ fn segment_with_mended_records_stays_while_any_other_cannot_be_read() {
     });
 }
 
+/// Three names in segment 1, each in a batch and a block of its own, and no clean end.
+async fn three_names(seed: u64) -> SimulatedDisk {
+    let disk = SimulatedDisk::new(seed);
+    let store = opened(&disk).await.store;
+    for name in [b"one", b"two", b"six"] {
+        store.append(SmallRecord::Name(name.repeat(100))).await.unwrap();
+    }
+    disk.crash(seed)
+}
+
+/// Makes one block of segment 1 anything but a record.
+fn destroy(disk: &SimulatedDisk, block: usize) {
+    disk.edit(&name_of(1), |bytes| bytes[block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES].fill(0xaa));
+}
+
+#[test]
+fn lost_block_of_small_records_is_reported_at_every_start_until_the_segment_is_whole() {
+    run(async {
+        let disk = three_names(30).await;
+        let whole = disk.edit(&name_of(1), |bytes| bytes.clone());
+        destroy(&disk, 2);
+        let mut positions = HashMap::new();
+        for round in 0..3 {
+            let again = open_with(&disk, options(), &positions).await.unwrap();
+            assert_eq!((again.report.lost_blocks, again.report.lost_untold), (1, 1), "start {round}");
+            positions = again.told.positions;
+            assert_eq!(positions.get(&1), Some(&(2 * BLOCK)), "not past what the catalog was never told");
+            again.store.close().await.unwrap();
+        }
+        disk.edit(&name_of(1), |bytes| *bytes = whole);
+        let again = open_with(&disk, options(), &positions).await.unwrap();
+        assert_eq!((again.report.lost_blocks, again.report.recovered_segments), (0, 1));
+        assert!(again.told.events.contains(&AppliedEvent::Name { payload: b"two".repeat(100) }));
+    });
+}
+
+#[test]
+fn lost_block_that_the_catalog_was_told_of_is_untold_to_the_one_that_is_built_anew() {
+    run(async {
+        let disk = three_names(31).await;
+        destroy(&disk, 2);
+        let positions = HashMap::from([(1, 4 * BLOCK)]);
+        for _ in 0..2 {
+            let again = open_with(&disk, options(), &positions).await.unwrap();
+            assert_eq!((again.report.lost_blocks, again.report.lost_untold), (1, 0));
+            assert_eq!(again.told.positions, positions);
+            again.store.close().await.unwrap();
+        }
+        assert_eq!(opened(&disk).await.report.lost_untold, 1);
+    });
+}
+
+#[test]
+fn what_the_catalog_was_told_of_is_lost_and_not_torn_though_no_batch_vouches_for_it() {
+    run(async {
+        let disk = three_names(32).await;
+        destroy(&disk, 3);
+        let again = open_with(&disk, options(), &HashMap::from([(1, 4 * BLOCK)])).await.unwrap();
+        assert_eq!((again.report.lost_blocks, again.report.lost_untold, again.report.torn), (1, 0, 0));
+        // Also where it was all that the segment held.
+        let disk = SimulatedDisk::new(33);
+        let store = opened(&disk).await.store;
+        store.append(SmallRecord::Name(vec![1; 100])).await.unwrap();
+        let disk = disk.crash(33);
+        destroy(&disk, 1);
+        let again = open_with(&disk, options(), &HashMap::from([(1, 2 * BLOCK)])).await.unwrap();
+        assert_eq!((again.report.lost_blocks, again.report.segments), (1, 1));
+        again.store.close().await.unwrap();
+        assert!(disk.names().contains(&name_of(1)), "unlinked with the only evidence");
+    });
+}
+
+#[test]
+fn torn_places_do_not_become_lost_ones_while_a_segment_waits_to_be_sealed() {
+    run(async {
+        let disk = three_names(34).await;
+        // The second batch is torn, the third came out whole: no watermark covers either of them.
+        disk.edit(&name_of(1), |bytes| {
+            bytes[2 * BLOCK_BYTES..3 * BLOCK_BYTES].fill(0xaa);
+            bytes[3 * BLOCK_BYTES] ^= 1; // the batch record that would vouch for the first two
+        });
+        disk.set_free(0);
+        let again = opened(&disk).await;
+        assert_eq!((again.report.lost_blocks, again.report.recovered_segments), (0, 0));
+        disk.set_free(1 << 40);
+        let third = open_with(&disk, options(), &again.told.positions).await.unwrap();
+        assert_eq!((third.report.lost_blocks, third.report.recovered_segments), (0, 1));
+        assert_eq!(names(&third.told), 2);
+    });
+}
+
 #[test]
 fn segments_are_opened_on_a_full_disk_and_sealed_when_there_is_space() {
     run(async {
