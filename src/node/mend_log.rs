@@ -14,10 +14,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
+use super::doubt::{self, Doubt};
 use super::reclaim::Needed;
 use super::shard::Shard;
+use super::shared::lock;
 use crate::catalog::Catalog;
 use crate::format::{Address, VersionId};
 use crate::node::commands::Failure;
@@ -68,12 +71,34 @@ pub async fn mend_lost(shard: &Rc<Shard>) -> Result<u64, Failure> {
     if node.lost_mended.load(Ordering::Acquire) {
         return Ok(0);
     }
-    let mended = rewrite_lost(&node.opened, &node.catalog, &shard.store).await?;
+    let serial = || node.document_serial();
+    let mended = settle(&node.doubt, &node.opened, &node.catalog, &shard.store, serial).await?;
     node.lost_mended.store(true, Ordering::Release);
     Ok(mended)
 }
 
-/// The same, whether or not it was done before: to write a record again is harmless.
+/// First the doubt is made durable: whoever removes a damaged file must not end it. What is damaged still, and was written
+/// again at an earlier start, is not written once more.
+async fn settle<D: Disk>(
+    doubt: &Mutex<Doubt>,
+    opened: &OpenReport,
+    catalog: &Catalog,
+    store: &Store<D>,
+    serial: impl Fn() -> u64,
+) -> Result<u64, Failure> {
+    doubt::keep(doubt, catalog, store, serial()).await?;
+    let lost_bulk = opened.lost_blocks - opened.lost_small;
+    let untold_bulk = opened.lost_untold - opened.lost_small_untold;
+    if lost_bulk == untold_bulk && !lock(doubt).wants_writing() {
+        return Ok(0);
+    }
+    let mended = rewrite_lost(opened, catalog, store).await?;
+    lock(doubt).written();
+    doubt::keep(doubt, catalog, store, serial()).await?;
+    Ok(mended)
+}
+
+/// To write a record again is harmless.
 async fn rewrite_lost<D: Disk>(opened: &OpenReport, catalog: &Catalog, store: &Store<D>) -> Result<u64, Failure> {
     let known = opened.lost_blocks - opened.lost_untold;
     if known > 0 || !opened.unreadable.is_empty() {

@@ -26,6 +26,7 @@ mod commands;
 mod connections;
 pub mod control;
 mod deaths;
+mod doubt;
 mod gather;
 mod log;
 mod membership;

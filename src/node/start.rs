@@ -11,6 +11,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use super::cache::Cache;
 use super::connections::Connections;
+use super::doubt::Doubt;
 use super::peers::Peers;
 use super::serve::Serve;
 use super::shard::{Job, Shard};
@@ -221,7 +222,8 @@ async fn open(
     let mut replay = log::Replay::new(&catalog);
     let (store, report) = store::open(&disk, options, &positions, &mut |replayed| replay.apply(replayed)).await?;
     replay.finish().await?;
-    reclaim::forget_gone(&catalog, &store, &positions).await?;
+    reclaim::forget_gone(&catalog, &store, &positions, &report).await?;
+    let doubt = Doubt::at_start(&catalog, &report, |segment| store.has_segment(segment)).await?;
     tracing::info!(
         segments = report.segments,
         chunks = report.chunks,
@@ -258,6 +260,7 @@ async fn open(
         store,
         opened: report,
         lost_mended: AtomicBool::new(false),
+        doubt: Mutex::new(doubt),
         catalog,
         layouts: RwLock::new(Layouts::new()),
         clock: Mutex::new(Clock::new(floor)),

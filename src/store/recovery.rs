@@ -98,6 +98,11 @@ pub struct OpenReport {
     pub lost_blocks: u64,
     /// Those among them of which the catalog has not been told before either.
     pub lost_untold: u64,
+    /// Both again, of segments of small records alone: those hold references, and no hole in them was punched.
+    pub lost_small: u64,
+    pub lost_small_untold: u64,
+    /// Segments of small records with lost blocks, and files with a damaged header.
+    pub damaged_segments: Vec<DamagedSegment>,
     /// Names, deaths, documents and references that were durable and are damaged.
     pub damaged_records: u64,
     /// Where those are of which the catalog has never been told: {segment, offset}.
@@ -108,6 +113,14 @@ pub struct OpenReport {
     pub unreadable: Vec<String>,
     /// The last process closed the store, and its checkpoint says all.
     pub clean: bool,
+}
+
+/// A segment that may have held records which cannot be read any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DamagedSegment {
+    pub segment: u64,
+    /// The catalog may never have been told of some of them.
+    pub is_untold: bool,
 }
 
 /// Opens the store in `disk`. `catalog_positions` says up to where the catalog knows each segment; the rest is told to
@@ -200,6 +213,8 @@ impl<D: Disk> Opening<'_, D> {
                     let name = name_of(id);
                     tracing::error!(segment = %name, "the header of a segment is damaged; the file is left alone");
                     self.report.unreadable.push(name);
+                    let is_untold = !self.was_told(id).await;
+                    self.report.damaged_segments.push(DamagedSegment { segment: id, is_untold });
                 }
             }
         }
@@ -219,17 +234,17 @@ impl<D: Disk> Opening<'_, D> {
         let failed = |error| StoreError::io("reading", &name, error);
         let file = self.disk.open(&name, false).await.map_err(failed)?;
         let len = file.len().await.map_err(failed)?;
-        let mut at = BLOCK;
-        while at < len {
-            let piece = (len - at).min(MIB as u64) as usize;
-            // What cannot be read is something.
-            let Ok(bytes) = read_exact(&file, at, piece).await else { return Ok(false) };
-            if bytes.as_slice().iter().any(|byte| *byte != 0) {
-                return Ok(false);
-            }
-            at += piece as u64;
-        }
-        Ok(true)
+        Ok(is_zero(&file, BLOCK, len).await)
+    }
+
+    /// Whether the catalog knows all that a file without a header held: nothing but zeros lies between its position and
+    /// the footer, or the end where there is none.
+    async fn was_told(&self, id: u64) -> bool {
+        let told = self.positions.get(&id).copied().unwrap_or(0);
+        let Ok(file) = self.disk.open(&name_of(id), false).await else { return false };
+        let Ok(len) = file.len().await else { return false };
+        let end = segment::footer_start(&file, id, len).await.unwrap_or(len);
+        (BLOCK..=end).contains(&told) && is_zero(&file, told, end).await
     }
 
     async fn unlink(&self, id: u64) -> Result<(), StoreError> {
@@ -343,6 +358,12 @@ impl<D: Disk> Opening<'_, D> {
         self.report.lost_blocks += lost.len() as u64;
         self.report.lost_untold += untold().count() as u64;
         let lost_small = class == SegmentClass::Small && !lost.is_empty();
+        if lost_small {
+            let untold = untold().count() as u64;
+            self.report.lost_small += lost.len() as u64;
+            self.report.lost_small_untold += untold;
+            self.report.damaged_segments.push(DamagedSegment { segment: found.id, is_untold: untold > 0 });
+        }
         let mut records = Records::sealed(entries, records_end);
         if unreadable_from.is_some() || lost_small {
             let lost = lost.len();
@@ -559,6 +580,19 @@ impl<D: Disk> Opening<'_, D> {
             (self.apply)(Replayed::Position { segment: *segment, offset: *offset });
         }
     }
+}
+
+/// Whether nothing but zeros lies there; what cannot be read is something.
+async fn is_zero<F: DiskFile>(file: &F, mut at: u64, end: u64) -> bool {
+    while at < end {
+        let piece = (end - at).min(MIB as u64) as usize;
+        let Ok(bytes) = read_exact(file, at, piece).await else { return false };
+        if bytes.as_slice().iter().any(|byte| *byte != 0) {
+            return false;
+        }
+        at += piece as u64;
+    }
+    true
 }
 
 fn place_of(segment: u64, entry: &FooterEntry) -> Place {

@@ -10,7 +10,7 @@ use super::*;
 use crate::format::certificate::{Class, InviteCertificate, NodeCertificate};
 use crate::format::{BucketId, Incarnation, NameId, NetworkId, NodeId, PlacementId, Stamp, VaultId, VersionId};
 use crate::store::simulated::SimulatedDisk;
-use crate::store::{KeepAll, OpenReport, Store, StoreOptions, open};
+use crate::store::{KeepAll, Store, StoreOptions, open};
 
 pub(in crate::node) struct World {
     pub catalog: Catalog,
@@ -39,7 +39,7 @@ pub(in crate::node) async fn damaged_world(disk: &SimulatedDisk, directory: &Pat
     let mut replay = log::Replay::new(&catalog);
     let (shared, report) = open(disk, options(), &positions, &mut |replayed| replay.apply(replayed)).await.unwrap();
     replay.finish().await.unwrap();
-    forget_gone(&catalog, &shared, &positions).await.unwrap();
+    forget_gone(&catalog, &shared, &positions, &report).await.unwrap();
     let told = catalog.clone();
     let observer = Rc::new(move |applied| log::observe(&told, applied));
     let store = Store::attach(shared.clone(), disk.clone(), 0, observer, |task| {
