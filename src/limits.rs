@@ -316,6 +316,8 @@ pub const CATALOG_TABLES_PATIENCE: Duration = Duration::from_secs(30);
 pub const CATALOG_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Rows that wait for space, beyond which nothing is added that can be put off.
 pub const CATALOG_WAITING_ROWS_MAX: usize = 131_072;
+/// Damaged segments that a node remembers as such; it knows of others for as long as their files are there.
+pub const DAMAGED_SEGMENTS_MAX: usize = 16_384;
 pub const DOCUMENT_KEY_BYTES_MAX: usize = 256;
 pub const DOCUMENT_VALUE_BYTES_MAX: usize = 256 * KIB;
 

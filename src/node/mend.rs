@@ -1,9 +1,11 @@
-//! Mending: a chunk that is damaged or missing here is fetched again from another holder.
+//! Mending: a chunk that is damaged or missing here is fetched again from another holder. One that nobody refers to is
+//! dropped, unless references may have been lost ([`super::doubt`]).
 
 use std::rc::Rc;
 
 use super::chunks::fetch_from;
 use super::shard::Shard;
+use super::shared::lock;
 use crate::format::{Address, NodeId, VersionId};
 use crate::limits::RECORD_HEAD_BYTES;
 use crate::store::{Hold, SmallRecord};
@@ -21,6 +23,9 @@ pub async fn mend(shard: &Rc<Shard>, address: &Address) -> Result<Mended, String
     let node = &shard.node;
     let versions = node.catalog.references(address).await.map_err(|error| error.to_string())?;
     let Some(version) = versions.first() else {
+        if let Some(reason) = lock(&node.doubt).reason() {
+            return Err(reason);
+        }
         // Cached, or of a dead version: whoever wants it again fetches it from its owners.
         let is_wanted = async |address: &Address| super::reclaim::is_wanted(&node.catalog, address).await;
         shard.store.remove(address, is_wanted).await.map_err(|error| error.to_string())?;

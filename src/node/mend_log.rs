@@ -5,18 +5,26 @@
 //! knows: all of that kind that the catalog holds are written again, which is harmless, since each is idempotent. Then the
 //! damaged segment is copied without its damaged records and goes.
 //!
+//! Of lost blocks, and of a segment whose header is damaged, no table says what they held: all that the catalog holds is
+//! written again. Until then those names and references stand in the catalog alone, which is not synced and may have to
+//! be rebuilt from the log; only afterwards may anybody be told that such a segment can go.
+//!
 //! What the catalog was never told (it was deleted, or had not come so far when the node was killed) cannot be mended
 //! here, and its segment stays.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
+use super::doubt::{self, Doubt};
 use super::reclaim::Needed;
 use super::shard::Shard;
+use super::shared::lock;
+use crate::catalog::Catalog;
 use crate::format::{Address, VersionId};
 use crate::node::commands::Failure;
-use crate::store::{DamagedKind, DamagedRecord, SmallRecord};
+use crate::store::{DamagedKind, DamagedRecord, Disk, OpenReport, SmallRecord, Store};
 
 /// Rows asked of the catalog, and written in one go.
 const PAGE: usize = 256;
@@ -26,125 +34,169 @@ pub async fn mend_records(shard: &Rc<Shard>, damaged: &[DamagedRecord]) -> Resul
     if damaged.is_empty() {
         return Ok(0);
     }
+    let rewriting = Rewriting { catalog: &shard.node.catalog, store: &shard.store };
     let untold: HashSet<(u64, u64)> = shard.node.opened.untold.iter().copied().collect();
     let mut lost: BTreeSet<u64> = BTreeSet::new();
     for record in damaged {
         let is_known = !untold.contains(&(record.segment, record.offset))
-            && (record.kind != DamagedKind::Reference || refer_again(shard, &record.address, &record.version).await?);
+            && (record.kind != DamagedKind::Reference
+                || rewriting.refer_again(&record.address, &record.version).await?);
         if !is_known {
             lost.insert(record.segment);
         }
     }
     let has = |kind| damaged.iter().any(|record| record.kind == kind);
     if has(DamagedKind::Name) {
-        write_names(shard).await?;
+        rewriting.names().await?;
     }
     if has(DamagedKind::Death) {
-        write_deaths(shard).await?;
+        rewriting.deaths().await?;
     }
     if has(DamagedKind::Document) {
-        write_documents(shard).await?;
+        rewriting.documents().await?;
     }
-    let retired = damaged.iter().map(|record| record.segment).filter(|segment| !lost.contains(segment)).collect();
+    let mut mended: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+    for record in damaged.iter().filter(|record| !lost.contains(&record.segment)) {
+        mended.entry(record.segment).or_default().insert(record.offset);
+    }
     let keep = Needed { catalog: shard.node.catalog.clone(), surveys_max: 0 };
-    shard.store.retire_damaged(&retired, &keep).await?;
+    shard.store.retire_damaged(&mended, &keep).await?;
     super::reclaim::forget_unlinked(&shard.node.catalog, &shard.node.store).await?;
     Ok(damaged.iter().filter(|record| !shard.node.store.has_segment(record.segment)).count() as u64)
 }
 
-/// Writes again whatever may have stood in blocks that opening the store found lost, once; how many of them are mended by it.
+/// Writes again whatever may have stood in what opening the store found lost, once; how many lost blocks are mended by it.
 pub async fn mend_lost(shard: &Rc<Shard>) -> Result<u64, Failure> {
     let node = &shard.node;
-    let known = node.opened.lost_blocks - node.opened.lost_untold;
-    if known == 0 || node.lost_mended.load(Ordering::Acquire) {
+    if node.lost_mended.load(Ordering::Acquire) {
         return Ok(0);
     }
-    write_names(shard).await?;
-    write_deaths(shard).await?;
-    write_documents(shard).await?;
-    write_references(shard).await?;
+    let serial = || node.document_serial();
+    let mended = settle(&node.doubt, &node.opened, &node.catalog, &shard.store, serial).await?;
     node.lost_mended.store(true, Ordering::Release);
+    Ok(mended)
+}
+
+/// First the doubt is made durable: whoever removes a damaged file must not end it. What is damaged still, and was written
+/// again at an earlier start, is not written once more.
+async fn settle<D: Disk>(
+    doubt: &Mutex<Doubt>,
+    opened: &OpenReport,
+    catalog: &Catalog,
+    store: &Store<D>,
+    serial: impl Fn() -> u64,
+) -> Result<u64, Failure> {
+    doubt::keep(doubt, catalog, store, serial()).await?;
+    let lost_bulk = opened.lost_blocks - opened.lost_small;
+    let untold_bulk = opened.lost_untold - opened.lost_small_untold;
+    if lost_bulk == untold_bulk && !lock(doubt).wants_writing() {
+        return Ok(0);
+    }
+    let mended = rewrite_lost(opened, catalog, store).await?;
+    lock(doubt).written();
+    doubt::keep(doubt, catalog, store, serial()).await?;
+    Ok(mended)
+}
+
+/// To write a record again is harmless.
+async fn rewrite_lost<D: Disk>(opened: &OpenReport, catalog: &Catalog, store: &Store<D>) -> Result<u64, Failure> {
+    let known = opened.lost_blocks - opened.lost_untold;
+    if known > 0 || !opened.unreadable.is_empty() {
+        Rewriting { catalog, store }.all().await?;
+    }
     Ok(known)
 }
 
-/// Whether nothing is missing for this reference any more.
-async fn refer_again(shard: &Rc<Shard>, address: &Address, version: &VersionId) -> Result<bool, Failure> {
-    let catalog = &shard.node.catalog;
-    if catalog.is_dead(version).await? {
-        return Ok(true);
-    }
-    if !catalog.references(address).await?.contains(version) {
-        return Ok(false);
-    }
-    write_reference(shard, address, version).await?;
-    Ok(true)
+/// What the catalog knows, written to the log once more.
+struct Rewriting<'a, D: Disk> {
+    catalog: &'a Catalog,
+    store: &'a Store<D>,
 }
 
-async fn write_reference(shard: &Rc<Shard>, address: &Address, version: &VersionId) -> Result<(), Failure> {
-    let capsules = shard.node.catalog.capsules(address).await?;
-    let capsule = capsules.into_iter().find(|(of, _)| of == version).map(|(_, capsule)| capsule).unwrap_or_default();
-    Ok(shard.store.append(SmallRecord::Reference { address: *address, version: *version, capsule }).await?)
-}
-
-async fn write_names(shard: &Rc<Shard>) -> Result<(), Failure> {
-    let mut after = None;
-    loop {
-        let page = shard.node.catalog.names(None, after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = Some((last.bucket, last.name));
-        shard.store.append_all(page.iter().map(|record| SmallRecord::Name(record.encode())).collect()).await?;
+impl<D: Disk> Rewriting<'_, D> {
+    async fn all(&self) -> Result<(), Failure> {
+        self.names().await?;
+        self.deaths().await?;
+        self.documents().await?;
+        self.references().await
     }
-}
 
-async fn write_deaths(shard: &Rc<Shard>) -> Result<(), Failure> {
-    let mut after = None;
-    loop {
-        let page = shard.node.catalog.deaths(after, PAGE).await?;
-        let Some((last, _)) = page.last() else { return Ok(()) };
-        after = Some(*last);
-        shard.store.append_all(page.into_iter().map(|(_, death)| SmallRecord::Death(death)).collect()).await?;
+    /// Whether nothing is missing for this reference any more.
+    async fn refer_again(&self, address: &Address, version: &VersionId) -> Result<bool, Failure> {
+        if self.catalog.is_dead(version).await? {
+            return Ok(true);
+        }
+        if !self.catalog.references(address).await?.contains(version) {
+            return Ok(false);
+        }
+        self.store.append(self.reference(address, version).await?).await?;
+        Ok(true)
     }
-}
 
-async fn write_documents(shard: &Rc<Shard>) -> Result<(), Failure> {
-    let mut after = None;
-    loop {
-        let page = shard.node.catalog.all_documents(after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = Some(last.key.clone());
-        shard.store.append_all(page.iter().map(|document| SmallRecord::Document(document.encode())).collect()).await?;
+    async fn reference(&self, address: &Address, version: &VersionId) -> Result<SmallRecord, Failure> {
+        let capsules = self.catalog.capsules(address).await?;
+        let capsule = capsules.into_iter().find(|(of, _)| of == version).map(|(_, capsule)| capsule);
+        let capsule = capsule.unwrap_or_default();
+        Ok(SmallRecord::Reference { address: *address, version: *version, capsule })
     }
-}
 
-async fn write_references(shard: &Rc<Shard>) -> Result<(), Failure> {
-    let catalog = &shard.node.catalog;
-    let mut after_version = None;
-    loop {
-        let versions = catalog.versions(after_version, PAGE).await?;
-        let Some(last) = versions.last() else { return Ok(()) };
-        after_version = Some(*last);
-        for version in &versions {
-            let mut after = None;
-            loop {
-                let chunks = catalog.chunks_of(version, after, PAGE).await?;
-                let Some(last) = chunks.last() else { break };
-                after = Some(*last);
-                write_page(shard, version, &chunks).await?;
+    async fn names(&self) -> Result<(), Failure> {
+        let mut after = None;
+        loop {
+            let page = self.catalog.names(None, after, PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some((last.bucket, last.name));
+            self.store.append_all(page.iter().map(|record| SmallRecord::Name(record.encode())).collect()).await?;
+        }
+    }
+
+    async fn deaths(&self) -> Result<(), Failure> {
+        let mut after = None;
+        loop {
+            let page = self.catalog.deaths(after, PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(*last);
+            self.store.append_all(page.into_iter().map(|(_, death)| SmallRecord::Death(death)).collect()).await?;
+        }
+    }
+
+    async fn documents(&self) -> Result<(), Failure> {
+        let mut after = None;
+        loop {
+            let page = self.catalog.all_documents(after, PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.key.clone());
+            let records = page.iter().map(|document| SmallRecord::Document(document.encode()));
+            self.store.append_all(records.collect()).await?;
+        }
+    }
+
+    async fn references(&self) -> Result<(), Failure> {
+        let mut after_version = None;
+        loop {
+            let versions = self.catalog.versions(after_version, PAGE).await?;
+            let Some(last) = versions.last() else { return Ok(()) };
+            after_version = Some(*last);
+            for version in &versions {
+                self.references_of(version).await?;
             }
+        }
+    }
+
+    async fn references_of(&self, version: &VersionId) -> Result<(), Failure> {
+        let mut after = None;
+        loop {
+            let chunks = self.catalog.chunks_of(version, after, PAGE).await?;
+            let Some(last) = chunks.last() else { return Ok(()) };
+            after = Some(*last);
+            let mut records = Vec::with_capacity(chunks.len());
+            for address in &chunks {
+                records.push(self.reference(address, version).await?);
+            }
+            self.store.append_all(records).await?;
         }
     }
 }
 
-async fn write_page(shard: &Rc<Shard>, version: &VersionId, chunks: &[Address]) -> Result<(), Failure> {
-    let mut records = Vec::with_capacity(chunks.len());
-    for address in chunks {
-        let capsules = shard.node.catalog.capsules(address).await?;
-        let capsule = capsules.into_iter().find(|(of, _)| of == version).map(|(_, capsule)| capsule);
-        records.push(SmallRecord::Reference {
-            address: *address,
-            version: *version,
-            capsule: capsule.unwrap_or_default(),
-        });
-    }
-    Ok(shard.store.append_all(records).await?)
-}
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,7 @@ mod commands;
 mod connections;
 pub mod control;
 mod deaths;
+mod doubt;
 mod gather;
 mod layout_turns;
 mod log;

@@ -4,10 +4,12 @@
 //! address lock after a recount, so that a reference that came meanwhile, durable before its ack, keeps it. Many are
 //! removed at a time: the catalog answers what waits in one go, and the removals share their syncs.
 //!
+//! While references may have been lost, no chunk is removed for having none ([`super::doubt`]).
+//!
 //! Segments of small records are compacted by what the catalog knows ([`crate::catalog::Stored`]). A segment that was
 //! unlinked has no position in the catalog any more; one that went without that being noted is forgotten at the start.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use tokio::sync::Semaphore;
 
 use super::log;
 use super::shard::{Shard, send_job};
+use super::shared::lock;
 use crate::catalog::{Catalog, CatalogError, Document, Stored};
 use crate::cluster::DeathId;
 use crate::format::Address;
@@ -24,7 +27,7 @@ use crate::format::name::NameRecord;
 use crate::io::spawn;
 use crate::limits::{RECLAIM_GRACE, REMOVALS_AT_ONCE};
 use crate::node::commands::Failure;
-use crate::store::{Keep, Removal, Shared as StoreShared, SmallRecord, Survey};
+use crate::store::{Keep, OpenReport, Removal, Shared as StoreShared, SmallRecord, Survey};
 
 /// Chunks asked of the catalog at once.
 const GARBAGE_PAGE: usize = 1024;
@@ -43,7 +46,7 @@ pub struct Reclaimed {
 pub async fn run(shard: &Rc<Shard>, unreferenced_for: Duration, surveys_max: usize) -> Result<Reclaimed, Failure> {
     let before = shard.store.stats();
     let mut reclaimed = Reclaimed::default();
-    loop {
+    while lock(&shard.node.doubt).references_are_whole() {
         let garbage = shard.node.catalog.garbage(GARBAGE_PAGE, unreferenced_for).await?;
         let page_len = garbage.len();
         let Settled { removed, forgotten } = remove_all(shard, garbage).await?;
@@ -172,14 +175,18 @@ pub async fn forget_unlinked(catalog: &Catalog, store: &Arc<StoreShared>) -> Res
     Ok(())
 }
 
-/// The same for those of earlier runs, at the start.
+/// The same for those of earlier runs, at the start. Files that cannot be read now may be read again: up to where they were
+/// told is what says whether anything in them was not.
 pub async fn forget_gone(
     catalog: &Catalog,
     store: &Arc<StoreShared>,
     positions: &HashMap<u64, u64>,
+    opened: &OpenReport,
 ) -> Result<(), CatalogError> {
     forget_unlinked(catalog, store).await?;
-    for segment in positions.keys().filter(|segment| !store.has_segment(**segment)) {
+    let damaged: HashSet<u64> = opened.damaged_segments.iter().map(|damaged| damaged.segment).collect();
+    let is_gone = |segment: &&u64| !store.has_segment(**segment) && !damaged.contains(segment);
+    for segment in positions.keys().filter(is_gone) {
         catalog.forget_segment(*segment).await?;
     }
     Ok(())
@@ -205,4 +212,4 @@ pub fn start(shard: &Rc<Shard>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::cache::Cache;
+use super::doubt::Doubt;
 use super::layout_turns::LayoutTurns;
 use super::names::{NameLocks, Witnessed};
 use super::peers::Peers;
@@ -42,6 +43,7 @@ pub struct Shared {
     pub opened: OpenReport,
     /// What may have stood in the blocks that it found lost was written again.
     pub lost_mended: AtomicBool,
+    pub doubt: Mutex<Doubt>,
     pub catalog: Catalog,
     /// The newest is active, the earlier ones say where older chunks lie.
     pub layouts: RwLock<Layouts>,
@@ -227,6 +229,17 @@ impl Shared {
     /// A layout from before the newest, that this node was away for.
     pub fn missed_layout(&self, layout: ActiveLayout) {
         self.layouts.write().unwrap_or_else(PoisonError::into_inner).remember(layout);
+    }
+
+    /// Blocks that opening the store found lost and that nothing makes up for.
+    pub fn lost_blocks(&self) -> u64 {
+        let opened = &self.opened;
+        if !self.lost_mended.load(Ordering::Acquire) {
+            return opened.lost_blocks;
+        }
+        // Of small records all is settled, or none of what was not told.
+        let settled = if lock(&self.doubt).references_are_whole() { opened.lost_small_untold } else { 0 };
+        opened.lost_untold - settled
     }
 
     pub fn is_stopping(&self) -> bool {

@@ -11,13 +11,14 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use super::cache::Cache;
 use super::connections::Connections;
+use super::doubt::Doubt;
 use super::peers::Peers;
 use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
 use super::{
-    NodeError, Ready, bootstrap, checkpoints, chunks, commands, deaths, log, membership, name_sync, names, reclaim,
-    wall_ms,
+    NodeError, Ready, bootstrap, checkpoints, chunks, commands, deaths, log, membership, mend_log, name_sync, names,
+    reclaim, wall_ms,
 };
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
@@ -221,7 +222,8 @@ async fn open(
     let mut replay = log::Replay::new(&catalog);
     let (store, report) = store::open(&disk, options, &positions, &mut |replayed| replay.apply(replayed)).await?;
     replay.finish().await?;
-    reclaim::forget_gone(&catalog, &store, &positions).await?;
+    reclaim::forget_gone(&catalog, &store, &positions, &report).await?;
+    let doubt = Doubt::at_start(&catalog, &report, |segment| store.has_segment(segment)).await?;
     tracing::info!(
         segments = report.segments,
         chunks = report.chunks,
@@ -258,6 +260,7 @@ async fn open(
         store,
         opened: report,
         lost_mended: AtomicBool::new(false),
+        doubt: Mutex::new(doubt),
         catalog,
         layouts: RwLock::new(Layouts::new()),
         clock: Mutex::new(Clock::new(floor)),
@@ -432,7 +435,7 @@ async fn serve_first(
     membership::start(shard).await?;
     deaths::start(shard);
     name_sync::start(shard);
-    reclaim::start(shard);
+    mend_then_reclaim(shard);
     checkpoints::start(shard);
     chunks::recount_cache(shard);
     on_ready();
@@ -447,6 +450,20 @@ async fn serve_first(
     stop_shard(shard, &listener).await;
     remove_socket(&socket);
     Ok(())
+}
+
+/// What opening the store found lost is written again from the catalog while that still knows it. Nothing is reclaimed
+/// before; the node serves meanwhile.
+fn mend_then_reclaim(shard: &Rc<Shard>) {
+    let shard = shard.clone();
+    spawn(async move {
+        match mend_log::mend_lost(&shard).await {
+            Ok(0) => {}
+            Ok(blocks) => tracing::warn!(blocks, "what lost blocks of the log may have held is written again"),
+            Err(failure) => tracing::error!(reason = %failure.message, "the log is not mended yet: gabion verify"),
+        }
+        reclaim::start(&shard);
+    });
 }
 
 /// Closes the store behind the others and ends the catalog.

@@ -5,7 +5,7 @@
 //! | who | under | does |
 //! | --- | --- | --- |
 //! | `remove` | lock, no pin, nobody refers | `removed` record, index entry dropped, space back after the guards |
-//! | a new copy of a cached or quarantined chunk | the claim's lock | the old place is dropped and retired |
+//! | a new copy of a cached or quarantined chunk | the claim's lock | the old place is dropped and retired; it stays if its first version cannot be known |
 //! | compaction | lock | the copy at the new place is durable before the old one goes |
 
 use std::rc::Rc;
@@ -137,20 +137,30 @@ impl<D: Disk> Store<D> {
         result.map(|()| Hold::Held)
     }
 
-    /// The copies that a new one would replace; none when a sound one is held. To be asked under the address lock.
+    /// The copies that a new one would replace; none when a sound one is held. To be asked under the address lock. A
+    /// copy stays, quarantined, when nobody can say which version introduced it: its record is that version's reference.
     pub(super) async fn superseded(&self, address: &Address) -> Result<Option<Vec<Superseded>>, StoreError> {
         let mut superseded = Vec::new();
+        let mut unknown = Vec::new();
         for place in self.shared().index.candidates(address) {
             let (confirmed, version_there) = self.context().confirm(address, &place).await?;
+            let is_cached = place.flags & FLAG_CACHED != 0;
             match confirmed {
                 Confirmed::Other => {}
-                Confirmed::Yes if !place.is_quarantined() && place.flags & FLAG_CACHED == 0 => return Ok(None),
-                Confirmed::Yes | Confirmed::Damaged => {
-                    let version = version_there.filter(|_| place.flags & FLAG_CACHED == 0);
-                    superseded.push(Superseded { place, version });
+                Confirmed::Yes if !place.is_quarantined() && !is_cached => return Ok(None),
+                Confirmed::Yes | Confirmed::Damaged if is_cached => {
+                    superseded.push(Superseded { place, version: None })
                 }
+                Confirmed::Yes => superseded.push(Superseded { place, version: version_there }),
+                Confirmed::Damaged => match self.context().introduced(&place).await {
+                    // The table says what the header cannot: another chunk with the same fingerprint.
+                    Some(entry) if entry.address != *address => {}
+                    Some(entry) => superseded.push(Superseded { place, version: Some(entry.version) }),
+                    None => unknown.push(place),
+                },
             }
         }
+        self.flag_damaged(address, unknown.into_iter().filter(|place| !place.is_quarantined()).collect()).await;
         Ok(Some(superseded))
     }
 

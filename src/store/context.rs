@@ -17,11 +17,12 @@ use super::committer::{Message, Op};
 use super::disk::{Disk, DiskFile};
 use super::finish::{Effect, Stray};
 use super::index::Place;
+use super::reclaim::entries_of;
 use super::segment::name_of;
 use super::shared::{SegmentEntry, Shared, State};
 use super::{Applied, StoreError};
 use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, RecordKind, Removed};
-use crate::format::segment::SegmentClass;
+use crate::format::segment::{FooterEntry, SegmentClass};
 use crate::format::{Address, VersionId};
 use crate::io::buffers::Buffer;
 use crate::limits::{DISOWN_ATTEMPTS_MAX, PLACES_TOUCHED_MAX, SEGMENT_READERS_PER_SHARD};
@@ -153,6 +154,15 @@ impl<D: Disk> Context<D> {
         Ok((confirmed, header.filter(|_| confirmed == Confirmed::Yes).map(|header| header.version)))
     }
 
+    /// What its segment's table says of the chunk at a place; none where there is no table (yet), or none of it there.
+    pub async fn introduced(&self, place: &Place) -> Option<FooterEntry> {
+        let entry = self.shared.segment(place.segment).filter(|entry| entry.is_sealed())?;
+        let file = self.reader(place.segment).await.ok()?;
+        let entries = entries_of::<D>(&file, &entry).await.ok()??;
+        let found = entries.binary_search_by_key(&place.offset, |entry| entry.offset.get()).ok()?;
+        entries.get(found).filter(|entry| entry.kind == RecordKind::Chunk as u8).copied()
+    }
+
     /// Durable when it returns.
     pub async fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError> {
         let (answer, receiver) = oneshot::channel();
@@ -278,7 +288,7 @@ impl<D: Disk> Context<D> {
 #[derive(Clone, Copy)]
 pub(super) struct Superseded {
     pub place: Place,
-    /// The version that introduced it, unless it was only cached or cannot be read.
+    /// The version that introduced it, unless it was only cached.
     pub version: Option<VersionId>,
 }
 

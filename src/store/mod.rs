@@ -66,7 +66,7 @@ pub use disk::{Disk, DiskFile};
 pub use index::Place;
 pub use locks::PlaceGuard;
 pub use reclaim::{Keep, KeepAll, Survey};
-pub use recovery::{OpenReport, Replayed, open};
+pub use recovery::{DamagedSegment, OpenReport, Replayed, open};
 pub use ring_disk::RingDisk;
 pub use room::NoRoom;
 pub use shared::Shared;
@@ -104,6 +104,11 @@ impl StoreError {
     pub(crate) fn no_space(free_bytes: u64) -> Self {
         Self::NoSpace { reason: NoRoom::Disk { free_bytes, reserve_bytes: limits::FREE_BYTES_RESERVE } }
     }
+}
+
+/// A segment's file, as messages name it.
+pub fn segment_name(segment: u64) -> String {
+    segment::name_of(segment)
 }
 
 pub(crate) fn is_of_space(error: &io::Error) -> bool {

@@ -13,14 +13,15 @@
 //! Chunks are counted when they die, other records are not: whether a segment is mostly dead for their sake is found out
 //! by looking through it, a few segments at a time and only when more versions have died since it was looked through last.
 //!
-//! A segment with damaged records stays as it is until somebody says that what they held stands elsewhere
-//! ([`Store::retire_damaged`]): then it is copied without them.
+//! A segment with damaged records stays as it is until somebody says of each of them that what it held stands elsewhere
+//! ([`Store::retire_damaged`]): then it is copied without them. Any other record that cannot be read then, though it could
+//! be when they were looked for, keeps the segment where it is.
 //!
 //! A crash at any moment leaves either the old segment, and perhaps some of its records a second time, or all that is kept
 //! of it elsewhere: replaying both gives the same as replaying one. The record that makes another one superfluous (the
 //! later name, the death, the newer document) was durable before it was asked for, and is kept itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::atomic::Ordering;
 
@@ -107,24 +108,31 @@ impl<D: Disk> Store<D> {
         for entry in small {
             let mostly_dead = entry.dead_bytes.load(Ordering::Relaxed) * 2 > used(&entry);
             if mostly_dead || (many && is_short(&entry)) || self.is_worn(&entry, keep, &mut survey).await? {
-                self.compact_segment(&entry, keep, false).await?;
+                self.compact_segment(&entry, keep, &BTreeSet::new()).await?;
             }
         }
         Ok(())
     }
 
-    /// Copies these segments of small records without what is damaged in them, chunks excepted. Whoever calls has made
-    /// durable elsewhere what the damaged records held. A segment that is still there afterwards could not go yet.
-    pub async fn retire_damaged(&self, segments: &BTreeSet<u64>, keep: &impl Keep) -> Result<(), StoreError> {
+    /// Copies segments of small records without damaged records, chunks excepted, at these offsets. Whoever calls has made
+    /// durable elsewhere what they held. A segment that is still there afterwards could not go yet.
+    pub async fn retire_damaged(
+        &self,
+        mended: &BTreeMap<u64, BTreeSet<u64>>,
+        keep: &impl Keep,
+    ) -> Result<(), StoreError> {
         let (answer, receiver) = oneshot::channel();
         self.context().send(Message::Seal { always: true, answer }).await?;
         receiver.await.unwrap_or(Err(StoreError::Closed))?;
         // A removal that is dropped must not be missed by the next start: the checkpoint has it.
         self.checkpoint().await?;
         let _alone = self.shared().housekeeping.lock().await;
-        for entry in segments.iter().filter_map(|segment| self.shared().segment(*segment)) {
-            if entry.class == SegmentClass::Small && entry.is_sealed() {
-                self.compact_segment(&entry, keep, true).await?;
+        for (segment, offsets) in mended {
+            if let Some(entry) = self.shared().segment(*segment)
+                && entry.class == SegmentClass::Small
+                && entry.is_sealed()
+            {
+                self.compact_segment(&entry, keep, offsets).await?;
             }
         }
         Ok(())
@@ -138,7 +146,7 @@ impl<D: Disk> Store<D> {
         survey.segments_max -= 1;
         let mut dead = entry.dead_bytes.load(Ordering::Relaxed);
         let looked_through = self
-            .each_page(entry, false, async |page: Vec<Read>| {
+            .each_page(entry, &BTreeSet::new(), async |page: Vec<Read>| {
                 let bytes: Vec<u64> = page.iter().map(|(_, payload)| record_bytes(payload.len()) as u64).collect();
                 let needed = self.judge(&page, keep).await;
                 dead += bytes.iter().zip(needed).filter(|(_, needed)| !needed).map(|(bytes, _)| bytes).sum::<u64>();
@@ -149,17 +157,17 @@ impl<D: Disk> Store<D> {
         Ok(looked_through.is_some() && dead * 2 > used(entry))
     }
 
-    /// `drop_damaged`: damaged records other than chunks are left behind.
+    /// `mended`: damaged records at these offsets are left behind.
     async fn compact_segment(
         &self,
         entry: &SegmentEntry,
         keep: &impl Keep,
-        drop_damaged: bool,
+        mended: &BTreeSet<u64>,
     ) -> Result<(), StoreError> {
         // Nothing is copied out of a segment that has to stay: it would be copied again each time.
         let mut stays = false;
         let readable = self
-            .each_page(entry, drop_damaged, async |page: Vec<Read>| {
+            .each_page(entry, mended, async |page: Vec<Read>| {
                 stays |= page.iter().any(|(record, _)| self.is_quarantined_at(entry.id, record));
                 Ok(())
             })
@@ -169,7 +177,7 @@ impl<D: Disk> Store<D> {
         }
         let mut is_busy = false;
         let whole = self
-            .each_page(entry, drop_damaged, async |page: Vec<Read>| {
+            .each_page(entry, mended, async |page: Vec<Read>| {
                 let needed = self.judge(&page, keep).await;
                 let mut ops = Vec::new();
                 for ((record, payload), needed) in page.into_iter().zip(needed) {
@@ -189,11 +197,11 @@ impl<D: Disk> Store<D> {
     }
 
     /// Shows the records of a sealed segment that may live, some at a time. Whether all could be read, but for those that
-    /// may be dropped; none when nobody knows which there are: the next start walks the segment.
+    /// are mended; none when nobody knows which there are: the next start walks the segment.
     async fn each_page(
         &self,
         entry: &SegmentEntry,
-        drop_damaged: bool,
+        mended: &BTreeSet<u64>,
         mut show: impl AsyncFnMut(Vec<Read>) -> Result<(), StoreError>,
     ) -> Result<Option<bool>, StoreError> {
         let name = name_of(entry.id);
@@ -210,7 +218,8 @@ impl<D: Disk> Store<D> {
             let len = RECORD_HEADER_BYTES + record.payload_bytes.get() as usize;
             let read = window.get(record.offset.get(), len).await.map_err(failed)?;
             let Some(payload) = checked_payload(read, &entry.nonce, &record) else {
-                whole &= drop_damaged && record.kind != RecordKind::Chunk as u8; // verification will find it; its segment stays until it was fetched again
+                // Verification will find any other, and its segment stays until it was mended or fetched again.
+                whole &= mended.contains(&record.offset.get()) && record.kind != RecordKind::Chunk as u8;
                 continue;
             };
             bytes += record_bytes(payload.len());

@@ -10,6 +10,7 @@
 //! | 4 | sound | none | records | open when the process ended | walked, then sealed |
 //! | 5 | sound | none | no record | never used | unlinked |
 //! | 5a | sound | none, or its entries are not | blocks that cannot be read | a media fault | walked; neither sealed over nor unlinked, and reported |
+//! | 5b | sound, of small records | none, or its entries are not | lost blocks | a media fault | as row 5a, also when no record is left |
 //! | 6 | unsound | - | zeros | made, but never durable | unlinked: records come only after its header was synced |
 //! | 7 | unsound | - | not zeros | a media fault | left alone and reported: nothing in it can be checked without its nonce |
 //!
@@ -19,6 +20,14 @@
 //! Row 5a holds whatever else is there: what cannot be read now may hold records, and may be read the next time. Its
 //! records are used, it takes no more, and the catalog's position in it stays before the first such block. A file that
 //! cannot be sealed for lack of space is used in the same way until the next start.
+//!
+//! Row 5b: a footer would list what is left, and hide from every later start that something was there. The catalog's
+//! position stays before the first lost block that it was never told of, so that this block is known for untold every
+//! time. In a bulk segment each hole that was punched looks like lost blocks, and what was in them is missed by who reads
+//! or verifies: it is sealed.
+//!
+//! The position of a file that stays open to the next walk is a watermark for it. So where writes were torn, it does not
+//! pass what is known to have been durable: the same places would count as lost the next time.
 //!
 //! Order between segments does not matter: chunks are inserted first, `removed` records are applied after, each to exactly
 //! the place that it names. Segment ids are never used twice, not even those that only a `removed` record still names.
@@ -89,6 +98,11 @@ pub struct OpenReport {
     pub lost_blocks: u64,
     /// Those among them of which the catalog has not been told before either.
     pub lost_untold: u64,
+    /// Both again, of segments of small records alone: those hold references, and no hole in them was punched.
+    pub lost_small: u64,
+    pub lost_small_untold: u64,
+    /// Segments of small records with lost blocks, and files with a damaged header.
+    pub damaged_segments: Vec<DamagedSegment>,
     /// Names, deaths, documents and references that were durable and are damaged.
     pub damaged_records: u64,
     /// Where those are of which the catalog has never been told: {segment, offset}.
@@ -99,6 +113,14 @@ pub struct OpenReport {
     pub unreadable: Vec<String>,
     /// The last process closed the store, and its checkpoint says all.
     pub clean: bool,
+}
+
+/// A segment that may have held records which cannot be read any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DamagedSegment {
+    pub segment: u64,
+    /// The catalog may never have been told of some of them.
+    pub is_untold: bool,
 }
 
 /// Opens the store in `disk`. `catalog_positions` says up to where the catalog knows each segment; the rest is told to
@@ -191,6 +213,8 @@ impl<D: Disk> Opening<'_, D> {
                     let name = name_of(id);
                     tracing::error!(segment = %name, "the header of a segment is damaged; the file is left alone");
                     self.report.unreadable.push(name);
+                    let is_untold = !self.was_told(id).await;
+                    self.report.damaged_segments.push(DamagedSegment { segment: id, is_untold });
                 }
             }
         }
@@ -210,17 +234,17 @@ impl<D: Disk> Opening<'_, D> {
         let failed = |error| StoreError::io("reading", &name, error);
         let file = self.disk.open(&name, false).await.map_err(failed)?;
         let len = file.len().await.map_err(failed)?;
-        let mut at = BLOCK;
-        while at < len {
-            let piece = (len - at).min(MIB as u64) as usize;
-            // What cannot be read is something.
-            let Ok(bytes) = read_exact(&file, at, piece).await else { return Ok(false) };
-            if bytes.as_slice().iter().any(|byte| *byte != 0) {
-                return Ok(false);
-            }
-            at += piece as u64;
-        }
-        Ok(true)
+        Ok(is_zero(&file, BLOCK, len).await)
+    }
+
+    /// Whether the catalog knows all that a file without a header held: nothing but zeros lies between its position and
+    /// the footer, or the end where there is none.
+    async fn was_told(&self, id: u64) -> bool {
+        let told = self.positions.get(&id).copied().unwrap_or(0);
+        let Ok(file) = self.disk.open(&name_of(id), false).await else { return false };
+        let Ok(len) = file.len().await else { return false };
+        let end = segment::footer_start(&file, id, len).await.unwrap_or(len);
+        (BLOCK..=end).contains(&told) && is_zero(&file, told, end).await
     }
 
     async fn unlink(&self, id: u64) -> Result<(), StoreError> {
@@ -321,25 +345,40 @@ impl<D: Disk> Opening<'_, D> {
         }))
     }
 
-    /// Rows 3, 4, 5 and 5a: walks the records, then seals the file behind its end.
+    /// Rows 3, 4, 5, 5a and 5b: walks the records, then seals the file behind its end.
     async fn walk(&mut self, found: &FoundFile<D::File>, end: u64) -> Result<Records, StoreError> {
         let name = name_of(found.id);
         let failed = |error| StoreError::io("recovering", &name, error);
-        let scan = scan(&found.file, found.header.nonce, found.header.class, end).await.map_err(failed)?;
-        let Scan { entries, damaged, records_end, torn, lost, unreadable_from } = scan;
-        self.report.torn += torn;
         let told = self.positions.get(&found.id).copied().unwrap_or(0);
+        let (class, nonce) = (found.header.class, found.header.nonce);
+        let scan = scan(&found.file, nonce, class, end, told).await.map_err(failed)?;
+        let Scan { entries, damaged, records_end, torn, lost, unreadable_from, watermark } = scan;
+        self.report.torn += torn;
+        let untold = || lost.iter().copied().filter(|block| *block >= told);
         self.report.lost_blocks += lost.len() as u64;
-        self.report.lost_untold += lost.iter().filter(|block| **block >= told).count() as u64;
+        self.report.lost_untold += untold().count() as u64;
+        let lost_small = class == SegmentClass::Small && !lost.is_empty();
+        if lost_small {
+            let untold = untold().count() as u64;
+            self.report.lost_small += lost.len() as u64;
+            self.report.lost_small_untold += untold;
+            self.report.damaged_segments.push(DamagedSegment { segment: found.id, is_untold: untold > 0 });
+        }
         let mut records = Records::sealed(entries, records_end);
-        if let Some(block) = unreadable_from {
-            tracing::error!(segment = %name, block, "a segment cannot be read everywhere; it is left as it is");
-            records.position = records.position.min(block);
+        if unreadable_from.is_some() || lost_small {
+            let lost = lost.len();
+            tracing::error!(segment = %name, lost, ?unreadable_from, "a segment is damaged; it is left as it is");
+            let untold_from = untold().min().filter(|_| lost_small);
+            let first = unreadable_from.into_iter().chain(untold_from).min();
+            records.position = first.map_or(records.position, |block| block.min(records.position));
             records.state = State::Closed;
         } else if records.entries.is_empty() {
             return Ok(records);
         } else {
             records.state = self.seal(found, &records).await?;
+        }
+        if records.state == State::Closed && torn > 0 {
+            records.position = records.position.min(watermark);
         }
         // Damaged records of other kinds are counted when their payload is wanted.
         for entry in damaged.iter().filter(|entry| entry.kind == RecordKind::Chunk as u8) {
@@ -482,6 +521,9 @@ impl<D: Disk> Opening<'_, D> {
     async fn bury(&self, shared: &Shared, removal: &Removal) -> Result<(), StoreError> {
         let Some(entry) = shared.segment(removal.segment) else { return Ok(()) };
         let dropped = shared.forget(&removal.address, removal.segment, removal.offset);
+        if let Some(place) = &dropped {
+            shared.note(place, false); // no checkpoint covers a segment that stays unsealed
+        }
         if entry.class == SegmentClass::Small {
             return Ok(());
         }
@@ -538,6 +580,19 @@ impl<D: Disk> Opening<'_, D> {
             (self.apply)(Replayed::Position { segment: *segment, offset: *offset });
         }
     }
+}
+
+/// Whether nothing but zeros lies there; what cannot be read is something.
+async fn is_zero<F: DiskFile>(file: &F, mut at: u64, end: u64) -> bool {
+    while at < end {
+        let piece = (end - at).min(MIB as u64) as usize;
+        let Ok(bytes) = read_exact(file, at, piece).await else { return false };
+        if bytes.as_slice().iter().any(|byte| *byte != 0) {
+            return false;
+        }
+        at += piece as u64;
+    }
+    true
 }
 
 fn place_of(segment: u64, entry: &FooterEntry) -> Place {

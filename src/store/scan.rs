@@ -16,6 +16,8 @@
 //! | H | zeros | - | above | never written | skipped; the walk goes on |
 //! | I | unreadable, or valid | -, or unreadable | anywhere | a media fault | as row C, or as row E |
 //!
+//! The catalog's position in a segment is a watermark too: it was told of nothing before that was durable.
+//!
 //! Row I knows no watermark: what cannot be read may have been acknowledged. Such a file is left as it is
 //! ([`super::recovery`]), since the next read may succeed.
 //! Row B keeps what may never have been acknowledged: a write that failed may appear, and each record is idempotent.
@@ -89,6 +91,8 @@ pub(super) struct Scan {
     pub lost: Vec<u64>,
     /// The first block that could not be read.
     pub unreadable_from: Option<u64>,
+    /// What lies before it is known to have been durable.
+    pub watermark: u64,
 }
 
 struct Seen {
@@ -108,11 +112,17 @@ struct Walk {
     end: u64,
 }
 
-/// Reads everything in `BLOCK..end`.
-pub(super) async fn scan<F: DiskFile>(file: &F, nonce: [u8; 16], class: SegmentClass, end: u64) -> io::Result<Scan> {
+/// Reads everything in `BLOCK..end`. What lies before `durable` is known to have been synced.
+pub(super) async fn scan<F: DiskFile>(
+    file: &F,
+    nonce: [u8; 16],
+    class: SegmentClass,
+    end: u64,
+    durable: u64,
+) -> io::Result<Scan> {
     let window = if class == SegmentClass::Bulk { 16 * BLOCK_BYTES } else { MIB };
     let mut window = Window::new(file.clone(), end, window);
-    let mut walk = Walk { nonce, class, seen: Vec::new(), strange: Vec::new(), watermark: 0, end };
+    let mut walk = Walk { nonce, class, seen: Vec::new(), strange: Vec::new(), watermark: durable, end };
     let mut at = BLOCK;
     while at + HEADER <= end {
         at = walk.step(&mut window, at).await?;
@@ -184,7 +194,7 @@ impl Walk {
     }
 
     fn judge(self) -> Scan {
-        let mut scan = Scan { records_end: BLOCK, ..Scan::default() };
+        let mut scan = Scan { records_end: BLOCK, watermark: self.watermark, ..Scan::default() };
         for seen in self.seen {
             match row(seen.found.unwrap_or(Found::Broken), seen.end <= self.watermark) {
                 Row::A | Row::B => scan.entries.push(seen.entry),

@@ -127,6 +127,16 @@ pub(super) fn footer_bytes(records: usize) -> u64 {
     round_up((records * ENTRY_BYTES) as u64, BLOCK) + BLOCK
 }
 
+/// Where the footer of a segment whose header is damaged seems to start. Its CRC is seeded with the nonce in that header:
+/// so what it says of itself must fit the length of the file.
+pub(super) async fn footer_start<F: DiskFile>(file: &F, segment: u64, len: u64) -> Option<u64> {
+    let bytes = read_exact(file, len.checked_sub(TAIL_BYTES as u64)?, TAIL_BYTES).await.ok()?;
+    let tail = FooterTail::read_from_bytes(bytes.as_slice()).ok()?;
+    let (start, records) = (tail.offset.get(), tail.records.get());
+    let fits = start.checked_add(footer_bytes(records as usize)) == Some(len);
+    (tail.magic == FOOTER_MAGIC && tail.segment.get() == segment && fits).then_some(start)
+}
+
 /// The footer of a sealed segment; None when the last block holds no valid tail.
 pub(super) async fn read_footer<F: DiskFile>(file: &F, segment: u64, nonce: &[u8; 16]) -> io::Result<Option<Footer>> {
     let len = file.len().await?;

@@ -225,6 +225,13 @@ impl SimulatedDisk {
         state.durable_names.insert(name.to_owned(), id);
     }
 
+    /// Removes a file as a person would, for good.
+    pub fn delete(&self, name: &str) {
+        let mut state = self.0.borrow_mut();
+        state.names.remove(name);
+        state.durable_names.remove(name);
+    }
+
     /// Reads of this block fail from now on.
     pub fn make_unreadable(&self, name: &str, offset: u64) {
         let mut state = self.0.borrow_mut();

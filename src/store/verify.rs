@@ -164,7 +164,7 @@ impl<D: Disk> Store<D> {
             return Ok(Some(entries));
         }
         let end = entry.durable_end.load(Ordering::Acquire);
-        let scan = scan(&file, entry.nonce, entry.class, end).await.map_err(failed)?;
+        let scan = scan(&file, entry.nonce, entry.class, end, 0).await.map_err(failed)?;
         Ok(Some(scan.entries))
     }
 

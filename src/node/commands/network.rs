@@ -44,10 +44,7 @@ async fn report(shard: &Rc<Shard>) -> Result<StatusReport, Failure> {
         reasons.push(format!("takes no new chunks: {error}"));
     }
     let opened = &node.opened;
-    let lost_blocks = match node.lost_mended.load(Ordering::Acquire) {
-        true => opened.lost_untold,
-        false => opened.lost_blocks,
-    };
+    let lost_blocks = node.lost_blocks();
     if !opened.unreadable.is_empty() || lost_blocks > 0 || opened.damaged_records > 0 {
         reasons.push(format!(
             "opening the store found {} unreadable segments, {} lost blocks, {} damaged records: gabion verify",
@@ -56,6 +53,7 @@ async fn report(shard: &Rc<Shard>) -> Result<StatusReport, Failure> {
             opened.damaged_records
         ));
     }
+    reasons.extend(lock(&node.doubt).reason());
     if stats.quarantined > 0 {
         reasons.push(format!("{} damaged chunks are in quarantine: gabion verify", stats.quarantined));
     }

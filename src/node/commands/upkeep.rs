@@ -14,6 +14,7 @@ use crate::node::mend::{self, Mended};
 use crate::node::mend_log;
 use crate::node::reclaim;
 use crate::node::shard::Shard;
+use crate::node::shared::lock;
 use crate::store::{StoreError, VerifyReport};
 
 /// Reads every record of every segment, then asks for every chunk that a living version refers to: what does not match,
@@ -127,25 +128,35 @@ impl Tally {
     /// What opening the store found, and no record tells of any more.
     async fn segments(&mut self, shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
         let opened = &shard.node.opened;
+        let mended = mend_log::mend_lost(shard).await?;
+        // Now that what is known of them stands elsewhere: until then removing one could lose names.
         for file in &opened.unreadable {
+            let way_out = match lock(&shard.node.doubt).is_settled(file) {
+                true => "restore the file from a copy, or remove it",
+                false => "restore the file from a copy",
+            };
             let message = format!(
                 "{file}: its header is damaged, and it is left as it is; what of it is known to be missing was fetched \
-                 again where others hold it: restore the file from a copy, or remove it"
+                 again where others hold it: {way_out}"
             );
             client.send(ControlEvent::Warning { message }).await?;
         }
         self.count(opened.unreadable.len() as u64, 0);
-        let mended = mend_log::mend_lost(shard).await?;
         if mended > 0 {
             let message = format!("{mended} blocks of the log were lost; what they may have held is written again");
             client.send(ControlEvent::Warning { message }).await?;
         }
-        if opened.lost_untold > 0 {
-            let message =
-                format!("{} blocks of the log were lost, and nobody knows what they held", opened.lost_untold);
+        let lost = shard.node.lost_blocks();
+        if lost > 0 {
+            let message = format!("{lost} blocks of the log were lost, and nobody knows what they held");
             client.send(ControlEvent::Warning { message }).await?;
         }
-        self.count(mended + opened.lost_untold, mended);
+        self.count(mended + lost, mended);
+        let doubt = lock(&shard.node.doubt).reason();
+        if let Some(message) = doubt {
+            client.send(ControlEvent::Warning { message }).await?;
+            self.count(1, 0);
+        }
         Ok(())
     }
 
@@ -199,6 +210,10 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// readers' guards are not.
 pub async fn reclaim(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
     let reclaimed = reclaim::run(shard, Duration::ZERO, usize::MAX).await?;
+    let doubt = lock(&shard.node.doubt).reason();
+    if let Some(message) = doubt {
+        client.send(ControlEvent::Warning { message }).await?;
+    }
     client
         .send(ControlEvent::Reclaimed {
             bytes: reclaimed.bytes,

@@ -12,10 +12,11 @@ use crate::format::{BucketId, Incarnation, NameId, NetworkId, NodeId, PlacementI
 use crate::store::simulated::SimulatedDisk;
 use crate::store::{KeepAll, Store, StoreOptions, open};
 
-struct World {
-    catalog: Catalog,
-    store: Store<SimulatedDisk>,
-    shared: Arc<StoreShared>,
+pub(in crate::node) struct World {
+    pub catalog: Catalog,
+    pub store: Store<SimulatedDisk>,
+    pub shared: Arc<StoreShared>,
+    pub report: OpenReport,
 }
 
 fn options() -> StoreOptions {
@@ -28,21 +29,26 @@ fn options() -> StoreOptions {
 }
 
 async fn world(disk: &SimulatedDisk, directory: &Path) -> World {
+    let world = damaged_world(disk, directory).await;
+    assert_eq!((world.report.damaged_records, world.report.lost_blocks), (0, 0));
+    world
+}
+
+pub(in crate::node) async fn damaged_world(disk: &SimulatedDisk, directory: &Path) -> World {
     let (catalog, positions) = Catalog::open(directory).unwrap();
     let mut replay = log::Replay::new(&catalog);
     let (shared, report) = open(disk, options(), &positions, &mut |replayed| replay.apply(replayed)).await.unwrap();
-    assert_eq!((report.damaged_records, report.lost_blocks), (0, 0));
     replay.finish().await.unwrap();
-    forget_gone(&catalog, &shared, &positions).await.unwrap();
+    forget_gone(&catalog, &shared, &positions, &report).await.unwrap();
     let told = catalog.clone();
     let observer = Rc::new(move |applied| log::observe(&told, applied));
     let store = Store::attach(shared.clone(), disk.clone(), 0, observer, |task| {
         tokio::task::spawn_local(task);
     });
-    World { catalog, store, shared }
+    World { catalog, store, shared, report }
 }
 
-fn run<F: Future>(future: F) -> F::Output {
+pub(in crate::node) fn run<F: Future>(future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, future)
 }
@@ -110,7 +116,7 @@ async fn fill(store: &Store<SimulatedDisk>) {
 }
 
 /// Everything that is asked of a catalog.
-async fn dump(catalog: &Catalog) -> Vec<String> {
+pub(in crate::node) async fn dump(catalog: &Catalog) -> Vec<String> {
     catalog.settled().await.unwrap();
     let mut dump = vec![format!("{:?}", catalog.counts().await.unwrap())];
     dump.extend(catalog.names(None, None, 1000).await.unwrap().iter().map(|record| format!("{record:?}")));
@@ -138,7 +144,7 @@ async fn compact(world: &World) {
 }
 
 /// A disk and a catalog that hold all that was written, in sealed segments.
-async fn filled(seed: u64, directory: &Path) -> (SimulatedDisk, Vec<String>) {
+pub(in crate::node) async fn filled(seed: u64, directory: &Path) -> (SimulatedDisk, Vec<String>) {
     let disk = SimulatedDisk::new(seed);
     let first = world(&disk, directory).await;
     fill(&first.store).await;
@@ -146,6 +152,19 @@ async fn filled(seed: u64, directory: &Path) -> (SimulatedDisk, Vec<String>) {
     first.store.close().await.unwrap();
     first.catalog.close().await.unwrap();
     (disk, before)
+}
+
+/// The same after a power cut: the last segment was open, and its last batches hold one name each.
+pub(in crate::node) async fn cut_off(seed: u64, directory: &Path) -> (SimulatedDisk, Vec<String>) {
+    let disk = SimulatedDisk::new(seed);
+    let first = world(&disk, directory).await;
+    fill(&first.store).await;
+    for number in 200..210 {
+        first.store.append(name(number, 0, false)).await.unwrap();
+    }
+    let before = dump(&first.catalog).await;
+    first.catalog.close().await.unwrap();
+    (disk.crash(seed), before)
 }
 
 #[test]

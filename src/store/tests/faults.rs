@@ -1,13 +1,13 @@
 //! Failing and full disks, damaged files, newer formats: one fact a test.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::support::*;
 use crate::format::segment::{SEGMENT_VERSION, SegmentClass};
 use crate::limits::{BLOCK_BYTES, FREE_BYTES_RESERVE, RECORD_HEAD_BYTES};
 use crate::store::segment::{header_block, name_of};
 use crate::store::simulated::{Faults, SimulatedDisk};
-use crate::store::{AppliedEvent, Hold, OpenReport, Removal, SmallRecord, StoreError, StoreOptions};
+use crate::store::{AppliedEvent, Hold, KeepAll, OpenReport, Removal, SmallRecord, StoreError, StoreOptions};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -188,6 +188,128 @@ fn segment_that_cannot_be_read_is_neither_unlinked_nor_sealed_and_what_is_in_it_
 }
 
 #[test]
+fn segment_with_mended_records_stays_while_any_other_cannot_be_read() {
+    run(async {
+        let disk = SimulatedDisk::new(28);
+        let store = opened(&disk).await.store;
+        for name in [b"one", b"two", b"six"] {
+            store.append(SmallRecord::Name(name.repeat(100))).await.unwrap();
+        }
+        store.close().await.unwrap();
+        let again = opened(&disk).await;
+        // Each name is alone in its batch, and each batch in its block.
+        disk.edit(&name_of(1), |bytes| bytes[2 * BLOCK_BYTES + 128 + 10] ^= 1);
+        let damaged = again.store.verify(&mut |_| ()).await.unwrap().damaged;
+        assert_eq!(damaged.len(), 1);
+        // Sound when it was verified, and unreadable when the segment is copied.
+        disk.make_unreadable(&name_of(1), 3 * BLOCK);
+        let mended = BTreeMap::from([(1, BTreeSet::from([damaged[0].offset]))]);
+        again.store.retire_damaged(&mended, &KeepAll).await.unwrap();
+        assert!(disk.names().contains(&name_of(1)), "unlinked with a name that nobody had mended");
+        disk.make_readable(&name_of(1));
+        again.store.retire_damaged(&BTreeMap::from([(1, BTreeSet::new())]), &KeepAll).await.unwrap();
+        assert!(disk.names().contains(&name_of(1)), "nobody mended the damaged one");
+        again.store.retire_damaged(&mended, &KeepAll).await.unwrap();
+        assert!(!disk.names().contains(&name_of(1)));
+        again.store.close().await.unwrap();
+        let third = opened(&disk).await;
+        let kept = |name: &[u8]| third.told.events.contains(&AppliedEvent::Name { payload: name.repeat(100) });
+        assert_eq!([kept(b"one"), kept(b"two"), kept(b"six")], [true, false, true]);
+    });
+}
+
+/// Three names in segment 1, each in a batch and a block of its own, and no clean end.
+async fn three_names(seed: u64) -> SimulatedDisk {
+    let disk = SimulatedDisk::new(seed);
+    let store = opened(&disk).await.store;
+    for name in [b"one", b"two", b"six"] {
+        store.append(SmallRecord::Name(name.repeat(100))).await.unwrap();
+    }
+    disk.crash(seed)
+}
+
+/// Makes one block of segment 1 anything but a record.
+fn destroy(disk: &SimulatedDisk, block: usize) {
+    disk.edit(&name_of(1), |bytes| bytes[block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES].fill(0xaa));
+}
+
+#[test]
+fn lost_block_of_small_records_is_reported_at_every_start_until_the_segment_is_whole() {
+    run(async {
+        let disk = three_names(30).await;
+        let whole = disk.edit(&name_of(1), |bytes| bytes.clone());
+        destroy(&disk, 2);
+        let mut positions = HashMap::new();
+        for round in 0..3 {
+            let again = open_with(&disk, options(), &positions).await.unwrap();
+            assert_eq!((again.report.lost_blocks, again.report.lost_untold), (1, 1), "start {round}");
+            positions = again.told.positions;
+            assert_eq!(positions.get(&1), Some(&(2 * BLOCK)), "not past what the catalog was never told");
+            again.store.close().await.unwrap();
+        }
+        disk.edit(&name_of(1), |bytes| *bytes = whole);
+        let again = open_with(&disk, options(), &positions).await.unwrap();
+        assert_eq!((again.report.lost_blocks, again.report.recovered_segments), (0, 1));
+        assert!(again.told.events.contains(&AppliedEvent::Name { payload: b"two".repeat(100) }));
+    });
+}
+
+#[test]
+fn lost_block_that_the_catalog_was_told_of_is_untold_to_the_one_that_is_built_anew() {
+    run(async {
+        let disk = three_names(31).await;
+        destroy(&disk, 2);
+        let positions = HashMap::from([(1, 4 * BLOCK)]);
+        for _ in 0..2 {
+            let again = open_with(&disk, options(), &positions).await.unwrap();
+            assert_eq!((again.report.lost_blocks, again.report.lost_untold), (1, 0));
+            assert_eq!(again.told.positions, positions);
+            again.store.close().await.unwrap();
+        }
+        assert_eq!(opened(&disk).await.report.lost_untold, 1);
+    });
+}
+
+#[test]
+fn what_the_catalog_was_told_of_is_lost_and_not_torn_though_no_batch_vouches_for_it() {
+    run(async {
+        let disk = three_names(32).await;
+        destroy(&disk, 3);
+        let again = open_with(&disk, options(), &HashMap::from([(1, 4 * BLOCK)])).await.unwrap();
+        assert_eq!((again.report.lost_blocks, again.report.lost_untold, again.report.torn), (1, 0, 0));
+        // Also where it was all that the segment held.
+        let disk = SimulatedDisk::new(33);
+        let store = opened(&disk).await.store;
+        store.append(SmallRecord::Name(vec![1; 100])).await.unwrap();
+        let disk = disk.crash(33);
+        destroy(&disk, 1);
+        let again = open_with(&disk, options(), &HashMap::from([(1, 2 * BLOCK)])).await.unwrap();
+        assert_eq!((again.report.lost_blocks, again.report.segments), (1, 1));
+        again.store.close().await.unwrap();
+        assert!(disk.names().contains(&name_of(1)), "unlinked with the only evidence");
+    });
+}
+
+#[test]
+fn torn_places_do_not_become_lost_ones_while_a_segment_waits_to_be_sealed() {
+    run(async {
+        let disk = three_names(34).await;
+        // The second batch is torn, the third came out whole: no watermark covers either of them.
+        disk.edit(&name_of(1), |bytes| {
+            bytes[2 * BLOCK_BYTES..3 * BLOCK_BYTES].fill(0xaa);
+            bytes[3 * BLOCK_BYTES] ^= 1; // the batch record that would vouch for the first two
+        });
+        disk.set_free(0);
+        let again = opened(&disk).await;
+        assert_eq!((again.report.lost_blocks, again.report.recovered_segments), (0, 0));
+        disk.set_free(1 << 40);
+        let third = open_with(&disk, options(), &again.told.positions).await.unwrap();
+        assert_eq!((third.report.lost_blocks, third.report.recovered_segments), (0, 1));
+        assert_eq!(names(&third.told), 2);
+    });
+}
+
+#[test]
 fn segments_are_opened_on_a_full_disk_and_sealed_when_there_is_space() {
     run(async {
         let (disk, chunks) = cut_off(27).await;
@@ -361,7 +483,7 @@ fn full_disk_refuses_chunks_and_goes_on_reading_and_removing() {
             assert_eq!(get(&store, &address_of(chunk)).await.as_ref(), Some(chunk));
             assert_eq!(store.remove(&address_of(chunk), async |_| false).await.unwrap(), Removal::Removed);
         }
-        store.seal_open(&crate::store::KeepAll).await.unwrap();
+        store.seal_open(&KeepAll).await.unwrap();
         assert!(matches!(store.hold(&address_of(&chunks[0]), &version(1)).await.unwrap(), Hold::Absent(_)));
     });
 }
@@ -390,6 +512,36 @@ fn damaged_chunk_is_found_by_verification_never_served_and_wanted_across_restart
         assert_eq!(again.report.quarantined, wrong);
         assert!(put(&again.store, &chunks[0], &version(1)).await.unwrap());
         assert_eq!(get(&again.store, &wrong[0]).await.as_ref(), Some(&chunks[0]));
+    });
+}
+
+#[test]
+fn version_that_introduced_a_chunk_refers_to_its_replacement_though_the_header_was_lost() {
+    run(async {
+        for is_sealed in [true, false] {
+            let disk = SimulatedDisk::new(29);
+            let mut store = opened(&disk).await.store;
+            let chunk = payload(1, 70_000);
+            let address = address_of(&chunk);
+            put(&store, &chunk, &version(1)).await.unwrap();
+            if is_sealed {
+                store.close().await.unwrap();
+                store = opened(&disk).await.store;
+            }
+            // The record's header ends the block before its payload.
+            disk.edit(&name_of(1), |bytes| bytes[2 * BLOCK_BYTES - 64] ^= 1);
+            assert!(put(&store, &chunk, &version(2)).await.unwrap(), "the copy here is no good");
+            assert_eq!(get(&store, &address).await.as_ref(), Some(&chunk));
+            assert!(!put(&store, &chunk, &version(3)).await.unwrap(), "the new copy is held");
+            // With a table, its entry says who referred first; without one, the record stays for who can read it again.
+            assert_eq!(store.shared().index.candidates(&address).len(), if is_sealed { 1 } else { 2 });
+            disk.edit(&name_of(1), |bytes| bytes[2 * BLOCK_BYTES - 64] ^= u8::from(!is_sealed));
+            store.close().await.unwrap();
+            let again = opened(&disk).await;
+            assert!(again.told.refers(&address, &version(1)), "sealed: {is_sealed}");
+            assert!(again.told.refers(&address, &version(2)));
+            assert_eq!(get(&again.store, &address).await.as_ref(), Some(&chunk));
+        }
     });
 }
 
