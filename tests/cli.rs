@@ -194,6 +194,18 @@ fn a_missing_name_exits_4_and_leaves_nothing() {
 }
 
 #[test]
+fn rm_removes_nothing_when_one_of_the_names_is_none() {
+    let node = FakeNode::start();
+    node.put("main", "a", b"kept");
+    for arguments in [&["rm", "a", "BAD/"][..], &["rm", "-r", "a", "BAD/"], &["rm", "BAD/b", "a"]] {
+        let output = node.run(arguments);
+        assert_eq!((code(&output), stdout(&output).as_str()), (2, ""), "{arguments:?}: {}", stderr(&output));
+        assert!(node.stored("main", "a").is_some(), "{arguments:?} has removed something");
+    }
+    assert_eq!(code(&node.run(&["rm", "a"])), 0);
+}
+
+#[test]
 fn unreadable_and_missing_files_are_named() {
     let node = FakeNode::start();
     let (_guard, dir) = scratch();

@@ -2,7 +2,7 @@
 //!
 //! | promise | in |
 //! | --- | --- |
-//! | p1 acknowledged is durable, p10 old data opens, p9 full disk | `durability` |
+//! | p1 acknowledged is durable, p8 loss of nodes, p9 full disk, p10 old data opens | `durability` |
 //! | p2 no wrong byte, p5 blind peers, p6 strangers get nothing, p7 bounded | `integrity`, `strangers` |
 //! | p3 read your writes, p4 deleted is deleted | `names` |
 //! | joining, reconnecting | `network` |

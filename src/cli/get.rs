@@ -192,7 +192,7 @@ fn to_stream(
     descriptor: BorrowedFd<'_>,
     choices: GetChoices,
 ) -> Result<(), Failure> {
-    let mut progress = context.display.start(&wanted.to_string());
+    let mut progress = context.display.beside(&descriptor).start(&wanted.to_string());
     if let Wanted::Link(link) = wanted
         && needs_plain_reading(context)?
     {

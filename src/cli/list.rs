@@ -136,17 +136,23 @@ struct Removed {
     failures: Vec<Failure>,
 }
 
+/// Nothing goes unless every name given is one.
 pub fn rm(context: &Context, arguments: &RemoveArguments) -> Result<(), Failure> {
     let mut removed = Removed::default();
-    for text in &arguments.names {
-        if arguments.recursive {
-            remove_tree(context, text, &mut removed)?;
-        } else {
-            let name = parse_name(text)?;
+    if arguments.recursive {
+        for prefix in parse_all(&arguments.names, Prefix::parse)? {
+            remove_tree(context, &prefix, &mut removed)?;
+        }
+    } else {
+        for name in parse_all(&arguments.names, parse_name)? {
             remove_one(context, name.bucket(), name.key(), &mut removed)?;
         }
     }
     finish_rm(removed, context.json)
+}
+
+fn parse_all<T>(texts: &[String], parse: impl Fn(&str) -> Result<T, Failure>) -> Result<Vec<T>, Failure> {
+    texts.iter().map(|text| parse(text)).collect()
 }
 
 fn remove_one(context: &Context, bucket: &str, key: &str, removed: &mut Removed) -> Result<(), Failure> {
@@ -163,8 +169,7 @@ fn remove_one(context: &Context, bucket: &str, key: &str, removed: &mut Removed)
 }
 
 /// Everything below the name, and the name itself where there is one; a page of names at a time.
-fn remove_tree(context: &Context, text: &str, removed: &mut Removed) -> Result<(), Failure> {
-    let prefix = Prefix::parse(text)?;
+fn remove_tree(context: &Context, prefix: &Prefix, removed: &mut Removed) -> Result<(), Failure> {
     let before = removed.done + removed.failures.len() as u64;
     let mut keys = Vec::new();
     each_entry(context, Some(&prefix.bucket), &prefix.key, None, &mut |entry| {

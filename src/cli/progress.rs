@@ -34,6 +34,14 @@ impl Display {
         }
     }
 
+    /// For a transfer whose content goes to `output`: a bar would stand among what a terminal shows.
+    pub fn beside(&self, output: &impl IsTerminal) -> Self {
+        match self {
+            Self::Bars(_) if output.is_terminal() => Self::Hidden,
+            _ => self.clone(),
+        }
+    }
+
     /// Starts to show one transfer.
     pub fn start(&self, label: &str) -> Progress {
         match self {
@@ -118,7 +126,19 @@ fn eprintln_quietly(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
+
+    #[test]
+    fn no_bar_stands_among_content_on_a_terminal() {
+        let bars = || Display::Bars(MultiProgress::with_draw_target(ProgressDrawTarget::hidden()));
+        // Opening it makes a terminal of its own.
+        let terminal = File::open("/dev/ptmx").unwrap();
+        assert!(matches!(bars().beside(&terminal), Display::Hidden));
+        assert!(matches!(bars().beside(&File::open("/dev/null").unwrap()), Display::Bars(_)));
+        assert!(matches!(Display::Lines.beside(&terminal), Display::Lines));
+    }
 
     #[test]
     fn a_line_tells_bytes_rate_and_time_left() {

@@ -10,7 +10,8 @@
 //!   fdatasync was submitted. Everything before it is durable; nobody is told of success but by it.
 //! - Finishing a record: its effect on the index, then the message to the catalog, then the acknowledgement, then its
 //!   address lock. In log order, also when writes complete out of order.
-//! - The write and all that follows run in tasks of their own: whoever waits may give up, the log goes on.
+//! - A segment is made in a task of its own, and so are the write and all that follows: whoever waits may give up, the
+//!   log goes on.
 //! - The first failed write or fsync latches the segment: whatever was not durable fails, and the next record opens a new
 //!   segment. What fails here may be whole on the disk all the same and appear after a crash: chunks among it are
 //!   recorded as removed, under their address lock, so that no later removal is undone by it; of all else a repetition
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::disk::{Disk, DiskFile};
 use super::finish::{Durable, abandon, finish};
@@ -134,8 +135,8 @@ impl<D: Disk> Appender<D> {
     }
 
     async fn reserve(self: &Rc<Self>, len: u64, records: usize) -> Result<(Rc<OpenSegment<D>>, Slot), StoreError> {
-        let mut open = self.open.lock().await;
         loop {
+            let mut open = self.open.lock().await;
             if self.closed.get() {
                 return Err(StoreError::Closed);
             }
@@ -152,9 +153,31 @@ impl<D: Disk> Appender<D> {
                     return Ok((segment, slot));
                 }
                 Some(_) => self.put_away(open.take()),
-                None => *open = Some(self.create(len).await?),
+                None => {
+                    drop(open);
+                    self.open_one(len).await?;
+                }
             }
         }
+    }
+
+    /// Makes a segment and opens it, unless one is open. In a task of its own: a file that its maker gave up would keep
+    /// its space, known to nobody, until the next start.
+    async fn open_one(self: &Rc<Self>, needed: u64) -> Result<(), StoreError> {
+        let (answer, opened) = oneshot::channel();
+        let appender = self.clone();
+        (self.context.spawn)(Box::pin(async move {
+            let _ = answer.send(appender.fill_open(needed).await);
+        }));
+        opened.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    async fn fill_open(&self, needed: u64) -> Result<(), StoreError> {
+        let mut open = self.open.lock().await;
+        if open.is_none() && !self.closed.get() {
+            *open = Some(self.create(needed).await?);
+        }
+        Ok(())
     }
 
     /// How much to allocate at once so that `needed` bytes fit.

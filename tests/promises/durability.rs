@@ -1,16 +1,22 @@
-//! P1, P9, P10: what was acknowledged stays, whatever happens to the process or the disk.
+//! P1, P8, P9, P10: what was acknowledged stays, whatever happens to the process, the disk or the other nodes.
 
 use std::fs;
+use std::mem::offset_of;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use gabion::format::record::{RecordHeader, RecordKind};
+use gabion::format::{Address, ContentId};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use zerocopy::FromBytes;
 
-use crate::node::{KIB, MIB, Network, Node, moment, noise, random, refused_start, segments};
+use crate::node::{
+    KIB, MIB, Network, Node, eventually, moment, noise, positions, random, refused_start, segments, text,
+};
 
 /// Names and what they hold.
 type Acknowledged = Mutex<Vec<(String, Vec<u8>)>>;
@@ -120,6 +126,72 @@ fn p1_a_put_without_w_nodes_is_refused_and_names_nothing() {
     network[1].fails(4, &["get", "with-one-of-three", "-o", "/dev/null"]);
     network[1].holds("with-two-of-three", &bytes);
     network[0].put("with-one-of-three", &bytes);
+}
+
+const LENGTHS: [usize; 3] = [100, 70_000, 3 * MIB + 5];
+/// Of these files together: leaves, and the root of the longest.
+const CHUNKS: u64 = 1 + 1 + 4 + 1;
+
+/// Whether this node has the reference of a root that carries its capsule: there, a content id is enough to read by.
+fn has_capsule(node: &Node, root: &Address) -> bool {
+    let is_it = |header: &[u8]| {
+        let header = RecordHeader::read_from_prefix(header);
+        header.is_ok_and(|(header, _)| header.kind == RecordKind::Reference as u8 && header.payload_bytes.get() > 0)
+    };
+    segments(&node.dir).iter().any(|path| {
+        let bytes = fs::read(path).unwrap();
+        positions(&bytes, &root.0).any(|at| {
+            let header = at.checked_sub(offset_of!(RecordHeader, address)).and_then(|start| bytes.get(start..));
+            header.is_some_and(is_it)
+        })
+    })
+}
+
+#[test]
+fn p8_what_all_three_have_outlives_the_loss_of_any_two() {
+    let mut random = random();
+    let mut network = Network::start(3, 3, 0);
+    let files = LENGTHS.map(|len| {
+        let (name, bytes) = (format!("bucket/file-{len}"), noise(&mut random, len));
+        let id: ContentId = network[0].put_id(&name, &bytes).parse().unwrap();
+        let link = text(&network[0].ok(&["share", &name]).stdout).trim().to_owned();
+        (name, id, link, bytes)
+    });
+    // A put waits for two of them; the promise is of what all have.
+    eventually("all have all of it", || {
+        let has_all = |node: &Node| files.iter().all(|(_, id, ..)| has_capsule(node, &id.0));
+        network.nodes.iter().all(|node| node.count("chunks") == CHUNKS && has_all(node))
+    });
+    let last = random.random_range(0..3);
+    (0..3).filter(|number| *number != last).for_each(|number| network[number].kill());
+    for round in 0..2 {
+        for (name, id, link, bytes) in &files {
+            network[last].reads(&["cat", &id.to_string()], bytes);
+            network[last].reads(&["cat", link], bytes);
+            // A name is read from most of its owners. With one of three it is unknown, which is not absent (4).
+            let named = network[last].run(&["cat", name]);
+            assert!(matches!(named.status.code(), Some(5 | 8)), "round {round}: {}", text(&named.stderr));
+        }
+        network[last].kill();
+        network[last].start();
+    }
+}
+
+#[test]
+fn p8_the_only_member_reads_everything_by_name_after_the_loss_of_both_storage_nodes() {
+    let mut random = random();
+    let mut network = Network::start(1, 3, 2);
+    let files = LENGTHS.map(|len| (format!("bucket/file-{len}"), noise(&mut random, len)));
+    files.iter().for_each(|(name, bytes)| network[0].put(name, bytes));
+    eventually("all have all chunks", || network.nodes.iter().all(|node| node.count("chunks") == CHUNKS));
+    network[1].kill();
+    network[2].kill();
+    for _ in 0..2 {
+        files.iter().for_each(|(name, bytes)| network[0].holds(name, bytes));
+        assert_eq!(text(&network[0].ok(&["ls", "bucket/"]).stdout).lines().count(), files.len());
+        network[0].kill();
+        network[0].start();
+    }
 }
 
 #[test]

@@ -332,3 +332,52 @@ fn p7_a_long_pipe_in_and_out_leaves_the_memory_of_the_node_bounded() {
     let highest = highest.into_inner() / 1024;
     assert!(highest > 0 && highest < 256, "{highest} MiB of anonymous memory");
 }
+
+#[test]
+fn p7_the_cache_keeps_its_limit_over_restarts_and_what_a_node_owns_is_no_part_of_it() {
+    const LIMIT_BYTES: u64 = 16 * MIB as u64;
+    let mut random = random();
+    let mut network = Network::start(2, 1, 0);
+    network[1].stop();
+    network[1].set_options(&["--cache", "16M"]);
+    network[1].start();
+    network.wait_ready();
+    // Files of one chunk each, until some have their only copy at the second node.
+    let mut owned: Vec<(String, Vec<u8>)> = Vec::new();
+    for number in 0..64 {
+        let bytes = noise(&mut random, MIB);
+        let id = network[0].put_id(&format!("single/{number}"), &bytes);
+        if has_record(&network[1], &id.parse().unwrap()) {
+            owned.push((id, bytes));
+        }
+        if owned.len() == 3 {
+            break;
+        }
+    }
+    assert!(!owned.is_empty(), "the second node owns nothing");
+    let long = noise(&mut random, 96 * MIB);
+    network[0].put("long", &long);
+    // Nothing was read there yet: all of it is owned.
+    let chunks_owned = network[1].count("chunks");
+    let chunks_cached = |node: &Node| node.count("chunks") - chunks_owned;
+    let keeps_limit = |node: &Node| {
+        let bytes = node.count("cache_bytes");
+        // Chunks of a megabyte, and the root.
+        0 < bytes && bytes <= LIMIT_BYTES && (1..=LIMIT_BYTES / MIB as u64 + 1).contains(&chunks_cached(node))
+    };
+    for _ in 0..2 {
+        network[1].holds("long", &long);
+    }
+    eventually("the cache is used and keeps its limit", || keeps_limit(&network[1]));
+    network[1].ok(&["reclaim"]);
+    eventually("the cache keeps its limit after a reclaim", || keeps_limit(&network[1]));
+    network[1].stop();
+    network[1].start();
+    eventually("what was cached is counted again", || keeps_limit(&network[1]));
+    network[1].stop();
+    network[1].set_options(&["--cache", "0"]);
+    network[1].start();
+    eventually("what was cached is gone", || network[1].count("cache_bytes") == 0 && chunks_cached(&network[1]) == 0);
+    network[0].kill();
+    owned.iter().for_each(|(id, bytes)| network[1].reads(&["cat", id], bytes));
+}

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gabion::format::ticket::Ticket;
+use gabion::limits::KEEPALIVE_MISSED_MAX;
 
-use crate::node::{KIB, MIB, Network, Node, noise, random, text};
+use crate::node::{KIB, MIB, Network, Node, eventually, noise, random, text};
 
 /// A ticket of the founder that leads to another node.
 fn ticket_to(founder: &Node, other: &Node) -> String {
@@ -166,6 +167,37 @@ fn a_node_that_hangs_is_not_waited_for() {
     network.wait_ready();
     network[2].holds("long/1", &bytes);
     assert_eq!(text(&network[2].ok(&["ls", "before/"]).stdout).lines().count(), 5);
+}
+
+/// Reads at the first node while another, which holds everything too, hangs and still counts as alive.
+fn reads_move_on_from(hung: usize) {
+    let mut random = random();
+    let network = Network::start(3, 3, 0);
+    let files: Vec<_> = (0..9).map(|number| (format!("files/{number}"), noise(&mut random, MIB))).collect();
+    files.iter().for_each(|(name, bytes)| network[0].put(name, bytes));
+    eventually("all have all chunks", || network.nodes.iter().all(|node| node.count("chunks") == 9));
+    let remote = |(name, bytes): &(String, Vec<u8>)| network[0].reads(&["cat", name, "--remote"], bytes);
+    let (warming, others) = files.split_first().unwrap();
+    remote(warming);
+    assert_eq!(network[0].count("nodes_alive"), 3);
+    network[hung].suspend();
+    for (number, file) in others.iter().enumerate() {
+        let begun = Instant::now();
+        remote(file);
+        // Whoever waits for the dead instead of asking another waits for as long as it takes to see that they are.
+        assert!(begun.elapsed() < KEEPALIVE_MISSED_MAX, "{}: {:?}", file.0, begun.elapsed());
+        assert!(number > 0 || network[0].count("nodes_alive") == 3, "it was known to be gone before it was read past");
+    }
+}
+
+#[test]
+fn a_read_moves_on_from_a_node_that_hangs() {
+    reads_move_on_from(1);
+}
+
+#[test]
+fn a_read_moves_on_from_the_other_node_that_hangs() {
+    reads_move_on_from(2);
 }
 
 #[test]

@@ -117,6 +117,12 @@ impl Node {
         self.options.extend(options.iter().map(|option| (*option).to_owned()));
     }
 
+    /// For the next start, instead of those it had.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.options.clear();
+        self.add_options(options);
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }

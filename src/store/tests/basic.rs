@@ -179,6 +179,27 @@ fn a_reader_keeps_a_removed_chunk_until_it_lets_go() {
 }
 
 #[test]
+fn a_put_that_is_given_up_leaves_no_file_that_the_store_does_not_know() {
+    run(async {
+        for turns in 0..40 {
+            let disk = SimulatedDisk::new(turns);
+            let store = opened(&disk).await.store;
+            let given_up = tokio::task::spawn_local({
+                let store = store.clone();
+                async move { put(&store, &payload(1, 100_000), &version(1)).await }
+            });
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            given_up.abort();
+            put(&store, &payload(2, 100_000), &version(1)).await.unwrap();
+            let files = disk.names().iter().filter(|name| name.ends_with(".seg")).count();
+            assert_eq!(files as u64, store.stats().segments, "given up after {turns} turns: {:?}", disk.names());
+        }
+    });
+}
+
+#[test]
 fn cached_chunk_counts_as_not_held_and_is_replaced() {
     run(async {
         let disk = SimulatedDisk::new(7);
