@@ -92,19 +92,11 @@ async fn settle<D: Disk>(
     if lost_bulk == untold_bulk && !lock(doubt).wants_writing() {
         return Ok(0);
     }
-    let mended = rewrite_lost(opened, catalog, store).await?;
+    // Also where all that is lost is untold: what the segment loses after this was told, and is not written out again.
+    Rewriting { catalog, store }.all().await?;
     lock(doubt).written();
     doubt::keep(doubt, catalog, store, serial()).await?;
-    Ok(mended)
-}
-
-/// To write a record again is harmless.
-async fn rewrite_lost<D: Disk>(opened: &OpenReport, catalog: &Catalog, store: &Store<D>) -> Result<u64, Failure> {
-    let known = opened.lost_blocks - opened.lost_untold;
-    if known > 0 || !opened.unreadable.is_empty() {
-        Rewriting { catalog, store }.all().await?;
-    }
-    Ok(known)
+    Ok(opened.lost_blocks - opened.lost_untold)
 }
 
 /// What the catalog knows, written to the log once more.

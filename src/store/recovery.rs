@@ -18,7 +18,8 @@
 //! known, no block is written twice, and a sealed segment needs no walk at the next start.
 //!
 //! Row 5a holds whatever else is there: what cannot be read now may hold records, and may be read the next time. Its
-//! records are used, it takes no more, and the catalog's position in it stays before the first such block. A file that
+//! records are used, it takes no more, and the catalog's position in it stays before the first such block, unless it had
+//! passed it already: then that was told, and to go back would make it untold at the next start. A file that
 //! cannot be sealed for lack of space is used in the same way until the next start.
 //!
 //! Row 5b: a footer would list what is left, and hide from every later start that something was there. The catalog's
@@ -352,7 +353,7 @@ impl<D: Disk> Opening<'_, D> {
         let told = self.positions.get(&found.id).copied().unwrap_or(0);
         let (class, nonce) = (found.header.class, found.header.nonce);
         let scan = scan(&found.file, nonce, class, end, told).await.map_err(failed)?;
-        let Scan { entries, damaged, records_end, torn, lost, unreadable_from, watermark } = scan;
+        let Scan { entries, damaged, records_end, torn, lost, unreadable, watermark } = scan;
         self.report.torn += torn;
         let untold = || lost.iter().copied().filter(|block| *block >= told);
         self.report.lost_blocks += lost.len() as u64;
@@ -365,11 +366,12 @@ impl<D: Disk> Opening<'_, D> {
             self.report.damaged_segments.push(DamagedSegment { segment: found.id, is_untold: untold > 0 });
         }
         let mut records = Records::sealed(entries, records_end);
-        if unreadable_from.is_some() || lost_small {
-            let lost = lost.len();
-            tracing::error!(segment = %name, lost, ?unreadable_from, "a segment is damaged; it is left as it is");
+        if !unreadable.is_empty() || lost_small {
+            let (lost, unreadable_blocks) = (lost.len(), unreadable.len());
+            tracing::error!(segment = %name, lost, unreadable_blocks, "a segment is damaged; it is left as it is");
+            let unread_from = unreadable.range(told..).next().copied();
             let untold_from = untold().min().filter(|_| lost_small);
-            let first = unreadable_from.into_iter().chain(untold_from).min();
+            let first = unread_from.into_iter().chain(untold_from).min();
             records.position = first.map_or(records.position, |block| block.min(records.position));
             records.state = State::Closed;
         } else if records.entries.is_empty() {

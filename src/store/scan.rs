@@ -89,8 +89,8 @@ pub(super) struct Scan {
     pub torn: u64,
     /// Rows E, G and I: blocks that were durable and are not records any more.
     pub lost: Vec<u64>,
-    /// The first block that could not be read.
-    pub unreadable_from: Option<u64>,
+    /// Blocks that could not be read, those inside records included.
+    pub unreadable: BTreeSet<u64>,
     /// What lies before it is known to have been durable.
     pub watermark: u64,
 }
@@ -135,7 +135,7 @@ pub(super) async fn scan<F: DiskFile>(
         }
     }
     let mut scan = walk.judge();
-    scan.unreadable_from = window.unreadable.first().copied();
+    scan.unreadable = window.unreadable;
     Ok(scan)
 }
 

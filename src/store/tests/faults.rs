@@ -271,6 +271,20 @@ fn lost_block_that_the_catalog_was_told_of_is_untold_to_the_one_that_is_built_an
 }
 
 #[test]
+fn unreadable_block_that_the_catalog_was_told_of_stays_told() {
+    run(async {
+        let disk = three_names(35).await;
+        disk.make_unreadable(&name_of(1), 2 * BLOCK);
+        let mut positions = HashMap::from([(1, 4 * BLOCK)]);
+        for _ in 0..2 {
+            let again = open_with(&disk, options(), &positions).await.unwrap();
+            assert_eq!((again.report.lost_small, again.report.lost_small_untold), (1, 0));
+            positions = again.told.positions;
+        }
+    });
+}
+
+#[test]
 fn what_the_catalog_was_told_of_is_lost_and_not_torn_though_no_batch_vouches_for_it() {
     run(async {
         let disk = three_names(32).await;
