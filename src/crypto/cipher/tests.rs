@@ -53,6 +53,8 @@ fn openssl_decrypts_a_leaf() {
             .stdout(Stdio::piped())
             .spawn()
         else {
+            let is_strict = std::env::var_os("GABION_TEST_STRICT").is_some_and(|value| !value.is_empty());
+            assert!(!is_strict, "openssl is not installed");
             eprintln!("openssl is not installed: only the published vectors were checked");
             return;
         };
