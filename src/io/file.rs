@@ -10,13 +10,14 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::buffers::{Buffer, SharedBuffer};
-use super::op::Fd;
 use super::op::file::{self as entries, CURRENT_POSITION};
-use super::op::socket::poll;
+use super::op::socket::{cancel, poll};
+use super::op::{Fd, RingState};
 use super::ring::run_to_end;
 use super::system;
 use crate::limits::BLOCK_BYTES;
@@ -135,7 +136,7 @@ impl File {
 
     /// Fills `range` from `offset` on; less only when the file ends.
     pub async fn read_at(&self, buffer: Buffer, range: Range<usize>, offset: u64) -> (io::Result<usize>, Buffer) {
-        self.read_loop(buffer, range, Some(offset)).await
+        self.read_loop(buffer, range, offset).await
     }
 
     /// Whether a read of this range would find everything in the page cache. Costs less than 1 us; where the kernel cannot
@@ -144,22 +145,60 @@ impl File {
         system::is_cached(self.as_fd(), offset, len_bytes as u64).unwrap_or(false)
     }
 
-    /// Fills `range` from the current position on (pipes, terminals); less only at the end.
-    pub async fn read(&self, buffer: Buffer, range: Range<usize>) -> (io::Result<usize>, Buffer) {
-        self.read_loop(buffer, range, None).await
-    }
-
-    async fn read_loop(
+    /// Fills `range` from the current position on (pipes, terminals); less only at the end. `None` once `stop` has ended:
+    /// nothing more is taken from the file then. So bytes are waited for first, and read when they are there; a read that
+    /// waits for them would take them whenever they come.
+    pub async fn read(
         &self,
         mut buffer: Buffer,
         range: Range<usize>,
-        offset: Option<u64>,
-    ) -> (io::Result<usize>, Buffer) {
+        stop: impl Future<Output = ()>,
+    ) -> (io::Result<Option<usize>>, Buffer) {
+        let mut stop = pin!(stop);
         let mut done = 0;
         while range.start + done < range.end {
-            let position = offset.map_or(CURRENT_POSITION, |offset| offset + done as u64);
+            let ready = tokio::select! {
+                biased;
+                () = &mut stop => return (Ok(None), buffer),
+                ready = self.readable() => ready,
+            };
+            if let Err(error) = ready {
+                return (Err(error), buffer);
+            }
             let rest = range.start + done..range.end;
-            let (result, given_back) = entries::read(&self.0.fd, buffer, rest, position).await;
+            let (result, given_back) = entries::read(&self.0.fd, buffer, rest, CURRENT_POSITION).await;
+            buffer = given_back;
+            match result {
+                Ok(0) => break,
+                Ok(count) => done += count as usize,
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return (Err(error), buffer),
+            }
+            if self.0.direct && !done.is_multiple_of(BLOCK_BYTES) {
+                break; // the last block, as above
+            }
+        }
+        (Ok(Some(done)), buffer)
+    }
+
+    /// Waits until there is something to read, or the end. Dropped, the kernel waits no longer, and lets go of the file.
+    async fn readable(&self) -> io::Result<()> {
+        loop {
+            let wait = CancelOnDrop(&self.0.fd);
+            let (result, _fd) = poll(&self.0.fd, libc::POLLIN).await;
+            std::mem::forget(wait);
+            match result {
+                Err(error) if is_passing(&error) => {}
+                result => return result.map(drop),
+            }
+        }
+    }
+
+    async fn read_loop(&self, mut buffer: Buffer, range: Range<usize>, offset: u64) -> (io::Result<usize>, Buffer) {
+        let mut done = 0;
+        while range.start + done < range.end {
+            let rest = range.start + done..range.end;
+            let (result, given_back) = entries::read(&self.0.fd, buffer, rest, offset + done as u64).await;
             buffer = given_back;
             match result {
                 Ok(0) => break,
@@ -177,8 +216,7 @@ impl File {
         (Ok(done), buffer)
     }
 
-    async fn direct_end(&self, offset: Option<u64>, done: usize) -> io::Result<usize> {
-        let Some(offset) = offset else { return Ok(done) };
+    async fn direct_end(&self, offset: u64, done: usize) -> io::Result<usize> {
         let len_bytes = self.len().await?;
         if offset + done as u64 >= len_bytes {
             return Ok(done);
@@ -292,6 +330,25 @@ impl Metadata {
             modified: modified.unwrap_or(UNIX_EPOCH),
             inode: status.stx_ino,
             links: status.stx_nlink,
+        }
+    }
+}
+
+/// Nothing is wrong: the descriptor is non-blocking, or the call was interrupted, or somebody gave up another wait on the same
+/// open file.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+        || error.raw_os_error() == Some(libc::ECANCELED)
+}
+
+/// Ends what is pending on a descriptor when nobody waits for it any more.
+struct CancelOnDrop<'a>(&'a Fd);
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if RingState::current().is_some() {
+            // Its result interests nobody; the driver keeps it until its completion.
+            drop(cancel(self.0));
         }
     }
 }

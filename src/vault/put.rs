@@ -139,8 +139,7 @@ impl PutJob {
         }
     }
 
-    /// Stops the job; `finish` then says so at once. A lane that waits for bytes of a stream ends when some come, or
-    /// the stream does.
+    /// Stops the job; `finish` then says so at once. A lane that waits for bytes of a stream leaves them there.
     pub fn cancel(&self) {
         self.stop(PutError::Cancelled);
     }
@@ -178,7 +177,7 @@ impl PutJob {
 
     async fn lane<S: ChunkSink>(&self, file: &File, pool: &BufferPool, sink: &S) -> Result<(), PutError> {
         while let Some(Piece { leaf, span, buffer, share, turn }) = self.read_next(file, pool).await? {
-            // A read from a stream can take as long as it likes; the job may have stopped meanwhile.
+            // A read can take as long as it likes; the job may have stopped meanwhile.
             if self.latch.is_stopped() {
                 break;
             }
@@ -227,8 +226,9 @@ impl PutJob {
             () = wait_for(&self.moved, || self.latch.is_stopped().then_some(())) => return Ok(None),
         };
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + CHUNK_BYTES_MAX;
-        let (result, buffer) = file.read(buffer, range).await;
-        let span = result?;
+        let stop = wait_for(&self.moved, || self.latch.is_stopped().then_some(()));
+        let (result, buffer) = file.read(buffer, range, stop).await;
+        let Some(span) = result? else { return Ok(None) };
         if span < CHUNK_BYTES_MAX {
             lock(&self.window).end_at(leaf + u64::from(span > 0));
             self.deposited.notify_one();

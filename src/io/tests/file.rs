@@ -2,6 +2,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{on_ring, pattern, shared};
 use crate::io::{Buffer, BufferPool, File, FileKind, OpenOptions, SharedBuffer, spawn, sync_directory};
@@ -157,12 +158,32 @@ fn pipes_are_read_and_written_in_pieces_blocking_or_not() {
             output.write(source, 0..1_000_000).await.expect("written");
             drop(output);
             let input = File::from_fd(OwnedFd::from(near));
-            let (result, buffer) = input.read(Buffer::heap(200_0000), 0..2_000_000).await;
-            assert_eq!(result.expect("read"), 1_000_000);
+            let (result, buffer) = input.read(Buffer::heap(200_0000), 0..2_000_000, std::future::pending()).await;
+            assert_eq!(result.expect("read"), Some(1_000_000));
             assert!(buffer.as_slice()[..1_000_000] == expected);
         });
         echo.join().expect("no panic");
     }
+}
+
+#[test]
+fn a_read_that_is_stopped_takes_nothing_and_lets_go_of_its_pipe() {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    on_ring(async move {
+        let input = File::from_fd(OwnedFd::from(reader));
+        let moment = Duration::from_millis(20);
+        let (result, _buffer) = input.read(Buffer::heap(8), 0..8, tokio::time::sleep(moment)).await;
+        assert_eq!(result.expect("stopped"), None);
+        writer.write_all(b"kept").expect("written");
+        let (result, buffer) = input.read(Buffer::heap(4), 0..4, std::future::pending()).await;
+        assert_eq!((result.expect("read"), buffer.as_slice()), (Some(4), &b"kept"[..]));
+        let (result, _buffer) = input.read(Buffer::heap(8), 0..8, tokio::time::sleep(moment)).await;
+        assert_eq!(result.expect("stopped"), None);
+        drop(input);
+        tokio::time::sleep(moment).await;
+        let refused = writer.write(b"x").expect_err("nobody can read it");
+        assert_eq!(refused.kind(), std::io::ErrorKind::BrokenPipe);
+    });
 }
 
 #[allow(unsafe_code)]

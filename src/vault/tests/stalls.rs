@@ -192,6 +192,29 @@ fn streams_that_wait_for_others_can_be_cancelled() {
 }
 
 #[test]
+fn a_put_that_is_cancelled_leaves_its_stream_to_others() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    on_shards(1, BUFFERS, async |_, pool| {
+        let (put, chunks) = (put_job(Input::of(reader.try_clone().unwrap().into()), 64), Chunks::new());
+        let putting = start({
+            let (put, pool) = (Arc::clone(&put), pool.clone());
+            async move { run_put_on(&put, &chunks, 0, pool).await.unwrap() }
+        });
+        // In the middle of a leaf.
+        (&writer).write_all(b"taken").unwrap();
+        held(&pool, 1).await;
+        put.cancel();
+        assert!(matches!(putting.await.unwrap(), Err(PutError::Cancelled)), "though nothing comes");
+        held(&pool, 0).await;
+        (&writer).write_all(b"left").unwrap();
+        Some(())
+    });
+    let mut rest = [0; 4];
+    (&reader).read_exact(&mut rest).unwrap();
+    assert_eq!(&rest, b"left");
+}
+
+#[test]
 fn a_paused_stream_keeps_one_buffer_of_all_shards() {
     const SHARDS: usize = 3;
     let bytes = content(60 * CHUNK + 5, 49);
