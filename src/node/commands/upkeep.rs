@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Client, Failure, code};
 use crate::format::Address;
+use crate::io::{JoinHandle, spawn};
 use crate::node::control::ControlEvent;
 use crate::node::mend::{self, Mended};
 use crate::node::mend_log;
@@ -17,26 +18,27 @@ use crate::node::shard::Shard;
 use crate::store::{StoreError, VerifyReport};
 
 /// Reads every record of every segment, then asks for every chunk that a living version refers to: what does not match,
-/// or is not there, is fetched again from another holder.
+/// or is not there, is fetched again from another holder. Ends when the client hangs up.
 pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
     let total = shard.store.stats().chunks;
-    let Walk { done, mut damaged, mut end } = Walk::start(shard);
+    let mut walk = Walk::start(shard);
     let mut tally = Tally::default();
     let report = loop {
         tokio::select! {
             biased;
-            Some(damaged) = damaged.recv() => tally.damage(shard, client, &damaged, "damaged").await?,
-            report = &mut end => break report.map_err(|_| Failure::new(code::OTHER, "the node is stopping"))??,
+            Some(damaged) = walk.damaged.recv() => tally.damage(shard, client, &damaged, "damaged").await?,
+            report = &mut walk.end => break report.map_err(|_| Failure::new(code::OTHER, "the node is stopping"))??,
             () = tokio::time::sleep(REPORT_INTERVAL) => {
-                let done = done.get();
+                let done = walk.done.get();
                 client.send(ControlEvent::Verified { done, total: total.max(done) }).await?;
             }
         }
     };
-    while let Ok(damaged) = damaged.try_recv() {
+    while let Ok(damaged) = walk.damaged.try_recv() {
         tally.damage(shard, client, &damaged, "damaged").await?;
     }
-    find_missing(shard, client, &mut tally).await?;
+    let done = walk.done.get();
+    find_missing(shard, client, &mut tally, ControlEvent::Verified { done, total: total.max(done) }).await?;
     tally.segments(shard, client).await?;
     tally.records(shard, client, &report).await?;
     let Tally { damaged, mended, left } = tally;
@@ -44,11 +46,18 @@ pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failur
     client.send(ControlEvent::VerifyDone { chunks, bytes, damaged, mended, left }).await
 }
 
-/// The walk over the segments, in a task of its own.
+/// The walk over the segments, in a task of its own, which ends with this.
 struct Walk {
     done: Rc<Cell<u64>>,
     damaged: mpsc::UnboundedReceiver<Address>,
     end: oneshot::Receiver<Result<VerifyReport, StoreError>>,
+    task: JoinHandle,
+}
+
+impl Drop for Walk {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Walk {
@@ -57,7 +66,7 @@ impl Walk {
         let (finished, end) = oneshot::channel();
         let done = Rc::new(Cell::new(0));
         let (store, counted) = (shard.store.clone(), done.clone());
-        crate::io::spawn(async move {
+        let task = spawn(async move {
             let report = store
                 .verify(&mut |verified| {
                     counted.set(counted.get() + 1);
@@ -68,7 +77,7 @@ impl Walk {
                 .await;
             let _ = finished.send(report);
         });
-        Self { done, damaged, end }
+        Self { done, damaged, end, task }
     }
 }
 
@@ -149,10 +158,16 @@ impl Tally {
     }
 }
 
-/// Chunks that a living version refers to and that are not here: their segment was lost.
-async fn find_missing(shard: &Rc<Shard>, client: &Rc<Client>, tally: &mut Tally) -> Result<(), Failure> {
+/// Chunks that a living version refers to and that are not here: their segment was lost. `verified`: how far the walk came,
+/// told again now and then, as a client that has hung up shows when it is told something.
+async fn find_missing(
+    shard: &Rc<Shard>,
+    client: &Rc<Client>,
+    tally: &mut Tally,
+    verified: ControlEvent,
+) -> Result<(), Failure> {
     let catalog = &shard.node.catalog;
-    let mut after_version = None;
+    let (mut after_version, mut reported) = (None, Instant::now());
     // Several versions may refer to one chunk: it is missing once.
     let mut told = HashSet::new();
     loop {
@@ -162,6 +177,10 @@ async fn find_missing(shard: &Rc<Shard>, client: &Rc<Client>, tally: &mut Tally)
         for version in &versions {
             let mut after = None;
             loop {
+                if reported.elapsed() >= REPORT_INTERVAL {
+                    client.send(verified.clone()).await?;
+                    reported = Instant::now();
+                }
                 let chunks = catalog.chunks_of(version, after, REFERENCES_PAGE).await?;
                 let Some(last) = chunks.last() else { break };
                 after = Some(*last);
