@@ -197,6 +197,12 @@ impl Catalog {
         self.thread.ask(move |engine| engine.references(&address)).await
     }
 
+    /// The first of them: those of one chunk are in the order of versions.
+    pub async fn first_reference(&self, address: &Address) -> Result<Option<VersionId>, CatalogError> {
+        let address = *address;
+        self.thread.ask(move |engine| engine.first_reference(&address)).await
+    }
+
     /// By a living version.
     pub async fn is_referenced(&self, address: &Address) -> Result<bool, CatalogError> {
         let address = *address;

@@ -228,8 +228,12 @@ impl Engine {
         self.read(|_, rows| living_references(rows, address).map(|row| row.map(|(version, _)| version)).collect())
     }
 
+    pub(super) fn first_reference(&mut self, address: &Address) -> Result<Option<VersionId>, CatalogError> {
+        self.read(|_, rows| Ok(living_references(rows, address).next().transpose()?.map(|(version, _)| version)))
+    }
+
     pub(super) fn is_referenced(&mut self, address: &Address) -> Result<bool, CatalogError> {
-        self.read(|_, rows| Ok(living_references(rows, address).next().transpose()?.is_some()))
+        Ok(self.first_reference(address)?.is_some())
     }
 
     pub(super) fn capsules(&mut self, root: &Address) -> Result<Vec<(VersionId, Vec<u8>)>, CatalogError> {
@@ -312,7 +316,7 @@ fn is_dead(rows: &Rows, version: &VersionId) -> Result<bool, fjall::Error> {
     rows.contains(&key(DEAD, &[version.as_bytes()]))
 }
 
-/// With their capsules, empty where there is none.
+/// In the order of versions, with their capsules, empty where there is none.
 fn living_references(
     rows: &Rows,
     address: &Address,

@@ -1,7 +1,6 @@
 //! `verify` and `reclaim`: everything read and checked again, and the space of the dead given back.
 
 use std::cell::Cell;
-use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -168,8 +167,6 @@ async fn find_missing(
 ) -> Result<(), Failure> {
     let catalog = &shard.node.catalog;
     let (mut after_version, mut reported) = (None, Instant::now());
-    // Several versions may refer to one chunk: it is missing once.
-    let mut told = HashSet::new();
     loop {
         let versions = catalog.versions(after_version, REFERENCES_PAGE).await?;
         let Some(last) = versions.last() else { return Ok(()) };
@@ -185,9 +182,9 @@ async fn find_missing(
                 let Some(last) = chunks.last() else { break };
                 after = Some(*last);
                 for address in chunks.iter().filter(|address| !shard.store.contains(address)) {
-                    let is_known = told.contains(address) || shard.store.is_quarantined(address);
-                    if !is_known && !catalog.is_dead(version).await? {
-                        told.insert(*address);
+                    // Several versions may refer to one chunk: it is missing once, under the first that lives.
+                    let is_known = shard.store.is_quarantined(address);
+                    if !is_known && catalog.first_reference(address).await? == Some(*version) {
                         tally.damage(shard, client, address, "missing").await?;
                     }
                 }
