@@ -208,8 +208,11 @@ impl PutJob {
         let span = (len - start).min(CHUNK_BYTES_MAX as u64) as usize;
         let (buffer, share) = share::take(pool, Use::File).await;
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + span;
-        let turn = if file.is_cached(start, span) { Some(Turn::take(span).await) } else { None };
-        let (result, buffer) = file.read_at(buffer, range, start).await;
+        let (turn, (result, buffer)) = if file.is_cached(start, span) {
+            Turn::take(span).await.keep_for(file.read_at(buffer, range, start)).await
+        } else {
+            (None, file.read_at(buffer, range, start).await)
+        };
         if result? < span {
             return Err(PutError::Changed);
         }

@@ -2,6 +2,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{on_ring, pattern, shared};
 use crate::io::{Buffer, BufferPool, File, FileKind, OpenOptions, SharedBuffer, spawn, sync_directory};

@@ -148,6 +148,7 @@ async fn find_content(shard: &Rc<Shard>, root: &Address) -> Result<Found, Failur
 
 pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: Option<OwnedFd>) -> Result<(), Failure> {
     let found = find(shard, &get.target).await?;
+    let link_root = matches!(get.target, Target::Link { .. }).then_some(found.root);
     client
         .send(ControlEvent::Info { metadata: found.metadata.clone(), length: found.length, content: found.root })
         .await?;
@@ -191,7 +192,7 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
     let result = outcome.map_err(|error| match error {
         // What the stopping cuts off looks like a cancelled write, or a cancelled get.
         GetError::Output(_) | GetError::Cancelled if shard.node.is_stopping() => node_stops(&label),
-        error => get_failure(error, &label),
+        error => get_failure(error, &label, link_root),
     })?;
     client.send(progress_event(&job)).await?;
     client.send(ControlEvent::Fetched { bytes: result.bytes_written, bytes_resumed: result.bytes_resumed }).await
@@ -220,9 +221,13 @@ pub(super) fn node_stops(label: &str) -> Failure {
     Failure::new(code::OTHER, format!("{label}: the node is stopping: start it again, then repeat the command"))
 }
 
-fn get_failure(error: GetError, label: &str) -> Failure {
+/// `link_root`: of a link, which nobody was asked about before.
+fn get_failure(error: GetError, label: &str, link_root: Option<Address>) -> Failure {
     let reason = error.to_string();
     let (code, way_out) = match error {
+        GetError::Chunk(ChunkError::NotFound { address }) if link_root == Some(address) => {
+            (code::NOT_FOUND, "; a link dies with the name that it was made of: ask for another one")
+        }
         // The file is known: a chunk that nobody has any more is damage, not a wrong name.
         GetError::Chunk(ChunkError::Damaged { .. } | ChunkError::NotFound { .. }) | GetError::Tree(_) => {
             (code::INTEGRITY, "; start the nodes that hold other copies, then gabion verify")
@@ -295,3 +300,20 @@ async fn fetch_chunk(shard: &Rc<Shard>, address: Address, len: usize, remote: bo
 
 /// Each attempt asks another holder.
 const FETCH_ATTEMPTS_MAX: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_whose_root_nobody_has_is_not_found_and_any_other_hole_is_damage() {
+        let (root, leaf) = (Address([1; 32]), Address([2; 32]));
+        let code = |address, link_root| {
+            let missing = GetError::Chunk(ChunkError::NotFound { address });
+            get_failure(missing, "a file", link_root).code
+        };
+        assert_eq!(code(root, Some(root)), code::NOT_FOUND);
+        assert_eq!(code(leaf, Some(root)), code::INTEGRITY);
+        assert_eq!(code(root, None), code::INTEGRITY, "its name was found");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -45,7 +45,8 @@ async fn verify_all(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failur
     while let Ok(damaged) = walk.damaged.try_recv() {
         tally.damage(shard, client, &damaged, "damaged").await?;
     }
-    find_missing(shard, client, &mut tally).await?;
+    let done = walk.done.get();
+    find_missing(shard, client, &mut tally, ControlEvent::Verified { done, total: total.max(done) }).await?;
     tally.segments(shard, client).await?;
     tally.records(shard, client, &report).await?;
     let Tally { damaged, mended, left } = tally;
@@ -175,10 +176,16 @@ impl Tally {
     }
 }
 
-/// Chunks that a living version refers to and that are not here: their segment was lost.
-async fn find_missing(shard: &Rc<Shard>, client: &Rc<Client>, tally: &mut Tally) -> Result<(), Failure> {
+/// Chunks that a living version refers to and that are not here: their segment was lost. `verified`: how far the walk came,
+/// told again now and then, as a client that has hung up shows when it is told something.
+async fn find_missing(
+    shard: &Rc<Shard>,
+    client: &Rc<Client>,
+    tally: &mut Tally,
+    verified: ControlEvent,
+) -> Result<(), Failure> {
     let catalog = &shard.node.catalog;
-    let mut after_version = None;
+    let (mut after_version, mut reported) = (None, Instant::now());
     loop {
         let versions = catalog.versions(after_version, REFERENCES_PAGE).await?;
         let Some(last) = versions.last() else { return Ok(()) };
@@ -186,6 +193,10 @@ async fn find_missing(shard: &Rc<Shard>, client: &Rc<Client>, tally: &mut Tally)
         for version in &versions {
             let mut after = None;
             loop {
+                if reported.elapsed() >= REPORT_INTERVAL {
+                    client.send(verified.clone()).await?;
+                    reported = Instant::now();
+                }
                 let chunks = catalog.chunks_of(version, after, REFERENCES_PAGE).await?;
                 let Some(last) = chunks.last() else { break };
                 after = Some(*last);
