@@ -97,6 +97,8 @@ pub const SEGMENT_READERS_PER_SHARD: usize = 128;
 pub const DISOWN_ATTEMPTS_MAX: usize = 3;
 /// More sealed segments of small records shorter than 1/16 of the longest are compacted into one.
 pub const SMALL_SEGMENTS_SHORT_MAX: usize = 8;
+/// How long reclaim waits for the space of removed chunks that somebody still reads; it comes back all the same, later.
+pub const RELEASE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Chunks that reclaim removes at a time.
 pub const REMOVALS_AT_ONCE: usize = 64;
 /// Damaged records of names, references, deaths and removals that one verification mends.

@@ -4,7 +4,7 @@
 //!
 //! | who | under | does |
 //! | --- | --- | --- |
-//! | `remove` | lock, no pin, nobody refers | `removed` record, index entry dropped, space back after the guards |
+//! | `remove` | lock, no pin, nobody refers | `removed` record, index entry dropped; space back after the guards, in the background |
 //! | a new copy of a cached or quarantined chunk | the claim's lock | the old place is dropped and retired; it stays if its first version cannot be known |
 //! | compaction | lock | the copy at the new place is durable before the old one goes |
 
@@ -449,7 +449,8 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Removes a chunk that nobody refers to. Returns when its space is given back, or will be at the sealing.
+    /// Removes a chunk that nobody refers to. When it returns, its space is given back, or will be at the sealing or once
+    /// nobody reads it any more.
     pub async fn remove(
         &self,
         address: &Address,
@@ -511,12 +512,24 @@ async fn remove_places<D: Disk>(
         places.iter().map(|place| context.removed_op(&address, place, 0, Effect::Drop { place: *place })).collect();
     let result = context.commit(ops).await;
     drop(lock);
-    if result.is_ok() {
-        for place in places {
-            context.release(&place).await;
-        }
+    if let Err(error) = result {
+        let _ = answer.send(Err(error));
+        return;
     }
-    let _ = answer.send(result);
+    // New readers do not find it any more. Those that do read it have as long as they like: a peer decides how fast it
+    // takes what is sent to it.
+    let (read, unread): (Vec<_>, Vec<_>) =
+        places.into_iter().partition(|place| context.shared.locks.is_guarded(place.segment, place.offset));
+    for place in unread {
+        context.release(&place).await;
+    }
+    // Counted before the answer: who was told that a chunk is gone can wait for its space.
+    let release = (!read.is_empty()).then(|| context.shared.releases.begin());
+    let _ = answer.send(Ok(()));
+    for place in read {
+        context.release(&place).await;
+    }
+    drop(release);
 }
 
 fn check_length(buffer: &Buffer, payload_len: usize) -> Result<(), StoreError> {

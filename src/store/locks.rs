@@ -113,6 +113,10 @@ impl Locks {
         PlaceGuard { locks: self.clone(), key: (segment, offset) }
     }
 
+    pub fn is_guarded(&self, segment: u64, offset: u64) -> bool {
+        self.places.of(&(segment, offset)).contains_key(&(segment, offset))
+    }
+
     /// Waits until no guard of this place is left.
     pub async fn unguarded(&self, segment: u64, offset: u64) {
         let receiver = {

@@ -13,6 +13,7 @@
 //! | [`finish`] | what a durable record does to the index and tells the catalog |
 //! | [`index`] | address -> place, 16 to 24 bytes a chunk |
 //! | [`locks`] | address locks, pins, guards of places |
+//! | [`releases`] | removed chunks that are still being read |
 //! | [`small`] | short chunks, many at once |
 //! | [`chunks`] | hold, stage, commit, read, locate, quarantine, remove |
 //! | [`scan`], [`recovery`], [`checkpoint`] | opening a store |
@@ -33,6 +34,7 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::format::{Address, Incarnation, VersionId};
 use crate::limits;
@@ -48,6 +50,7 @@ mod index;
 mod locks;
 mod reclaim;
 mod recovery;
+mod releases;
 mod ring_disk;
 mod room;
 mod scan;
@@ -128,6 +131,8 @@ pub struct StoreOptions {
     pub step_bytes: u64,
     /// New chunks are refused once records would take more; only the file system limits them when absent.
     pub capacity_bytes: Option<u64>,
+    /// How long [`Store::seal_open`] waits for the space of removed chunks that are still being read.
+    pub release_wait_max: Duration,
     /// A mutation for the tests: acknowledge without a sync. The crash tests must catch it.
     #[cfg(test)]
     pub acknowledge_unsynced: bool,
@@ -143,6 +148,7 @@ impl StoreOptions {
             segment_records_max: limits::SEGMENT_RECORDS_MAX,
             step_bytes: limits::SEGMENT_STEP_BYTES,
             capacity_bytes: None,
+            release_wait_max: limits::RELEASE_WAIT_MAX,
             #[cfg(test)]
             acknowledge_unsynced: false,
         }

@@ -10,6 +10,7 @@ use super::StoreOptions;
 use super::committer::Message;
 use super::index::{Index, Place};
 use super::locks::Locks;
+use super::releases::Releases;
 use super::room::Room;
 use super::segment::extent;
 use crate::format::Address;
@@ -121,6 +122,7 @@ pub struct Shared {
     pub(super) index: Index,
     pub(super) locks: Arc<Locks>,
     pub(super) room: Room,
+    pub(super) releases: Arc<Releases>,
     segments: RwLock<BTreeMap<u64, Arc<SegmentEntry>>>,
     next_segment: AtomicU64,
     /// Counts the segments that went, so that each thread knows when to look through its open descriptors.
@@ -145,6 +147,7 @@ impl Shared {
             options,
             index,
             locks: Locks::new(),
+            releases: Arc::default(),
             segments: RwLock::default(),
             next_segment: AtomicU64::new(next_segment),
             gone: AtomicU64::new(0),

@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::support::*;
 use crate::format::record::{FLAG_CACHED, FLAG_STAND_IN};
 use crate::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 use crate::store::segment::name_of;
 use crate::store::simulated::SimulatedDisk;
-use crate::store::{AppliedEvent, Hold, Removal, SmallRecord, Store, open};
+use crate::store::{AppliedEvent, Hold, Removal, SmallRecord, Store, StoreOptions, open};
 
 const LENGTHS: [usize; 6] = [CHUNK_BYTES_MIN, 5000, 65_535, 65_536, 70_001, CHUNK_BYTES_MAX];
 
@@ -157,7 +158,8 @@ fn a_reader_keeps_a_removed_chunk_until_it_lets_go() {
         put(&store, &chunk, &version(1)).await.unwrap();
         put(&store, &other, &version(1)).await.unwrap();
         store.close().await.unwrap();
-        let store = opened(&disk).await.store;
+        let options = StoreOptions { release_wait_max: Duration::from_millis(10), ..options() };
+        let store = open_with(&disk, options, &HashMap::new()).await.unwrap().store;
         let located = store.locate(&address_of(&chunk)).expect("the segment is sealed");
         let removal = tokio::task::spawn_local({
             let (store, address) = (store.clone(), address_of(&chunk));
@@ -166,15 +168,43 @@ fn a_reader_keeps_a_removed_chunk_until_it_lets_go() {
         for _ in 0..200 {
             tokio::task::yield_now().await;
         }
+        assert!(removal.is_finished(), "a reader holds up who removes a chunk");
+        assert_eq!(removal.await.unwrap(), Removal::Removed);
         assert!(store.locate(&address_of(&chunk)).is_none(), "new readers do not find it");
+        // Nor does it hold up for ever who waits for the space.
+        store.seal_open(&crate::store::KeepAll).await.unwrap();
         let name = crate::store::segment::name_of(located.segment);
         let there = |bytes: &mut Vec<u8>| bytes[located.offset as usize..][..located.len] == chunk;
-        assert!(disk.edit(&name, there) && !removal.is_finished());
+        assert!(disk.edit(&name, there));
         drop(located.guard.clone());
         let (offset, len, guard) = (located.offset, located.len, located.guard);
         drop(guard);
-        assert_eq!(removal.await.unwrap(), Removal::Removed);
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
         assert!(disk.edit(&name, |bytes| bytes[offset as usize..][..len].iter().all(|byte| *byte == 0)));
+    });
+}
+
+#[test]
+fn space_of_a_chunk_that_was_read_as_it_was_removed_is_waited_for() {
+    run(async {
+        for seed in 0..20 {
+            let disk = SimulatedDisk::new(seed);
+            let store = opened(&disk).await.store;
+            let chunk = payload(1, 100_000);
+            put(&store, &chunk, &version(1)).await.unwrap();
+            put(&store, &payload(2, 100_000), &version(1)).await.unwrap();
+            store.close().await.unwrap();
+            let store = opened(&disk).await.store;
+            let located = store.locate(&address_of(&chunk)).expect("the segment is sealed");
+            let (segment, range) = (located.segment, located.offset as usize..located.offset as usize + located.len);
+            store.remove(&address_of(&chunk), async |_| false).await.unwrap();
+            drop(located);
+            store.seal_open(&crate::store::KeepAll).await.unwrap();
+            let name = crate::store::segment::name_of(segment);
+            assert!(disk.edit(&name, |bytes| bytes[range].iter().all(|byte| *byte == 0)), "seed {seed}");
+        }
     });
 }
 

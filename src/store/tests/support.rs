@@ -26,9 +26,9 @@ pub fn options() -> StoreOptions {
     }
 }
 
-/// Runs a test on one thread, without any real time passing.
+/// Runs a test on one thread; real time passes only where something is waited for that does not come.
 pub fn run<F: Future>(future: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
