@@ -154,6 +154,12 @@ impl File {
         range: Range<usize>,
         stop: impl Future<Output = ()>,
     ) -> (io::Result<Option<usize>>, Buffer) {
+        // Nothing would ever come of a wait for what cannot be read.
+        match system::is_for_reading(self.as_fd()) {
+            Ok(true) => {}
+            Ok(false) => return (Err(io::Error::from_raw_os_error(libc::EBADF)), buffer),
+            Err(error) => return (Err(error), buffer),
+        }
         let mut stop = pin!(stop);
         let mut done = 0;
         while range.start + done < range.end {

@@ -36,6 +36,11 @@ fn status_flags(fd: BorrowedFd<'_>) -> io::Result<i32> {
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })
 }
 
+/// Whether it was opened for reading.
+pub(super) fn is_for_reading(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(status_flags(fd)? & libc::O_ACCMODE != libc::O_WRONLY)
+}
+
 pub(super) fn is_direct(fd: BorrowedFd<'_>) -> bool {
     status_flags(fd).is_ok_and(|flags| flags & libc::O_DIRECT != 0)
 }
