@@ -131,7 +131,7 @@ impl Filled {
             })
             .collect();
         let (cpu, start) = (CpuTime::now(), Instant::now());
-        batches.into_iter().for_each(|applied| self.catalog.apply(applied).expect("room"));
+        batches.into_iter().for_each(|applied| self.catalog.apply(applied).unwrap());
         assert!(block_on(self.catalog.is_referenced(&address(self.puts - 1))).unwrap());
         (start.elapsed(), cpu)
     }

@@ -218,6 +218,8 @@ async fn finish_signed(shard: &Rc<Shard>) -> Result<(), Failure> {
     Ok(shard.store.append_all(missing).await?)
 }
 
+type Signed = (DeathId, Arc<[u8]>);
+
 /// The peers that are being sent to, and whether more came due for them meanwhile.
 type Sending = Rc<RefCell<BTreeMap<NodeId, bool>>>;
 
@@ -225,7 +227,7 @@ type Sending = Rc<RefCell<BTreeMap<NodeId, bool>>>;
 fn send_due(shard: &Rc<Shard>, sending: &Sending) {
     let node = &shard.node;
     let due = lock(&node.deaths).next_to_send(node.uptime(), SENT_AT_ONCE_MAX);
-    let mut by_node: BTreeMap<NodeId, Vec<(DeathId, Arc<[u8]>)>> = BTreeMap::new();
+    let mut by_node: BTreeMap<NodeId, Vec<Signed>> = BTreeMap::new();
     for death in due {
         if node.peers.is_alive(&death.node) {
             by_node.entry(death.node).or_default().push((death.id, death.death));
@@ -242,7 +244,7 @@ fn send_due(shard: &Rc<Shard>, sending: &Sending) {
     }
 }
 
-async fn send_to(shard: Rc<Shard>, sending: Sending, peer: NodeId, deaths: Vec<(DeathId, Arc<[u8]>)>) {
+async fn send_to(shard: Rc<Shard>, sending: Sending, peer: NodeId, deaths: Vec<Signed>) {
     let outcome = send(&shard, peer, deaths).await;
     let has_more = sending.borrow_mut().remove(&peer).unwrap_or_default();
     match outcome {
@@ -253,7 +255,7 @@ async fn send_to(shard: Rc<Shard>, sending: Sending, peer: NodeId, deaths: Vec<(
     }
 }
 
-async fn send(shard: &Rc<Shard>, peer: NodeId, mut deaths: Vec<(DeathId, Arc<[u8]>)>) -> Result<(), String> {
+async fn send(shard: &Rc<Shard>, peer: NodeId, mut deaths: Vec<Signed>) -> Result<(), String> {
     while !deaths.is_empty() {
         let (body, count) = message::encode_page(deaths.iter().map(|(_, death)| &**death));
         let connection = connect(shard, &peer).await.map_err(|error| error.to_string())?;
