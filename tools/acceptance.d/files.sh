@@ -48,6 +48,20 @@ test_starts() {
     figure "2 nodes stopped in $(calc "$(now) - $started") s"
 }
 
+test_demo() {
+    local ports before
+    ports=$(python3 -c '
+import socket
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+print(",".join(str(socket.getsockname()[1]) for socket in sockets))')
+    before=$(find "$t" | wc -l)
+    TMPDIR=$t "$gabion" demo --size "$((file_mib < 256 ? file_mib : 256))M" --ports "$ports" > "$t/demo.out"
+    grep -Eq 'the third node gave [1-9][0-9.]* [KMG]iB of disk space back' "$t/demo.out" || fail "$(cat "$t/demo.out")"
+    # What it made is gone; its output is what came.
+    [ "$(find "$t" | wc -l)" = $((before + 1)) ] || fail "left behind: $(find "$t")"
+    figure "$(wc -l < "$t/demo.out") steps"
+}
+
 test_one_node() {
     local started took bytes=$((file_mib << 20))
     node_start a
