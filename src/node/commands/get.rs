@@ -192,7 +192,7 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
     let result = outcome.map_err(|error| match error {
         // What the stopping cuts off looks like a cancelled write, or a cancelled get.
         GetError::Output(_) | GetError::Cancelled if shard.node.is_stopping() => node_stops(&label),
-        error => get_failure(error, &label, link_root),
+        error => get_failure(error, &label, link_root, get.remote),
     })?;
     client.send(progress_event(&job)).await?;
     client.send(ControlEvent::Fetched { bytes: result.bytes_written, bytes_resumed: result.bytes_resumed }).await
@@ -221,12 +221,15 @@ pub(super) fn node_stops(label: &str) -> Failure {
     Failure::new(code::OTHER, format!("{label}: the node is stopping: start it again, then repeat the command"))
 }
 
-/// `link_root`: of a link, which nobody was asked about before.
-fn get_failure(error: GetError, label: &str, link_root: Option<Address>) -> Failure {
+/// `link_root`: of a link, which nobody was asked about before. `remote`: what is here was not looked at.
+fn get_failure(error: GetError, label: &str, link_root: Option<Address>, remote: bool) -> Failure {
     let reason = error.to_string();
     let (code, way_out) = match error {
         GetError::Chunk(ChunkError::NotFound { address }) if link_root == Some(address) => {
             (code::NOT_FOUND, "; a link dies with the name that it was made of: ask for another one")
+        }
+        GetError::Chunk(ChunkError::NotFound { .. }) if remote => {
+            (code::NETWORK, "; leave --remote out to read what this node holds itself")
         }
         // The file is known: a chunk that nobody has any more is damage, not a wrong name.
         GetError::Chunk(ChunkError::Damaged { .. } | ChunkError::NotFound { .. }) | GetError::Tree(_) => {
@@ -310,7 +313,7 @@ mod tests {
         let (root, leaf) = (Address([1; 32]), Address([2; 32]));
         let code = |address, link_root| {
             let missing = GetError::Chunk(ChunkError::NotFound { address });
-            get_failure(missing, "a file", link_root).code
+            get_failure(missing, "a file", link_root, false).code
         };
         assert_eq!(code(root, Some(root)), code::NOT_FOUND);
         assert_eq!(code(leaf, Some(root)), code::INTEGRITY);
