@@ -2,7 +2,10 @@
 //!
 //! The bytes are never exposed: the kernel copies from the mapping to the socket, so that a bad sector or a page that
 //! was punched away is an `EFAULT` of that send and never a signal that kills the process. A cold page would stall the
-//! whole reactor, so ranges are populated on one of the kernel's worker threads first, unless they are known to be hot.
+//! whole reactor, so a range that is not known to be hot is populated on one of the kernel's worker threads first
+//! ([`MappedRange::populate`]). The node has no such range: it maps what the kernel says is in the page cache, and reads
+//! what is not past the cache into a buffer, which leaves the pages of others alone. A page that is evicted between the
+//! question and the send is read by the send, one page at a time, as in any program that serves files.
 //!
 //! Each send has a mapping of its own: making one and faulting its pages in costs a few microseconds a MiB where pages are
 //! hot, and nothing lingers, neither address space nor the space of a file that was removed.
