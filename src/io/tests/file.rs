@@ -182,8 +182,8 @@ fn a_read_that_is_stopped_takes_nothing_and_lets_go_of_its_pipe() {
         drop(input);
         // The kernel lets go of it soon; until then the pipe takes what is written.
         let refused = loop {
-            match writer.write(b"x") {
-                Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            match writer.write_all(b"x") {
+                Ok(()) => tokio::time::sleep(Duration::from_millis(1)).await,
                 Err(error) => break error,
             }
         };
