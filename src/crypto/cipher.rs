@@ -15,9 +15,14 @@
 //! 0.9 to 1.0 on one with AVX2 alone (BLAKE3 twice: 0.65, AES: 0.25). There `aes` leaves VAES unused, as `cpufeatures` 0.3
 //! takes it for a part of AVX-512; a build with `-C target-cpu=native` gains 0 to 10 percent, which is no reason to ship one.
 
-use aes::Aes256;
+use aes::cipher::consts::U16;
+use aes::cipher::typenum::Unsigned;
+use aes::cipher::{
+    BlockCipherEncBackend, BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, KeyInit, KeyIvInit, ParBlocks,
+    StreamCipher,
+};
+use aes::{Aes256, Block};
 use ctr::Ctr64BE;
-use ctr::cipher::{KeyIvInit, StreamCipher};
 use zeroize::Zeroize;
 
 use super::hash::address_of;
@@ -119,7 +124,74 @@ pub fn check_chunk(chunk: &[u8], address: &Address) -> Result<(), Mismatch> {
 
 /// Encrypts or decrypts a whole chunk in place. Checks nothing: see [`open_chunk`].
 pub fn apply_keystream(bytes: &mut [u8], key: &ChunkKey) {
-    Ctr64BE::<Aes256>::new(key.as_bytes().into(), &[0; 16].into()).apply_keystream(bytes);
+    if WideKeystream::is_faster() && bytes.len() >= WideKeystream::BYTES_MIN {
+        Aes256::new(key.as_bytes().into()).encrypt_with_backend(WideKeystream { bytes });
+    } else {
+        Ctr64BE::<Aes256>::new(key.as_bytes().into(), &[0; 16].into()).apply_keystream(bytes);
+    }
+}
+
+/// The same keystream, counted and applied inside of the cipher's own loop: what is inlined there is compiled for the
+/// vectors that the cipher was picked for at run time, while `ctr` runs around it, for the least of all processors.
+///
+/// | of 1 MiB, on an EPYC with AVX-512 | CPU s/GiB |
+/// | --- | --- |
+/// | `ctr` | 0.215 to 0.24 |
+/// | this | 0.168 |
+/// | both with `-C target-cpu=native` | 0.165, 0.096 |
+///
+/// With the narrow vectors of AES-NI it is an eighth slower than `ctr`.
+struct WideKeystream<'a> {
+    bytes: &'a mut [u8],
+}
+
+impl WideKeystream<'_> {
+    /// What the cipher takes at once.
+    const BYTES_MIN: usize = 1 << 10;
+
+    fn is_faster() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("vaes");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+}
+
+impl BlockSizeUser for WideKeystream<'_> {
+    type BlockSize = U16;
+}
+
+impl BlockCipherEncClosure for WideKeystream<'_> {
+    #[inline(always)]
+    fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, cipher: &B) {
+        const { assert!(CHUNK_BYTES_MAX as u64 / 16 <= 1 << 32, "the counter has 32 bits") };
+        let mut counter = 0_u32;
+        let mut count = |block: &mut Block| {
+            if let Some(low) = block.last_chunk_mut() {
+                *low = counter.to_be_bytes();
+            }
+            counter = counter.wrapping_add(1);
+        };
+        let (mut counters, mut stream): (ParBlocks<B>, ParBlocks<B>) = Default::default();
+        let mut wide = self.bytes.chunks_exact_mut(16 * B::ParBlocksSize::USIZE);
+        for piece in &mut wide {
+            counters.iter_mut().for_each(&mut count);
+            cipher.encrypt_par_blocks((&counters, &mut stream).into());
+            piece.as_chunks_mut::<16>().0.iter_mut().zip(&stream).for_each(|(piece, block)| xor(piece, block));
+        }
+        for piece in wide.into_remainder().chunks_mut(16) {
+            let mut block = Block::default();
+            count(&mut block);
+            cipher.encrypt_block((&mut block).into());
+            xor(piece, &block);
+        }
+        stream.zeroize(); // it tells plaintext from ciphertext
+    }
+}
+
+#[inline(always)]
+fn xor(piece: &mut [u8], block: &Block) {
+    piece.iter_mut().zip(block).for_each(|(byte, key)| *byte ^= key);
 }
 
 #[cfg(test)]

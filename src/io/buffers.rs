@@ -28,7 +28,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use memmap2::{MmapMut, MmapRaw};
+use memmap2::{Advice, MmapMut, MmapRaw};
 use tokio::sync::Semaphore;
 use tokio_uring::buf::fixed::FixedBufRegistry;
 use tokio_uring::buf::{IoBuf, IoBufMut};
@@ -39,11 +39,16 @@ use crate::limits::{BLOCK_BYTES, BUFFER_BYTES, BUFFERS_REGISTERED_MAX, IO_BYTES_
 
 /// Alignment of buffers that are shorter than a block, and so of no use for direct I/O.
 const SMALL_ALIGNMENT_BYTES: usize = 64;
+/// On the processors that this runs on. Elsewhere it aligns too much and nothing worse.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Owned memory. Only the one `Buffer` made of it looks inside.
 enum Memory {
-    /// Anonymous pages, made when first touched.
-    Pages(MmapRaw),
+    /// [`BUFFER_BYTES`] of a region, from `at` on.
+    Pages {
+        region: Rc<MmapRaw>,
+        at: usize,
+    },
     Heap {
         base: NonNull<u8>,
         layout: Layout,
@@ -52,8 +57,15 @@ enum Memory {
 }
 
 impl Memory {
-    fn pages(len_bytes: usize) -> io::Result<Memory> {
-        Ok(Memory::Pages(MmapMut::map_anon(len_bytes)?.into()))
+    /// One after the other in one region of anonymous pages, made when first touched: huge ones, where there are any.
+    fn pages(count: usize) -> io::Result<Vec<Memory>> {
+        let region = MmapMut::map_anon((count * BUFFER_BYTES).next_multiple_of(HUGE_PAGE_BYTES) + HUGE_PAGE_BYTES)?;
+        // A kernel without them says so, and then all is as it was.
+        let _ = region.advise(Advice::HugePage);
+        let start = region.as_ptr().align_offset(HUGE_PAGE_BYTES);
+        let region = Rc::new(MmapRaw::from(region));
+        let place = |number| Memory::Pages { region: Rc::clone(&region), at: start + number * BUFFER_BYTES };
+        Ok((0..count).map(place).collect())
     }
 
     fn heap(len_bytes: usize) -> Memory {
@@ -69,14 +81,15 @@ impl Memory {
 
     fn base(&self) -> *mut u8 {
         match self {
-            Memory::Pages(pages) => pages.as_mut_ptr(),
+            // SAFETY: `pages` made the region long enough for every place in it.
+            Memory::Pages { region, at } => unsafe { region.as_mut_ptr().add(*at) },
             Memory::Heap { base, .. } => base.as_ptr(),
         }
     }
 
     fn len_bytes(&self) -> usize {
         match self {
-            Memory::Pages(pages) => pages.len(),
+            Memory::Pages { .. } => BUFFER_BYTES,
             Memory::Heap { len_bytes, .. } => *len_bytes,
         }
     }
@@ -142,7 +155,7 @@ impl BufferPool {
         let Some(ring) = RingState::current() else {
             return Err(io::Error::other("a buffer pool must be made inside Ring::block_on"));
         };
-        let memories = (0..count).map(|_| Memory::pages(BUFFER_BYTES).map(Rc::new)).collect::<io::Result<Vec<_>>>()?;
+        let memories: Vec<_> = Memory::pages(count)?.into_iter().map(Rc::new).collect();
         let registered = register_most(&memories);
         let mut free = VecDeque::with_capacity(count);
         for (index, memory) in memories.into_iter().enumerate() {
