@@ -15,6 +15,7 @@ pub mod crypto;
 pub mod demo;
 pub mod format;
 pub mod io;
+mod key_locks;
 pub mod limits;
 pub mod node;
 pub mod store;

@@ -84,6 +84,8 @@ pub const BULK_PAYLOAD_BYTES_MIN: usize = 64 * KIB;
 pub const BATCH_BYTES_MAX: usize = MIB;
 /// Messages that wait for the committer of small records; whoever comes later waits to be heard.
 pub const COMMITTER_QUEUE_MESSAGES: usize = 256;
+/// Batches of small records under way: one is synced, one is written.
+pub const COMMITS_IN_FLIGHT_MAX: usize = 2;
 /// Chunks whose first read each shard thread remembers, to read them through the page cache the second time.
 pub const PLACES_TOUCHED_MAX: usize = 16_384;
 /// Segments sealed since the last checkpoint that make a new one due: this many at least, and this share of all.
@@ -205,8 +207,6 @@ pub const DEATH_RETRY_MAX: Duration = Duration::from_secs(60);
 
 // Names, versions, clocks
 
-/// Locks that the names of a node share while their records are compared and made durable.
-pub const NAME_LOCKS: usize = 1024;
 /// How long an owner keeps a name for the put that has claimed it.
 pub const NAME_CLAIM_MAX: Duration = Duration::from_secs(5);
 /// Such claims at a time, for the whole node.
@@ -269,6 +269,8 @@ pub const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 4;
 pub const SMALL_PUTS_AT_ONCE_MAX: usize = 4;
 /// Requests that such a batch takes, and questions for names that are asked together.
 pub const SMALL_REQUESTS_GATHERED_MAX: usize = 128;
+/// Requests whose chunks are read at the same time without making a buffer for each.
+pub const SMALL_BUFFERS_PER_SHARD: usize = 16;
 /// Names of one request to remove many: they share one death.
 pub const REMOVALS_MAX: usize = 1000;
 /// Small files in one request of the control socket.
@@ -297,8 +299,10 @@ pub const FETCH_ATTEMPTS_MAX: u32 = 64;
 // Catalog
 
 pub const CATALOG_CACHE_BYTES_MAX: usize = 16 * MIB;
+/// Names in memory, for whoever asks for them again: some 70,000.
+pub const CATALOG_NAMES_CACHED_BYTES_MAX: usize = 32 * MIB;
 /// The database keeps one table that fills and up to four that wait to be written.
-pub const CATALOG_TABLE_BYTES_MAX: usize = 3 * MIB;
+pub const CATALOG_TABLE_BYTES_MAX: usize = 8 * MIB;
 pub const CATALOG_TABLES_MAX: usize = 5;
 /// Events that wait for the catalog's thread; who brings more waits.
 pub const CATALOG_EVENTS_QUEUED_MAX: usize = 65_536;
@@ -358,7 +362,7 @@ const _: () = assert!(STRANGER_CONNECTIONS_PER_INVITE_MAX < STRANGER_CONNECTIONS
 const _: () = assert!(BUFFER_WAIT_MAX.as_millis() < STALL_MAX.as_millis());
 const _: () =
     assert!((PAYLOAD_CREDIT as usize) < REQUESTS_IN_FLIGHT_MAX && HANDSHAKES_PENDING_MAX <= HANDSHAKES_BURST as usize);
-const _: () = assert!(CATALOG_TABLE_BYTES_MAX * CATALOG_TABLES_MAX <= 16 * MIB);
+const _: () = assert!(CATALOG_TABLE_BYTES_MAX * CATALOG_TABLES_MAX <= 40 * MIB);
 const _: () = assert!(2 * CATALOG_FREE_BYTES_MIN <= FREE_BYTES_RESERVE);
 const _: () = assert!(2 * CLOCK_RESERVE.as_secs() < CLOCK_AHEAD_MAX.as_secs());
 const _: () = assert!(SMALL_CHUNK_BYTES_MAX < BULK_PAYLOAD_BYTES_MIN);

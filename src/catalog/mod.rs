@@ -21,6 +21,7 @@
 //!   a death wins over references, those that come later too; of documents the later serial wins.
 //! - The references of a dead version are dropped in steps, so that a death of a million chunks takes no memory; until
 //!   then they are hidden. Chunks that lose their last reference are remembered as garbage, with the uptime when that happened.
+//! - Of names that are used much the answer is in memory (see `recent`), and never an older one than the thread would give.
 //! - Garbage is a hint. Who removes a chunk asks again under the chunk's lock ([`Catalog::is_referenced`]). A chunk that
 //!   turns out not to be there is reported back as [`Event::Removed`].
 //!
@@ -28,12 +29,12 @@
 //!
 //! | key | value |
 //! | --- | --- |
-//! | `m` | format version 1 |
+//! | `m` | format version 2 |
 //! | `t` | totals: names 8, versions 8, references 8, deaths 8 |
 //! | `p` segment 8 | offset up to which that segment is applied, 8 |
 //! | `r` address 32 version 16 | the sealed capsule, or nothing |
-//! | `c` version 16 address 32 | nothing |
-//! | `v` version 16 | number of its references, 8 |
+//! | `v` version 16 | number of its references 8, the address of the first 32 |
+//! | `c` version 16 address 32 | nothing: a further reference. A small file has none, and so a row less |
 //! | `d` version 16 | id of the death 16 |
 //! | `D` death id 16 | the signed death |
 //! | `s` version 16 | nothing: dead, references still to be dropped |
@@ -60,6 +61,7 @@ pub mod hlc;
 mod names;
 mod needed;
 mod queue;
+mod recent;
 mod references;
 mod rows;
 mod thread;
@@ -229,13 +231,22 @@ impl Catalog {
 
     /// The newest record, a tombstone too.
     pub async fn name(&self, bucket: &BucketId, name: &NameId) -> Result<Option<NameRecord>, CatalogError> {
+        if let Some(known) = self.name_at_once(bucket, name) {
+            return Ok(known);
+        }
         let (bucket, name) = (*bucket, *name);
-        self.thread.ask(move |engine| engine.name(&bucket, &name)).await
+        self.thread.ask_name(move |engine| engine.name(&bucket, &name)).await
     }
 
-    /// The same for many names, in their order.
+    /// The same, if it is in memory: nothing is known about it otherwise.
+    pub fn name_at_once(&self, bucket: &BucketId, name: &NameId) -> Option<Option<NameRecord>> {
+        let known = self.thread.queue.recent.get(bucket, name)?;
+        Some(known.as_deref().cloned())
+    }
+
+    /// The newest records of many names, in their order.
     pub async fn names_of(&self, names: Vec<(BucketId, NameId)>) -> Result<Vec<Option<NameRecord>>, CatalogError> {
-        self.thread.ask(move |engine| names.iter().map(|(bucket, name)| engine.name(bucket, name)).collect()).await
+        self.thread.ask_name(move |engine| names.iter().map(|(bucket, name)| engine.name(bucket, name)).collect()).await
     }
 
     /// Which of these versions are dead.

@@ -2,6 +2,8 @@
 //!
 //! Tombstones are records like others and stay: only when all owners hold one may it go, and nothing decides that yet.
 
+use std::sync::Arc;
+
 use super::CatalogError;
 use super::rows::{self, NAME, key};
 use super::thread::Engine;
@@ -24,19 +26,39 @@ impl Engine {
             }
         };
         let row = key(NAME, &[&record.bucket.0, &record.name.0]);
-        let known = self.draft.get(&self.rows, &row)?.map(|known| decode(&known)).transpose()?;
-        // Two different records of one clock and version: the greater bytes, so that their order does not matter.
-        if known.as_ref().is_some_and(|known| (known.order(), known.encode()) >= (record.order(), encoded.clone())) {
-            return Ok(());
+        let known = match self.recent.kept(&record.bucket, &record.name) {
+            Some(known) => known,
+            None => self.draft.get(&self.rows, &row)?.map(|known| decode(&known)).transpose()?.map(Arc::new),
+        };
+        let wins = match &known {
+            None => true,
+            Some(known) if known.order() != record.order() => known.order() < record.order(),
+            // Two different records of one clock and version: the greater bytes, so that their order does not matter.
+            Some(known) => known.encode() < encoded,
+        };
+        if wins {
+            let lived = known.is_some_and(|known| !known.tombstone);
+            self.totals.names = self.totals.names + u64::from(!record.tombstone) - u64::from(lived);
+            self.draft.put(row, encoded);
+            let (bucket, name) = (record.bucket, record.name);
+            self.recent.keep(&bucket, &name, Some(Arc::new(record)));
         }
-        let lived = known.is_some_and(|known| !known.tombstone);
-        self.totals.names = self.totals.names + u64::from(!record.tombstone) - u64::from(lived);
-        self.draft.put(row, encoded);
         Ok(())
     }
 
     pub(super) fn name(&mut self, bucket: &BucketId, name: &NameId) -> Result<Option<NameRecord>, CatalogError> {
-        self.read(|_, rows| rows.get(&key(NAME, &[&bucket.0, &name.0]))?.map(|record| decode(&record)).transpose())
+        if self.is_behind() {
+            return Err(CatalogError::Full);
+        }
+        self.read(|engine, rows| {
+            if let Some(known) = engine.recent.kept(bucket, name) {
+                return Ok(known.as_deref().cloned());
+            }
+            let known = engine.draft.get(rows, &key(NAME, &[&bucket.0, &name.0]))?;
+            let known = known.map(|record| decode(&record)).transpose()?;
+            engine.recent.keep(bucket, name, known.clone().map(Arc::new));
+            Ok(known)
+        })
     }
 
     pub(super) fn names(

@@ -5,11 +5,12 @@
 //! bound holds for both.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::recent::Recent;
 use super::thread::Engine;
 use super::{Applied, CatalogError};
 use crate::limits::CATALOG_EVENTS_QUEUED_MAX;
@@ -20,10 +21,23 @@ pub(super) type Question = Box<dyn FnOnce(Result<&mut Engine, CatalogError>) + S
 pub(super) enum Message {
     Apply(Applied),
     Ask(Question),
+    /// Looks at single names alone, which it sees without a commit.
+    AskName(Question),
     /// Runs once no dead version has references left.
     AskWhenSettled(Question),
     /// Works off what came before it, makes it durable and ends the thread.
     Close(Question),
+}
+
+impl Message {
+    fn question(self) -> Option<Question> {
+        match self {
+            Self::Apply(_) => None,
+            Self::Ask(question) | Self::AskName(question) | Self::AskWhenSettled(question) | Self::Close(question) => {
+                Some(question)
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -44,15 +58,25 @@ pub(super) enum Taken {
     Abandoned,
 }
 
-#[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
     filled: Condvar,
     room: Condvar,
     room_async: Notify,
+    pub(super) recent: Arc<Recent>,
 }
 
 impl Queue {
+    pub fn new(recent: Arc<Recent>) -> Self {
+        Self {
+            state: Mutex::default(),
+            filled: Condvar::new(),
+            room: Condvar::new(),
+            room_async: Notify::new(),
+            recent,
+        }
+    }
+
     /// A panic elsewhere leaves the queue as it is: consistent after every statement under the lock.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -66,6 +90,7 @@ impl Queue {
     /// Once the thread has ended, events go nowhere: the log has them.
     fn put(&self, mut state: MutexGuard<'_, State>, applied: Applied) {
         if !state.closed {
+            self.recent.queued(&applied.events);
             state.events += applied.events.len();
             state.messages.push_back(Message::Apply(applied));
             drop(state);
@@ -136,7 +161,7 @@ impl Queue {
         let mut state = self.lock();
         if state.closed {
             drop(state);
-            if let Message::Ask(question) | Message::AskWhenSettled(question) | Message::Close(question) = message {
+            if let Some(question) = message.question() {
                 question(Err(CatalogError::Closed));
             }
             return;
@@ -197,12 +222,13 @@ impl Queue {
     pub fn closed(&self) {
         let mut state = self.lock();
         state.closed = true;
+        self.recent.close();
         let left = std::mem::take(&mut state.messages);
         drop(state);
         self.room.notify_all();
         self.room_async.notify_waiters();
         for message in left {
-            if let Message::Ask(question) | Message::AskWhenSettled(question) | Message::Close(question) = message {
+            if let Some(question) = message.question() {
                 question(Err(CatalogError::Closed));
             }
         }

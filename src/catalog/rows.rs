@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fjall::config::PartitioningPolicy;
+use fjall::config::{CompressionPolicy, PartitioningPolicy};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::draft::{Changes, Draft, merged};
@@ -24,7 +24,7 @@ use crate::limits::{
     CATALOG_TABLES_PATIENCE, CATALOG_WAITING_ROWS_MAX,
 };
 
-const CATALOG_VERSION: u16 = 1;
+const CATALOG_VERSION: u16 = 2;
 
 pub(super) const META: u8 = b'm';
 pub(super) const TOTALS: u8 = b't';
@@ -92,6 +92,8 @@ pub(super) struct Rows {
     tried: Option<Instant>,
     #[cfg(test)]
     pub(super) fail_next_write: bool,
+    #[cfg(test)]
+    pub(super) fail_opens: bool,
 }
 
 /// Whether an error comes from lack of space, or may: the database does not say what one of its threads failed of.
@@ -159,6 +161,8 @@ impl Rows {
             tried: None,
             #[cfg(test)]
             fail_next_write: false,
+            #[cfg(test)]
+            fail_opens: false,
         })
     }
 
@@ -180,6 +184,8 @@ impl Rows {
                 .max_memtable_size(CATALOG_TABLE_BYTES_MAX as u64)
                 .filter_block_partitioning_policy(PartitioningPolicy::all(true))
                 .index_block_partitioning_policy(PartitioningPolicy::all(true))
+                // Rows are hashes and ciphertext.
+                .data_block_compression_policy(CompressionPolicy::disabled())
         };
         let keyspace = database.keyspace("catalog", options)?;
         match keyspace.get([META])?.as_deref() {
@@ -306,10 +312,21 @@ impl Rows {
         }
     }
 
+    /// Without waiting for its time.
+    #[cfg(test)]
+    pub(super) fn retry_now(&mut self) -> Result<(), fjall::Error> {
+        self.tried = None;
+        self.retry()
+    }
+
     fn write_waiting(&mut self) -> Result<(), fjall::Error> {
         if self.is_broken {
             // One at a time may hold its directory.
             self.opened = None;
+            #[cfg(test)]
+            if self.fail_opens {
+                return Err(not_open());
+            }
             let opened = Self::open_database(&self.directory)?;
             let commits = opened.commits()?;
             // The one that failed may be there after all; what waits contains it.

@@ -369,7 +369,7 @@ fn unknown_format_is_rebuilt() {
     drop(catalog);
     let database = fjall::Database::builder(directory.path().join("database")).open().expect("it opens");
     let keyspace = database.keyspace("catalog", fjall::KeyspaceCreateOptions::default).expect("it is there");
-    keyspace.insert([super::rows::META], 2u16.to_le_bytes()).expect("written");
+    keyspace.insert([super::rows::META], 9u16.to_le_bytes()).expect("written");
     drop(keyspace);
     drop(database);
     assert!(open(directory.path()).1.is_empty());
@@ -460,6 +460,76 @@ async fn fail_next_write(catalog: &Catalog) {
         Ok(())
     });
     failing.await.expect("an answer");
+}
+
+/// Tries to write what waits, with a database that opens again or does not.
+async fn retry(catalog: &Catalog, opens: bool) {
+    let tried = catalog.thread.ask(move |engine| {
+        engine.rows.fail_opens = !opens;
+        engine.rows.retry_now().map_err(|error| panic!("{error}"))
+    });
+    tried.await.expect("an answer");
+}
+
+#[test]
+fn what_comes_while_the_database_does_not_open_for_want_of_space_is_applied_later() {
+    let directory = directory();
+    let (catalog, _, _) = open_on(directory.path());
+    let (first, second) = (record(1, 1, 1, 1, false), record(1, 1, 2, 2, false));
+    block_on(async {
+        catalog.apply(applied(1, 1, vec![Event::Name(first.encode())])).expect("room");
+        assert_eq!(catalog.name(&first.bucket, &first.name).await.expect("an answer"), Some(first.clone()));
+        fail_next_write(&catalog).await;
+        catalog.apply(applied(1, 2, vec![refers(1, 1)])).expect("room");
+        retry(&catalog, false).await;
+        catalog.apply(applied(1, 3, vec![refers(2, 2), Event::Name(second.encode())])).expect("room");
+        // Neither from memory nor from anywhere else.
+        let asked = catalog.name(&first.bucket, &first.name).await;
+        assert!(matches!(asked, Err(CatalogError::Full)), "{asked:?}");
+        retry(&catalog, true).await;
+        catalog.counts().await.expect("an answer");
+        assert_eq!(catalog.name(&first.bucket, &first.name).await.expect("an answer"), Some(second.clone()));
+        assert_eq!(catalog.references(&address(1)).await.expect("an answer"), [version(1)]);
+        assert_eq!(catalog.references(&address(2)).await.expect("an answer"), [version(2)]);
+        catalog.close().await.expect("it closes");
+    });
+    drop(catalog);
+    assert_eq!(open_on(directory.path()).1.get(&1), Some(&3));
+}
+
+#[test]
+fn a_name_in_memory_is_never_older_than_what_was_applied_before_the_question() {
+    let directory = directory();
+    let (catalog, _) = open(directory.path());
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut latest: BTreeMap<u8, NameRecord> = BTreeMap::new();
+    let mut from_memory = 0;
+    block_on(async {
+        for step in 1..=2000_u64 {
+            let number = random.random_range(0..20);
+            let asked = record(1, number, 0, 0, false);
+            if random.random_range(0..3) == 0 {
+                let next = record(1, number, random.random_range(0..100), random.random_range(0..9), random.random());
+                catalog.apply_now(applied(1, step, vec![Event::Name(next.encode())]));
+                let wins = |held: &NameRecord| (next.order(), next.encode()) > (held.order(), held.encode());
+                if latest.get(&number).is_none_or(wins) {
+                    latest.insert(number, next);
+                }
+            }
+            from_memory += usize::from(catalog.name_at_once(&asked.bucket, &asked.name).is_some());
+            let told = match random.random() {
+                true => catalog.name(&asked.bucket, &asked.name).await.expect("an answer"),
+                false => {
+                    let names = vec![(asked.bucket, asked.name)];
+                    catalog.names_of(names).await.expect("an answer").pop().expect("one")
+                }
+            };
+            assert_eq!(told.as_ref(), latest.get(&number), "step {step}");
+        }
+    });
+    assert!(from_memory > 500, "{from_memory} of 2000 answers came from memory");
 }
 
 async fn is_waiting(catalog: &Catalog) -> bool {

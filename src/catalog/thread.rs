@@ -3,6 +3,7 @@
 //! ```text
 //! take what is queued -> events: into the draft, committed when it is full, before any question, and at the end
 //!                     -> questions: answered from committed rows, those that wait for space included
+//!                     -> questions about single names: answered through the draft
 //! then one step of dropping dead versions' references, if there are any; without any, wait
 //! ```
 
@@ -15,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::draft::Draft;
 use super::queue::{Message, Question, Queue, Taken};
+use super::recent::Recent;
 use super::references::Sweeps;
 use super::rows::{self, FreeBytes, POSITION, Rows, SWEEP};
 use super::{Applied, CatalogCounts, CatalogError, Event, Positions, Uptime};
@@ -35,6 +37,9 @@ pub(super) struct Engine {
     pub(super) garbage_cursor: Vec<u8>,
     uptime: Uptime,
     failed: Option<Arc<str>>,
+    pub(super) recent: Arc<Recent>,
+    /// What came while the database could not be opened for lack of space, and needs it to be applied.
+    held: Vec<Applied>,
 }
 
 impl Engine {
@@ -60,6 +65,8 @@ impl Engine {
             garbage_cursor: Vec::new(),
             uptime,
             failed: None,
+            recent: Arc::default(),
+            held: Vec::new(),
         };
         Ok((engine, positions))
     }
@@ -90,6 +97,7 @@ impl Engine {
             let reason: Arc<str> = error.to_string().into();
             tracing::error!(%error, "the catalog failed; it will be rebuilt at the next start");
             self.rows.doubt();
+            self.recent.close();
             self.failed = Some(reason.clone());
             CatalogError::Failed { reason }
         })
@@ -105,20 +113,53 @@ impl Engine {
     }
 
     fn apply(&mut self, applied: Applied, queue: &Queue) {
-        for event in applied.events {
+        if self.failed.is_none() && !self.rows.is_open() {
+            self.unwritten_events += applied.events.len();
+            self.held.push(applied);
+            return;
+        }
+        let mut events = applied.events.into_iter().peekable();
+        while let Some(event) = events.next() {
+            if events.peek().is_some_and(|next| says_all_of(next, &event)) {
+                self.count_drafted(queue);
+                continue;
+            }
+            let name = if let Event::Name(encoded) = &event { Recent::group_of_record(encoded) } else { None };
             if self.failed.is_none() {
                 let result = self.apply_event(event);
                 let _latched = self.guard(result);
             }
-            self.drafted_events += 1;
-            self.unwritten_events += 1;
-            if self.drafted_events >= CATALOG_COMMIT_EVENTS_MAX {
-                self.commit(queue);
-            }
+            name.inspect(|group| self.recent.applied(*group));
+            self.count_drafted(queue);
         }
         let position = rows::key(POSITION, &[&applied.segment.to_be_bytes()]);
         let result = self.put_position(position, applied.end_offset);
         let _latched = self.guard(result);
+    }
+
+    fn count_drafted(&mut self, queue: &Queue) {
+        self.drafted_events += 1;
+        self.unwritten_events += 1;
+        if self.drafted_events >= CATALOG_COMMIT_EVENTS_MAX {
+            self.commit(queue);
+        }
+    }
+
+    /// Whether something newer than what is drafted waits for a database to be there.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// What was held, once there is a database again, and before any question.
+    fn apply_held(&mut self, queue: &Queue) {
+        if self.held.is_empty() || !(self.rows.is_open() || self.failed.is_some()) {
+            return;
+        }
+        for applied in std::mem::take(&mut self.held) {
+            self.unwritten_events = self.unwritten_events.saturating_sub(applied.events.len());
+            self.apply(applied, queue);
+        }
+        self.commit(queue);
     }
 
     /// With the last of the events that it covers, or in a later commit.
@@ -153,6 +194,7 @@ impl Engine {
         if !is_waiting {
             queue.made_room(std::mem::take(&mut self.unwritten_events));
         }
+        self.apply_held(queue);
     }
 
     pub(super) fn commit_draft(&mut self) -> Result<(), fjall::Error> {
@@ -193,6 +235,12 @@ impl Engine {
     }
 }
 
+/// Whether the reference that follows a chunk is the one that comes with it: a small file's root and its capsule.
+fn says_all_of(next: &Event, chunk: &Event) -> bool {
+    let Event::Chunk { address, version, cached: false } = chunk else { return false };
+    matches!(next, Event::Reference { address: of, version: by, .. } if of == address && by == version)
+}
+
 /// The thread, as handles see it.
 pub(super) struct Handle {
     pub(super) queue: Arc<Queue>,
@@ -202,7 +250,7 @@ pub(super) struct Handle {
 impl Handle {
     pub fn start(directory: &Path, uptime: Uptime, free_bytes: FreeBytes) -> Result<(Self, Positions), CatalogError> {
         let (engine, positions) = Engine::open(directory, uptime, free_bytes)?;
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(engine.recent.clone()));
         let of_thread = queue.clone();
         let thread = std::thread::Builder::new()
             .name("catalog".into())
@@ -220,6 +268,16 @@ impl Handle {
     ) -> Result<T, CatalogError> {
         let (question, answer) = asynchronous(question);
         self.queue.ask(Message::Ask(question));
+        answer.await.unwrap_or(Err(CatalogError::Closed))
+    }
+
+    /// The same for a question that looks at single names alone.
+    pub async fn ask_name<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Engine) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<T, CatalogError> {
+        let (question, answer) = asynchronous(question);
+        self.queue.ask(Message::AskName(question));
         answer.await.unwrap_or(Err(CatalogError::Closed))
     }
 
@@ -288,6 +346,7 @@ fn run(mut engine: Engine, queue: &Queue) {
                             engine.commit(queue);
                             question(Ok(&mut engine));
                         }
+                        Message::AskName(question) => question(Ok(&mut engine)),
                         Message::AskWhenSettled(question) => deferred.push(question),
                         Message::Close(question) => {
                             engine.commit(queue);

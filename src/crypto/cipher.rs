@@ -26,7 +26,7 @@ use ctr::Ctr64BE;
 use zeroize::Zeroize;
 
 use super::hash::address_of;
-use super::keys::{CHUNK_LEVELS, CONTEXT_CHUNK_KEY, VaultKey, secret};
+use super::keys::{CHUNK_LEVELS, CONTEXT_CHUNK_KEY, secret};
 use crate::format::Address;
 use crate::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 
@@ -59,19 +59,7 @@ impl ScopeKey {
         let Some(level_key) = self.levels.get(usize::from(level)) else {
             panic!("level {level} of a file tree: there are {CHUNK_LEVELS}");
         };
-        let mut hasher = blake3::Hasher::new_keyed(level_key);
-        let mut hash = hasher.update(plaintext).finalize();
-        let key = ChunkKey::from_bytes(*hash.as_bytes());
-        hasher.zeroize();
-        hash.zeroize();
-        key
-    }
-}
-
-impl VaultKey {
-    /// The scope in which equal content of this vault is one chunk.
-    pub fn scope(&self) -> ScopeKey {
-        ScopeKey::from_bytes(self.as_bytes())
+        ChunkKey::from_bytes(blake3::keyed_hash(level_key, plaintext).into())
     }
 }
 

@@ -224,6 +224,11 @@ impl NameRecord {
         writer.bytes(&self.sealed).finish()
     }
 
+    /// Whose record this is; nothing is checked but that it is long enough.
+    pub fn name_of(encoded: &[u8]) -> Option<NameId> {
+        NameHead::ref_from_prefix(encoded).ok().map(|(head, _)| head.name)
+    }
+
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         if bytes.len() > NAME_RECORD_BYTES_MAX {
             return Err(Malformed::new("length of a name record"));
@@ -300,6 +305,12 @@ struct MetadataHead {
 const _: () = assert!(size_of::<MetadataHead>() == 17);
 
 impl Metadata {
+    fn encoded_bytes(&self) -> usize {
+        let target = self.symlink_target.as_ref().map_or(0, |target| 2 + target.len());
+        let content_type = self.content_type.as_ref().map_or(0, |text| 2 + text.len());
+        size_of::<MetadataHead>() + target + content_type
+    }
+
     fn write(&self, writer: &mut Writer) {
         let symlink = if self.symlink_target.is_some() { METADATA_FLAG_SYMLINK } else { 0 };
         let content_type = if self.content_type.is_some() { METADATA_FLAG_CONTENT_TYPE } else { 0 };
@@ -392,8 +403,13 @@ impl NameBody {
         }
     }
 
+    fn encoded_bytes(&self) -> usize {
+        size_of::<FileHead>() + self.metadata.encoded_bytes() + 2 + self.bucket.len() + 2 + self.key.len()
+    }
+
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let mut writer = Writer::with_capacity(NAME_RECORD_BYTES_MAX);
+        // Exactly as long: what is behind it would be wiped, too.
+        let mut writer = Writer::with_capacity(self.encoded_bytes());
         write_file_head(&mut writer, &self.root, &self.root_key, self.length, self.depth);
         self.metadata.write(&mut writer);
         writer.short_bytes(self.bucket.as_bytes()).short_bytes(self.key.as_bytes());
@@ -447,7 +463,7 @@ pub struct Capsule {
 
 impl Capsule {
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let mut writer = Writer::with_capacity(NAME_RECORD_BYTES_MAX);
+        let mut writer = Writer::with_capacity(size_of::<FileHead>() + self.metadata.encoded_bytes());
         write_file_head(&mut writer, &Address::ZERO, &self.root_key, self.length, self.depth);
         self.metadata.write(&mut writer);
         Zeroizing::new(writer.finish())

@@ -169,6 +169,13 @@ impl BufferPool {
         Ok(BufferPool(Rc::new(Shelf { free: RefCell::new(free), permits: Semaphore::new(count), registered })))
     }
 
+    /// A pool of `count` plain buffers of any length, for what is no direct I/O: saves making and zeroing them.
+    pub fn plain(count: usize, len_bytes: usize) -> BufferPool {
+        let slot = |_| Slot { memory: Rc::new(Memory::heap(len_bytes)), registration: None };
+        let free = RefCell::new((0..count).map(slot).collect());
+        BufferPool(Rc::new(Shelf { free, permits: Semaphore::new(count), registered: 0 }))
+    }
+
     /// The next free buffer; waits in line. Safe to drop and ask again.
     pub async fn take(&self) -> Buffer {
         loop {

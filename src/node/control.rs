@@ -318,9 +318,9 @@ impl ControlRequest {
     /// The whole message, its length included.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
-        writer.u16(PROTOCOL_VERSION);
+        writer.u32(0).u16(PROTOCOL_VERSION);
         self.write(&mut writer);
-        with_length(&writer.finish())
+        with_length(writer.finish())
     }
 
     /// From a message without its length.
@@ -338,8 +338,9 @@ impl ControlEvent {
     /// The whole message, its length included.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
+        writer.u32(0);
         self.write(&mut writer);
-        with_length(&writer.finish())
+        with_length(writer.finish())
     }
 
     /// From a message without its length.
@@ -348,11 +349,13 @@ impl ControlEvent {
     }
 }
 
-fn with_length(body: &[u8]) -> Vec<u8> {
+/// Fills in the length, whose place is at the message's beginning.
+fn with_length(mut message: Vec<u8>) -> Vec<u8> {
+    let Some((length, body)) = message.split_first_chunk_mut::<LENGTH_BYTES>() else {
+        unreachable!("a message begins with the place of its length")
+    };
     assert!(body.len() <= MESSAGE_BYTES_MAX, "control message of {} bytes", body.len());
-    let mut message = Vec::with_capacity(LENGTH_BYTES + body.len());
-    message.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    message.extend_from_slice(body);
+    *length = (body.len() as u32).to_le_bytes();
     message
 }
 

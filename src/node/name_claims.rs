@@ -36,7 +36,7 @@ pub async fn grant(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAn
         tracing::warn!(%error, "a name was not claimed");
         Status::Unavailable
     };
-    let _alone = node.name_locks.lock(std::iter::once(&record.name)).await;
+    let _alone = node.name_locks.lock(&record.name).await;
     if node.catalog.is_dead(&record.version).await.map_err(unavailable)? {
         return Err(Status::Dead);
     }

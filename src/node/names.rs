@@ -62,7 +62,7 @@ use crate::format::message::{NameOrigin, NameWriteAnswer, encode_name_write};
 use crate::format::name::NameRecord;
 use crate::format::{BucketId, NameId, NodeId, Stamp, VersionId, message};
 use crate::io::spawn;
-use crate::limits::{NAME_LOCKS, WITNESSES_MAX};
+use crate::limits::WITNESSES_MAX;
 use crate::store::{SmallRecord, StoreError};
 
 /// How often an operation starts over because the layout changed under it.
@@ -104,34 +104,6 @@ pub enum NameError {
     NoSpace(String),
 }
 
-/// One lock for each name, shared by names that have the same remainder: held from looking at what is here until the
-/// write is durable, so that an owner's answers about two writes of one name tell of each other.
-pub struct NameLocks(Vec<tokio::sync::Mutex<()>>);
-
-impl Default for NameLocks {
-    fn default() -> Self {
-        Self((0..NAME_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect())
-    }
-}
-
-impl NameLocks {
-    /// Of a name's id, a keyed hash.
-    fn place(name: &NameId) -> usize {
-        let [low, high, ..] = name.0;
-        usize::from(u16::from_le_bytes([low, high])) % NAME_LOCKS
-    }
-
-    /// The locks of all these names, taken in one order by everybody.
-    pub(super) async fn lock(&self, names: impl Iterator<Item = &NameId>) -> Vec<tokio::sync::MutexGuard<'_, ()>> {
-        let places: BTreeSet<usize> = names.map(Self::place).collect();
-        let mut held = Vec::with_capacity(places.len());
-        for lock in places.into_iter().filter_map(|place| self.0.get(place)) {
-            held.push(lock.lock().await);
-        }
-        held
-    }
-}
-
 /// Keeps a record here, durably, or says why not, and tells what else has the name here. Called for a peer's write and
 /// for our own. What was begun is finished though nobody waits for it: the next answer about the name must know of it.
 ///
@@ -168,7 +140,7 @@ async fn keep(shard: &Rc<Shard>, origin: NameOrigin, record: &NameRecord) -> Res
         tracing::warn!(%error, "a name record was not accepted");
         Status::Unavailable
     };
-    let _alone = shard.node.name_locks.lock(std::iter::once(&record.name)).await;
+    let _alone = shard.node.name_locks.lock(&record.name).await;
     if catalog.is_dead(&record.version).await.map_err(unavailable)? {
         return Err(Status::Dead);
     }
@@ -217,7 +189,7 @@ fn is_too_late(origin: NameOrigin, record: &NameRecord, now_ms: u64) -> bool {
 pub async fn take_in(shard: &Rc<Shard>, records: Vec<NameRecord>) -> Result<(), NameError> {
     let failed = |error: &dyn std::fmt::Display| NameError::Here(error.to_string());
     let catalog = &shard.node.catalog;
-    let _alone = shard.node.name_locks.lock(records.iter().map(|record| &record.name)).await;
+    let _alone = shard.node.name_locks.lock_all(records.iter().map(|record| record.name)).await;
     let mut news = Vec::new();
     for record in records {
         let held = catalog.name(&record.bucket, &record.name).await.map_err(|error| failed(&error))?;

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::cache::Cache;
 use super::doubt::Doubt;
 use super::layout_turns::LayoutTurns;
-use super::names::{NameLocks, Witnessed};
+use super::names::Witnessed;
 use super::peers::Peers;
 use super::shard::Job;
 use super::strangers::Strangers;
@@ -23,7 +23,8 @@ use crate::crypto::keyfile::{KeyFileError, KeyRing};
 use crate::crypto::keys::VaultKey;
 use crate::crypto::replay::ReplayFilter;
 use crate::format::certificate::Class;
-use crate::format::{Address, Incarnation, NetworkId, NodeId, Stamp, VersionId};
+use crate::format::{Address, Incarnation, NameId, NetworkId, NodeId, Stamp, VersionId};
+use crate::key_locks::KeyLocks;
 use crate::limits::LAYOUTS_EARLIER_MAX;
 use crate::store::OpenReport;
 use crate::vault::ChunkError;
@@ -72,7 +73,9 @@ pub struct Shared {
     pub names_synced: AtomicU32,
     pub layout_changed: Notify,
     /// Held while a name record is compared and made durable.
-    pub name_locks: NameLocks,
+    /// Of names whose records are compared and made durable: held from looking at what is here until the write is durable,
+    /// so that an owner's answers about two writes of one name tell of each other.
+    pub name_locks: Arc<KeyLocks<NameId>>,
     /// Names that puts with `--no-clobber` have claimed here.
     pub name_claims: Mutex<NameClaims>,
     pub witnessed: Witnessed,

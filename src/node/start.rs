@@ -30,6 +30,7 @@ use crate::io::{
     BufferPool, Ring, RingOptions, StopSignals, TcpListener, UnixListener, lock_directory, raise_fd_limit,
     restrict_new_files, spawn, thread_count_default,
 };
+use crate::key_locks::KeyLocks;
 use crate::limits::{ANSWER_BUFFERS_PER_SHARD, BUFFERS_PER_SHARD, SHUTDOWN_MAX};
 use crate::node::control::SOCKET_NAME;
 use crate::store::{self, RingDisk, Store, StoreOptions};
@@ -279,7 +280,7 @@ async fn open(
         layout_change: tokio::sync::Mutex::new(()),
         names_synced: AtomicU32::new(synced),
         layout_changed: Notify::new(),
-        name_locks: Default::default(),
+        name_locks: KeyLocks::new(),
         name_claims: Default::default(),
         witnessed: Default::default(),
         document_serial: AtomicU64::new(0),

@@ -166,9 +166,14 @@ impl<D: Disk> Store<D> {
 
     /// An error when `bytes` of new chunks are not taken.
     pub(super) fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
-        let free = self.context().disk.free_bytes();
-        check_free(free.map_err(|error| StoreError::io("asking for the free space of", "", error))?)?;
+        self.check_free()?;
         self.shared().check_capacity(bytes)
+    }
+
+    /// An error when the file system has no space for new chunks.
+    pub(super) fn check_free(&self) -> Result<(), StoreError> {
+        let free = self.context().disk.free_bytes();
+        check_free(free.map_err(|error| StoreError::io("asking for the free space of", "", error))?)
     }
 
     /// A claim to write a cached copy: none when there is a sound copy of any kind, and none over a damaged one that was

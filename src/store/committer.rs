@@ -2,6 +2,7 @@
 //!
 //! It runs on shard 0. It takes all that waits (up to a batch), writes it as one batch, syncs, tells; what arrives
 //! meanwhile is the next batch, so a batch grows with the load and a lone record waits for nothing but its own sync.
+//! While one batch is synced, the next is written ([`COMMITS_IN_FLIGHT_MAX`]); what comes then waits for the first to end.
 //!
 //! Measured on ext4 without a journal, direct I/O, a quiet machine of 2 cores: a lone record 0.26 ms; 16 writers of 4 KB chunks
 //! 51,000 a second. First writes into unwritten extents cost 175 us with their fdatasync, into prewritten ones 118 us:
@@ -13,8 +14,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use zerocopy::IntoBytes;
 
 use super::appender::{Appender, Slot};
@@ -26,7 +28,7 @@ use crate::format::record::{Batch, RECORD_HEADER_BYTES, RecordHeader, RecordKind
 use crate::format::segment::{FooterEntry, SegmentClass};
 use crate::format::{Address, VersionId};
 use crate::io::buffers::{Buffer, SharedBuffer};
-use crate::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
+use crate::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, COMMITS_IN_FLIGHT_MAX};
 
 /// A small record to be.
 pub(super) struct Op {
@@ -81,6 +83,8 @@ pub(super) struct Committer<D: Disk> {
     queued_bytes: usize,
     records_max: usize,
     backpressure: Backpressure,
+    /// A permit for each batch that may be under way.
+    places: Arc<Semaphore>,
 }
 
 impl<D: Disk> Committer<D> {
@@ -94,15 +98,23 @@ impl<D: Disk> Committer<D> {
             queued_bytes: 0,
             records_max,
             backpressure,
+            places: Arc::new(Semaphore::new(COMMITS_IN_FLIGHT_MAX)),
         }
     }
 
     pub async fn run(mut self) {
         loop {
+            // Before anything is taken: what comes while both places are taken goes into one batch.
+            let mut place = self.place().await;
             let control = self.fill().await;
             while !self.queue.is_empty() {
-                self.commit().await;
+                let place = match place.take() {
+                    None => self.place().await,
+                    place => place,
+                };
+                self.commit(place).await;
             }
+            drop(place);
             match control {
                 None => {}
                 Some(Message::Seal { always, answer }) => {
@@ -121,6 +133,11 @@ impl<D: Disk> Committer<D> {
                 return;
             }
         }
+    }
+
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        // Refused only by a semaphore that was closed; this one never is.
+        self.places.clone().acquire_owned().await.ok()
     }
 
     /// Waits for the first message, takes what else waits, up to a batch. What is no write ends it and comes back.
@@ -151,7 +168,8 @@ impl<D: Disk> Committer<D> {
         }
     }
 
-    async fn commit(&mut self) {
+    /// Begins to write what is queued, up to a batch. `place` is given back at its end, when all who wait for it are told.
+    async fn commit(&mut self, place: Option<OwnedSemaphorePermit>) {
         let taken = (self.backpressure)().await;
         let mut bytes = RECORD_HEADER_BYTES;
         let mut ops = Vec::new();
@@ -169,20 +187,21 @@ impl<D: Disk> Committer<D> {
             }
         }
         let len = bytes.next_multiple_of(BLOCK_BYTES);
-        let (sender, receiver) = oneshot::channel();
+        let acks = Rc::new(acks);
+        let settled = acks.clone();
         let done = Box::new(move |result| {
-            let _ = sender.send(result);
+            settled.iter().for_each(|ack| ack.settle(&result));
+            drop(place);
         });
         let records = ops.len();
-        let written = match taken {
+        let begun = match taken {
             Ok(()) => self.appender.write(len, records, |slot| build(slot, ops, len), done).await,
             Err(error) => Err(error),
         };
-        let result = match written {
-            Ok(()) => receiver.await.unwrap_or(Err(StoreError::Closed)),
-            Err(error) => Err(error),
-        };
-        acks.into_iter().for_each(|ack| ack.settle(&result));
+        if let Err(error) = begun {
+            let result = Err(error);
+            acks.iter().for_each(|ack| ack.settle(&result));
+        }
     }
 }
 

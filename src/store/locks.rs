@@ -9,32 +9,12 @@
 //!
 //! Nothing here is held across anything but memory operations; waiting is by oneshot channels.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use crate::format::Address;
-
-const PARTS: usize = 64;
-
-/// A map in parts, each with its own lock.
-struct Parts<K, V> {
-    hasher: RandomState,
-    parts: Box<[Mutex<HashMap<K, V>>]>,
-}
-
-impl<K: Hash + Eq, V> Parts<K, V> {
-    fn new() -> Self {
-        Self { hasher: RandomState::new(), parts: (0..PARTS).map(|_| Mutex::default()).collect() }
-    }
-
-    fn of(&self, key: &K) -> MutexGuard<'_, HashMap<K, V>> {
-        #[allow(clippy::indexing_slicing)] // a remainder of PARTS
-        self.parts[self.hasher.hash_one(key) as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+use crate::key_locks::{KeyLock, KeyLocks, Parts};
 
 /// {segment, offset}
 type PlaceKey = (u64, u64);
@@ -45,9 +25,10 @@ struct Guarded {
     waiting: Vec<oneshot::Sender<()>>,
 }
 
-/// The three tables.
+pub(super) type AddressLock = KeyLock<Address>;
+
 pub(super) struct Locks {
-    addresses: Parts<Address, VecDeque<oneshot::Sender<AddressLock>>>,
+    addresses: Arc<KeyLocks<Address>>,
     pins: Parts<Address, usize>,
     /// Chunks whose references are being counted, and whether a pin came meanwhile.
     counted: Parts<Address, bool>,
@@ -56,38 +37,15 @@ pub(super) struct Locks {
 
 impl Locks {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { addresses: Parts::new(), pins: Parts::new(), counted: Parts::new(), places: Parts::new() })
+        Arc::new(Self { addresses: KeyLocks::new(), pins: Parts::new(), counted: Parts::new(), places: Parts::new() })
     }
 
-    pub async fn lock(self: &Arc<Self>, address: &Address) -> AddressLock {
-        loop {
-            let receiver = {
-                let mut part = self.addresses.of(address);
-                match part.get_mut(address) {
-                    None => {
-                        part.insert(*address, VecDeque::new());
-                        return AddressLock { locks: Some(self.clone()), address: *address };
-                    }
-                    Some(waiting) => {
-                        let (sender, receiver) = oneshot::channel();
-                        waiting.push_back(sender);
-                        receiver
-                    }
-                }
-            };
-            if let Ok(lock) = receiver.await {
-                return lock;
-            }
-        }
+    pub async fn lock(&self, address: &Address) -> AddressLock {
+        self.addresses.lock(address).await
     }
 
-    pub fn try_lock(self: &Arc<Self>, address: &Address) -> Option<AddressLock> {
-        let mut part = self.addresses.of(address);
-        if part.contains_key(address) {
-            return None;
-        }
-        part.insert(*address, VecDeque::new());
-        Some(AddressLock { locks: Some(self.clone()), address: *address })
+    pub fn try_lock(&self, address: &Address) -> Option<AddressLock> {
+        self.addresses.try_lock(address)
     }
 
     pub fn pin(self: &Arc<Self>, address: &Address) -> Pin {
@@ -130,37 +88,6 @@ impl Locks {
     }
 }
 
-/// Held until dropped; dropping hands it to whoever waited longest.
-pub(super) struct AddressLock {
-    /// None once handed on.
-    locks: Option<Arc<Locks>>,
-    address: Address,
-}
-
-impl Drop for AddressLock {
-    fn drop(&mut self) {
-        let Some(locks) = self.locks.take() else { return };
-        loop {
-            let next = {
-                let mut part = locks.addresses.of(&self.address);
-                match part.get_mut(&self.address).and_then(VecDeque::pop_front) {
-                    Some(next) => next,
-                    None => {
-                        part.remove(&self.address);
-                        return;
-                    }
-                }
-            };
-            match next.send(AddressLock { locks: Some(locks.clone()), address: self.address }) {
-                Ok(()) => return,
-                // That one gave up waiting: the lock came back unused.
-                Err(mut unused) => unused.locks = None,
-            }
-        }
-    }
-}
-
-/// A reference to the chunk is being written.
 /// While the references of a chunk are counted.
 pub(super) struct Counting {
     locks: Arc<Locks>,
@@ -182,6 +109,7 @@ impl Drop for Counting {
     }
 }
 
+/// A reference to the chunk is being written.
 pub(super) struct Pin {
     locks: Arc<Locks>,
     address: Address,
@@ -228,27 +156,6 @@ impl Drop for PlaceGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn lock_passes_over_those_who_gave_up() {
-        let locks = Locks::new();
-        let address = Address([3; 32]);
-        let first = locks.lock(&address).await;
-        let gave_up = tokio::spawn({
-            let locks = locks.clone();
-            async move { drop(locks.lock(&address).await) }
-        });
-        let waits = tokio::spawn({
-            let locks = locks.clone();
-            async move { drop(locks.lock(&address).await) }
-        });
-        tokio::task::yield_now().await;
-        gave_up.abort();
-        assert!(locks.try_lock(&address).is_none());
-        drop(first);
-        waits.await.unwrap();
-        assert!(locks.try_lock(&address).is_some());
-    }
 
     #[tokio::test(flavor = "current_thread")]
     async fn place_is_free_only_after_the_last_guard() {

@@ -45,6 +45,8 @@ struct Round {
     pins: Vec<Pin>,
     /// Which chunk, and whether it is new.
     chunks: Vec<(usize, bool)>,
+    /// Whether the file system has space for new chunks, once somebody wanted to know.
+    free: Option<Result<(), StoreError>>,
 }
 
 impl<D: Disk> Store<D> {
@@ -76,7 +78,7 @@ impl<D: Disk> Store<D> {
                     settle(at, Err(error));
                 }
             }
-            let Round { ops, pins, chunks } = round;
+            let Round { ops, pins, chunks, free: _ } = round;
             let result = if ops.is_empty() { Ok(()) } else { self.context().commit(ops).await };
             drop(pins);
             chunks.into_iter().for_each(|(at, new)| settle(at, result.clone().map(|()| new)));
@@ -110,7 +112,8 @@ impl<D: Disk> Store<D> {
                 round.chunks.push((at, false));
             }
             Some(superseded) => {
-                self.check_room((RECORD_HEADER_BYTES + payload.len()) as u64)?;
+                round.free.get_or_insert_with(|| self.check_free()).clone()?;
+                self.shared().check_capacity((RECORD_HEADER_BYTES + payload.len()) as u64)?;
                 round.ops.push(chunk_op(address, version, flags, payload, superseded, lock));
                 if capsule.is_some() {
                     round.ops.push(reference(capsule));

@@ -6,6 +6,7 @@ use data_encoding::HEXLOWER;
 use proptest::prelude::*;
 
 use super::*;
+use crate::crypto::keys::VaultKey;
 
 fn scope() -> ScopeKey {
     ScopeKey::from_bytes(&[7; 32])
@@ -139,7 +140,7 @@ fn equal_content_is_one_chunk_within_a_scope_and_level_only() {
 #[test]
 fn a_vaults_scope_is_its_key() {
     let vault = VaultKey::from_bytes([7; 32]);
-    assert_eq!(sealed(&vault.scope(), 0, b"x").1, sealed(&scope(), 0, b"x").1);
+    assert_eq!(sealed(vault.scope(), 0, b"x").1, sealed(&scope(), 0, b"x").1);
 }
 
 #[test]

@@ -99,10 +99,11 @@ fn a_later_generation_is_named_in_the_error() {
 fn bucket_and_name_ids_differ_between_vaults_and_do_not_run_together() {
     let vault = vault();
     assert_ne!(vault.bucket_id("a"), VaultKey::random().bucket_id("a"));
-    assert_ne!(vault.name_id("a", "b/c"), vault.name_id("a/b", "c"));
-    assert_ne!(vault.name_id("ab", "c"), vault.name_id("a", "bc"));
-    assert_ne!(vault.bucket_id("a").0, vault.name_id("a", "").0);
-    assert_eq!(vault.name_id("a", "b"), vault.name_id("a", "b"));
+    assert_ne!(vault.ids("a", "b/c").1, vault.ids("a/b", "c").1);
+    assert_ne!(vault.ids("ab", "c").1, vault.ids("a", "bc").1);
+    assert_ne!(vault.bucket_id("a").0, vault.ids("a", "").1.0);
+    assert_eq!(vault.ids("a", "b"), vault.ids("a", "b"));
+    assert_eq!(vault.ids("a", "b").0, vault.bucket_id("a"));
 }
 
 #[test]

@@ -90,7 +90,7 @@ pub async fn find(shard: &Rc<Shard>, target: &Target) -> Result<Found, Failure> 
 pub async fn find_name(shard: &Rc<Shard>, bucket: &str, key: &str) -> Result<Found, Failure> {
     let vault = vault_key(shard)?;
     let name = Name::new(bucket, key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
-    let (bucket_id, name_id) = (vault.bucket_id(bucket), vault.name_id(bucket, key));
+    let (bucket_id, name_id) = vault.ids(bucket, key);
     let record = names::read(shard, &bucket_id, &name_id).await?;
     found_name(shard, &vault, &name, record)
 }

@@ -29,7 +29,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::control::{ControlEvent, ControlRequest, LENGTH_BYTES, MESSAGE_BYTES_MAX, message_len};
+use super::control::{ControlEvent, ControlRequest, LENGTH_BYTES, MESSAGE_BYTES_MAX, ProtocolError, message_len};
 use super::shard::{Shard, send_job};
 use super::shared::Stopping;
 use crate::crypto::keys::VaultKey;
@@ -316,17 +316,17 @@ impl Requests {
         Self { buffer: Buffer::heap(REQUEST_BYTES), held: 0..0 }
     }
 
-    /// The next message; an error also when the client has hung up.
-    async fn next(&mut self, stream: &UnixStream) -> std::io::Result<Vec<u8>> {
+    /// The next request; an error also when the client has hung up.
+    async fn next(&mut self, stream: &UnixStream) -> std::io::Result<Result<ControlRequest, ProtocolError>> {
         loop {
             let held = self.buffer.as_slice().get(self.held.clone()).unwrap_or_default();
             if let Some((head, body)) = held.split_first_chunk::<LENGTH_BYTES>() {
                 let invalid = |error| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
                 let len = message_len(*head).map_err(invalid)?;
                 if let Some(message) = body.get(..len) {
-                    let message = message.to_vec();
+                    let request = ControlRequest::decode(message);
                     self.held.start += LENGTH_BYTES + len;
-                    return Ok(message);
+                    return Ok(request);
                 }
                 if LENGTH_BYTES + len > self.buffer.len() {
                     let mut message = Buffer::heap(len);
@@ -336,7 +336,7 @@ impl Requests {
                     }
                     self.held = 0..0;
                     let (outcome, message) = stream.recv_exact(message, begun..len, CLIENT_STALL).await;
-                    return outcome.map(|()| message.as_slice().to_vec());
+                    return outcome.map(|()| ControlRequest::decode(message.as_slice()));
                 }
             }
             self.receive(stream).await?;

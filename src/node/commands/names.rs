@@ -80,7 +80,7 @@ const REMOVALS_AT_ONCE: usize = 64;
 /// Gives a name to nobody.
 async fn bury(shard: &Rc<Shard>, vault: &VaultKey, bucket: &str, key: &str) -> Result<Written, Failure> {
     let name = Name::new(bucket, key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
-    let (bucket_id, name_id) = (vault.bucket_id(bucket), vault.name_id(bucket, key));
+    let (bucket_id, name_id) = vault.ids(bucket, key);
     let earlier = names::read(shard, &bucket_id, &name_id)
         .await?
         .filter(|record| !record.tombstone)

@@ -73,7 +73,7 @@ async fn put_whole(
     descriptor: Option<File>,
 ) -> Result<PutResult, Failure> {
     let vault = vault_key(shard)?;
-    let (bucket_id, name_id) = (vault.bucket_id(name.bucket()), vault.name_id(name.bucket(), name.key()));
+    let (bucket_id, name_id) = vault.ids(name.bucket(), name.key());
     let earlier = read_earlier(shard, put, name, &bucket_id, &name_id).await?;
     let _room = reserve_death(shard, earlier.as_ref())?;
     let version = shard.node.mint(bucket_id.slot());
@@ -161,7 +161,7 @@ async fn store_content(
     descriptor: OwnedFd,
 ) -> Result<PutResult, Failure> {
     let input = Input::of(descriptor);
-    let scope = if put.no_dedup { ScopeKey::random() } else { vault.scope() };
+    let scope = if put.no_dedup { ScopeKey::random() } else { vault.scope().clone() };
     let job = PutJob::new(input, PutOptions { scope, version, width: PUT_CHUNKS_IN_FLIGHT_PER_SHARD });
     if job.leaf_count().is_none_or(|leaves| leaves > SINGLE_SHARD_LEAVES_MAX) {
         for index in (0..shard.node.shards.len()).filter(|index| *index != shard.index) {

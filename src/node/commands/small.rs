@@ -15,12 +15,12 @@
 //! file what it leaves of a single put.
 //!
 //! A node that is alone in its network asks itself: steps 4 and 5 need no quorum machinery, and the names of all files
-//! are read by one question and written by one commit. With other nodes each file has its own reads and writes, all
+//! are read by one question, while step 3 writes, and written by one commit. With other nodes each file has its own reads and writes, all
 //! files under way at once.
 //!
 //! Requests of one connection follow each other; a client that hangs up leaves a request that runs to its end.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::get::{Found, find};
@@ -31,10 +31,11 @@ use crate::crypto::cipher::{ChunkKey, ScopeKey, open_chunk, seal_chunk};
 use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::name::{Capsule, Metadata, Name, NameBody, NameRecord};
 use crate::format::{Address, BucketId, NameId, VersionId};
-use crate::io::{Buffer, spawn, yield_now};
+use crate::io::{Buffer, BufferPool, spawn, yield_now};
+use crate::key_locks::KeyLock;
 use crate::limits::{
-    CHUNK_BYTES_MIN, RECORD_HEAD_BYTES, SMALL_CHUNK_BYTES_MAX, SMALL_FILES_BYTES_MAX, SMALL_FILES_MAX,
-    SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX,
+    CHUNK_BYTES_MIN, RECORD_HEAD_BYTES, SMALL_BUFFERS_PER_SHARD, SMALL_CHUNK_BYTES_MAX, SMALL_FILES_BYTES_MAX,
+    SMALL_FILES_MAX, SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX,
 };
 use crate::node::chunks::ClusterSource;
 use crate::node::control::{Bytes, ControlEvent, ControlRequest, SmallFetched, SmallFile, SmallStored, Target};
@@ -63,10 +64,7 @@ pub async fn serve(shard: &Rc<Shard>, client: &Rc<Client>, mut request: ControlR
         };
         client.send(event).await?;
         match requests.next(&client.stream).await {
-            Ok(message) => {
-                request =
-                    ControlRequest::decode(&message).map_err(|error| Failure::new(code::OTHER, error.to_string()))?;
-            }
+            Ok(next) => request = next.map_err(|error| Failure::new(code::OTHER, error.to_string()))?,
             Err(_) => return Ok(()), // hung up: it has all it wanted
         }
     }
@@ -105,7 +103,7 @@ impl Item {
             let message = format!("{name} has {} bytes: at most {SMALL_CHUNK_BYTES_MAX} are small", contents.len());
             return Err(Failure::new(code::USAGE, message));
         }
-        let (bucket_id, name_id) = (vault.bucket_id(name.bucket()), vault.name_id(name.bucket(), name.key()));
+        let (bucket_id, name_id) = vault.ids(name.bucket(), name.key());
         let version = shard.node.mint(bucket_id.slot());
         Ok(Self { put, name, bucket_id, name_id, version, contents, result: PutResult::empty() })
     }
@@ -145,6 +143,8 @@ type Named = (usize, Item, NameRecord, Option<NameRecord>);
 pub struct SmallWork {
     puts: Rc<Gather<Puts, Result<Vec<Outcome>, Failure>>>,
     names: Rc<Gather<(BucketId, NameId), Looked>>,
+    /// That chunks are read to; who finds none makes one.
+    buffers: BufferPool,
 }
 
 impl Default for SmallWork {
@@ -152,6 +152,7 @@ impl Default for SmallWork {
         Self {
             puts: Gather::new(SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX),
             names: Gather::new(1, SMALL_REQUESTS_GATHERED_MAX),
+            buffers: BufferPool::plain(SMALL_BUFFERS_PER_SHARD, RECORD_HEAD_BYTES + SMALL_CHUNK_BYTES_MAX),
         }
     }
 }
@@ -266,12 +267,19 @@ impl Batch {
         if let Err(failure) = self.refuse_taken(shard).await {
             return self.fail_all(&failure);
         }
-        self.store_contents(shard, vault).await;
+        // What the names are now is looked up while the contents are written.
+        let names: Vec<_> = self.items.iter().map(|(_, item)| (item.bucket_id, item.name_id)).collect();
+        let (looked, ()) = tokio::join!(look_up(shard, names), self.store_contents(shard, vault));
         if alone(shard) == Some(layout) {
-            if let Err(failure) = self.name_alone(shard, vault, layout).await {
+            let named = match looked {
+                Ok(looked) => self.name_alone(shard, vault, layout, looked).await,
+                Err(failure) => Err(failure),
+            };
+            if let Err(failure) = named {
                 self.fail_all(&failure);
             }
         } else {
+            drop(looked);
             // Somebody has joined meanwhile: what is durable here is so under the layout of before, like that of any put
             // that ended a moment ago; the names are for today's owners.
             self.name_each(shard, vault).await;
@@ -313,7 +321,7 @@ impl Batch {
                 sealed_bytes = 0;
             }
             let own = item.put.no_dedup.then(ScopeKey::random);
-            if let Some(root) = item.seal(shard, vault, own.as_ref().unwrap_or(&shared)) {
+            if let Some(root) = item.seal(shard, vault, own.as_ref().unwrap_or(shared)) {
                 of.push((place, root.payload.len() as u64));
                 roots.push(root);
             }
@@ -334,13 +342,18 @@ impl Batch {
 
     /// Steps 4 and 5 on a node alone: it is the one owner of every name. From the look at what the names are until they
     /// are written nobody else writes them, so that each version that is replaced is seen by who replaces it.
-    async fn name_alone(&mut self, shard: &Rc<Shard>, vault: &VaultKey, layout: u32) -> Result<(), Failure> {
-        let names: Vec<NameId> = self.items.iter().map(|(_, item)| item.name_id).collect();
-        let locked = shard.node.name_locks.lock(names.iter()).await;
-        let earlier = self.read_names(shard).await?;
+    async fn name_alone(
+        &mut self,
+        shard: &Rc<Shard>,
+        vault: &VaultKey,
+        layout: u32,
+        looked: LookedUp,
+    ) -> Result<(), Failure> {
+        let LookedUp { locked, mut earlier } = looked;
         let network = shard.node.network_id();
         let mut named: Vec<Named> = Vec::with_capacity(self.items.len());
-        for ((at, item), earlier) in std::mem::take(&mut self.items).into_iter().zip(earlier) {
+        for (at, item) in std::mem::take(&mut self.items) {
+            let earlier = earlier.remove(&(item.bucket_id, item.name_id)).flatten();
             if item.put.no_clobber && earlier.as_ref().is_some_and(|earlier| !earlier.tombstone) {
                 self.settle(at, Err(NameError::Taken.into()));
                 continue;
@@ -461,11 +474,23 @@ impl Batch {
     }
 }
 
+/// Names that nobody else writes, and what they are.
+struct LookedUp {
+    locked: Vec<KeyLock<NameId>>,
+    earlier: HashMap<(BucketId, NameId), Option<NameRecord>>,
+}
+
+async fn look_up(shard: &Rc<Shard>, names: Vec<(BucketId, NameId)>) -> Result<LookedUp, Failure> {
+    let locked = shard.node.name_locks.lock_all(names.iter().map(|(_, name)| *name)).await;
+    let records = shard.node.catalog.names_of(names.clone()).await?;
+    Ok(LookedUp { locked, earlier: names.into_iter().zip(records).collect() })
+}
+
 async fn put_by_quorum(shard: &Rc<Shard>, vault: &VaultKey, mut item: Item) -> Outcome {
     let earlier = read_earlier(shard, &item.put, &item.name, &item.bucket_id, &item.name_id).await?;
     let _room = reserve_death(shard, earlier.as_ref())?;
-    let scope = if item.put.no_dedup { ScopeKey::random() } else { vault.scope() };
-    if let Some(root) = item.seal(shard, vault, &scope) {
+    let own = item.put.no_dedup.then(ScopeKey::random);
+    if let Some(root) = item.seal(shard, vault, own.as_ref().unwrap_or(vault.scope())) {
         let bytes = root.payload.len() as u64;
         let stored = small::store_roots(shard, vec![root]).await.pop().unwrap_or(Err(ChunkError::Cancelled))?;
         item.result.bytes_new = if stored.new { bytes } else { 0 };
@@ -532,7 +557,7 @@ async fn get_file(shard: &Rc<Shard>, source: &ClusterSource, target: &Target) ->
     }
     let contents = match found.length as usize {
         0 => Vec::new(),
-        length => read_chunk(source, found.root, &found.root_key, length).await?,
+        length => read_chunk(shard, source, found.root, &found.root_key, length).await?,
     };
     Ok(SmallFetched::Contents { metadata: found.metadata, content: found.root, contents: Bytes(contents) })
 }
@@ -553,13 +578,17 @@ async fn find_small(shard: &Rc<Shard>, target: &Target) -> Result<Found, Failure
             }
         }
     };
-    let ids = (vault.bucket_id(bucket), vault.name_id(bucket, key));
-    let record = shard.small.names.join(ids, run).await.ok_or_else(stopping)??;
+    let (bucket_id, name_id) = vault.ids(bucket, key);
+    let record = match shard.node.catalog.name_at_once(&bucket_id, &name_id) {
+        Some(record) => record,
+        None => shard.small.names.join((bucket_id, name_id), run).await.ok_or_else(stopping)??,
+    };
     super::get::found_name(shard, &vault, &name, record)
 }
 
 /// The plaintext of a file of one chunk.
 async fn read_chunk(
+    shard: &Rc<Shard>,
     source: &ClusterSource,
     address: Address,
     key: &ChunkKey,
@@ -567,7 +596,7 @@ async fn read_chunk(
 ) -> Result<Vec<u8>, ChunkError> {
     let len = length.max(CHUNK_BYTES_MIN);
     for attempt in 0..crate::limits::FETCH_ATTEMPTS_MAX {
-        let mut buffer = Buffer::heap(RECORD_HEAD_BYTES + len);
+        let mut buffer = shard.small.buffers.try_take().unwrap_or_else(|| Buffer::heap(RECORD_HEAD_BYTES + len));
         let is_checked;
         (buffer, is_checked) = match source.fetch(address, len, buffer, attempt).await? {
             Fetched::Checked(buffer) => (buffer, true),

@@ -1,0 +1,175 @@
+//! Names that were asked for or written lately, in memory: who asks for one of them again need not wait for the catalog's
+//! thread, nor that for the database.
+//!
+//! An answer from here is as good as one of the thread. The thread alone changes what is kept, in the order in which it
+//! applies records and answers questions. What it has not applied yet is counted when it is queued, before anybody is
+//! told that it is durable:
+//!
+//! ```text
+//! record is queued --> counted --> acknowledged ... --> applied: kept --> counted off
+//!                         |                                                  |
+//!                         +------- nothing is answered from here ------------+
+//! ```
+//! The counts are of groups of names, so that writes keep few readers waiting. What does not fit is forgotten, the least
+//! useful first; that a name has no record is worth keeping too.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::Event;
+use crate::format::name::NameRecord;
+use crate::format::{BucketId, NameId};
+use crate::limits::CATALOG_NAMES_CACHED_BYTES_MAX;
+
+/// What the catalog knows of a name; tombstones are records.
+pub(super) type Known = Option<Arc<NameRecord>>;
+type Key = (BucketId, NameId);
+
+const GROUPS: usize = 256;
+/// Of an entry beside what it points to, as measured: keys, both lists, allocations.
+const ENTRY_BYTES: usize = size_of::<Key>() + 128;
+/// To size the table with.
+const ENTRY_BYTES_USUAL: usize = ENTRY_BYTES + size_of::<NameRecord>() + 160;
+
+#[derive(Clone)]
+struct Weigh;
+
+impl Weighter<Key, Known> for Weigh {
+    fn weight(&self, _: &Key, known: &Known) -> u64 {
+        let record = known.as_ref().map_or(0, |record| size_of::<NameRecord>() + record.sealed.len());
+        (ENTRY_BYTES + record) as u64
+    }
+}
+
+pub(super) struct Recent {
+    known: Cache<Key, Known, Weigh>,
+    /// Records that are queued and not applied, by [`group_of`].
+    unapplied: Vec<AtomicUsize>,
+    /// The catalog has failed, or has been closed.
+    closed: AtomicBool,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        let bytes = CATALOG_NAMES_CACHED_BYTES_MAX;
+        Self {
+            known: Cache::with_weighter(bytes / ENTRY_BYTES_USUAL, bytes as u64, Weigh),
+            unapplied: (0..GROUPS).map(|_| AtomicUsize::new(0)).collect(),
+            closed: AtomicBool::new(false),
+        }
+    }
+}
+
+/// Ids are hashes: any byte spreads them.
+fn group_of(name: &NameId) -> Group {
+    Group(usize::from(name.0[0]))
+}
+
+/// Where the records of a group are counted.
+#[derive(Clone, Copy)]
+pub(super) struct Group(usize);
+
+impl Recent {
+    /// Of what may be no record at all.
+    pub fn group_of_record(encoded: &[u8]) -> Option<Group> {
+        NameRecord::name_of(encoded).as_ref().map(group_of)
+    }
+
+    fn unapplied(&self, group: Group) -> &AtomicUsize {
+        let Some(count) = self.unapplied.get(group.0) else { unreachable!("a byte is below {GROUPS}") };
+        count
+    }
+
+    /// These are about to be queued.
+    pub fn queued(&self, events: &[Event]) {
+        for event in events {
+            if let Event::Name(encoded) = event
+                && let Some(group) = Self::group_of_record(encoded)
+            {
+                self.unapplied(group).fetch_add(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// This record was applied, and [`Self::keep`] has been told.
+    pub fn applied(&self, group: Group) {
+        self.unapplied(group).fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Answers nothing any more.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// What is known of a name, if that is known here and nothing newer is on its way.
+    pub fn get(&self, bucket: &BucketId, name: &NameId) -> Option<Known> {
+        if self.unapplied(group_of(name)).load(Ordering::Acquire) > 0 || self.closed.load(Ordering::Acquire) {
+            return None;
+        }
+        self.kept(bucket, name)
+    }
+
+    /// The same for the thread, which knows what is on its way.
+    pub fn kept(&self, bucket: &BucketId, name: &NameId) -> Option<Known> {
+        self.known.get(&(*bucket, *name))
+    }
+
+    /// For the thread alone.
+    pub fn keep(&self, bucket: &BucketId, name: &NameId, known: Known) {
+        self.known.insert((*bucket, *name), known);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Stamp, VaultId, VersionId};
+
+    fn record(name: u8) -> NameRecord {
+        NameRecord {
+            tombstone: false,
+            vault: VaultId::ZERO,
+            key_generation: 1,
+            bucket: BucketId([1; 32]),
+            name: NameId([name; 32]),
+            clock: Stamp::new(1, 0),
+            version: VersionId::ZERO,
+            nonce: [0; 24],
+            sealed: vec![0; 16],
+        }
+    }
+
+    #[test]
+    fn nothing_is_answered_while_a_newer_record_is_on_its_way() {
+        let recent = Recent::default();
+        let (held, other) = (record(1), record(2));
+        for record in [&held, &other] {
+            recent.keep(&record.bucket, &record.name, Some(Arc::new(record.clone())));
+        }
+        let is_known = |record: &NameRecord| recent.get(&record.bucket, &record.name).is_some();
+        let event = Event::Name(held.encode());
+        recent.queued(std::slice::from_ref(&event));
+        assert!(!is_known(&held));
+        assert!(is_known(&other));
+        let group = Recent::group_of_record(&held.encode()).expect("a record");
+        recent.applied(group);
+        assert!(is_known(&held));
+        recent.close();
+        assert!(!is_known(&held) && !is_known(&other));
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let recent = Recent::default();
+        for number in 0..400_000_u32 {
+            let mut record = record(0);
+            record.name.0[..4].copy_from_slice(&number.to_le_bytes());
+            recent.keep(&record.bucket, &record.name, Some(Arc::new(record.clone())));
+        }
+        assert!(recent.known.weight() <= CATALOG_NAMES_CACHED_BYTES_MAX as u64);
+        assert!(recent.known.len() > 50_000, "{} names", recent.known.len());
+    }
+}
