@@ -240,8 +240,7 @@ impl Catalog {
 
     /// The same, if it is in memory: nothing is known about it otherwise.
     pub fn name_at_once(&self, bucket: &BucketId, name: &NameId) -> Option<Option<NameRecord>> {
-        let known = self.thread.queue.recent.get(bucket, name)?;
-        Some(known.as_deref().cloned())
+        self.thread.queue.recent.get(bucket, name)
     }
 
     /// The newest records of many names, in their order.

@@ -2,8 +2,6 @@
 //!
 //! Tombstones are records like others and stay: only when all owners hold one may it go, and nothing decides that yet.
 
-use std::sync::Arc;
-
 use super::CatalogError;
 use super::rows::{self, NAME, key};
 use super::thread::Engine;
@@ -28,7 +26,7 @@ impl Engine {
         let row = key(NAME, &[&record.bucket.0, &record.name.0]);
         let known = match self.recent.kept(&record.bucket, &record.name) {
             Some(known) => known,
-            None => self.draft.get(&self.rows, &row)?.map(|known| decode(&known)).transpose()?.map(Arc::new),
+            None => self.draft.get(&self.rows, &row)?.map(|known| decode(&known)).transpose()?,
         };
         let wins = match &known {
             None => true,
@@ -40,8 +38,7 @@ impl Engine {
             let lived = known.is_some_and(|known| !known.tombstone);
             self.totals.names = self.totals.names + u64::from(!record.tombstone) - u64::from(lived);
             self.draft.put(row, encoded);
-            let (bucket, name) = (record.bucket, record.name);
-            self.recent.keep(&bucket, &name, Some(Arc::new(record)));
+            self.recent.keep(&record.bucket, &record.name, Some(&record));
         }
         Ok(())
     }
@@ -52,11 +49,11 @@ impl Engine {
         }
         self.read(|engine, rows| {
             if let Some(known) = engine.recent.kept(bucket, name) {
-                return Ok(known.as_deref().cloned());
+                return Ok(known);
             }
             let known = engine.draft.get(rows, &key(NAME, &[&bucket.0, &name.0]))?;
             let known = known.map(|record| decode(&record)).transpose()?;
-            engine.recent.keep(bucket, name, known.clone().map(Arc::new));
+            engine.recent.keep(bucket, name, known.as_ref());
             Ok(known)
         })
     }

@@ -88,13 +88,26 @@ pub struct Mismatch {
 /// # Panics
 /// When lengths, padding or level are not as said: the caller's mistake, which would lose data if it passed.
 pub fn seal_chunk(scope: &ScopeKey, level: u8, chunk: &mut [u8], span: usize) -> (Address, ChunkKey) {
+    let key = key_of_chunk(scope, level, chunk, span);
+    (seal_with(chunk, &key), key)
+}
+
+/// The first half of [`seal_chunk`], and as long as the second.
+///
+/// # Panics
+/// As there.
+pub fn key_of_chunk(scope: &ScopeKey, level: u8, chunk: &[u8], span: usize) -> ChunkKey {
     assert!((1..=CHUNK_BYTES_MAX).contains(&span), "a chunk holds 1 byte to 1 MiB, not {span} bytes");
     assert!(chunk.len() == span.max(CHUNK_BYTES_MIN), "a span of {span} bytes in a chunk of {}", chunk.len());
     let (plaintext, padding) = chunk.split_at(span);
     assert!(padding.iter().all(|byte| *byte == 0), "padding of a chunk is not zero");
-    let key = scope.chunk_key(level, plaintext);
-    apply_keystream(chunk, &key);
-    (address_of(chunk), key)
+    scope.chunk_key(level, plaintext)
+}
+
+/// The second half: encrypts under the chunk's own key and gives the address.
+pub fn seal_with(chunk: &mut [u8], key: &ChunkKey) -> Address {
+    apply_keystream(chunk, key);
+    address_of(chunk)
 }
 
 /// Checks `chunk` against its address and, only if it matches, decrypts it.

@@ -69,6 +69,13 @@ impl Turn {
         }
     }
 
+    /// Goes to the ring in the middle of a long computation, so that others who compute little need not wait for its end.
+    pub async fn pause(&self) {
+        if self.permit.is_some() {
+            nop().await;
+        }
+    }
+
     /// Gives the turn away once everything queued so far has reached the kernel.
     pub fn pass(self) {
         if let Some(permit) = self.permit {

@@ -25,7 +25,7 @@ use super::share::{self, Share, Use};
 use super::tree::{Finish, Node, TreeBuilder, leaf_bytes};
 use super::window::{Claim, Window};
 use super::{ChunkError, ChunkSink, payload_mut};
-use crate::crypto::cipher::{ChunkKey, ScopeKey, seal_chunk};
+use crate::crypto::cipher::{ChunkKey, ScopeKey, key_of_chunk, seal_with};
 use crate::format::tree::TreeEntry;
 use crate::format::{Address, VersionId};
 use crate::io::{Buffer, BufferPool, File, Turn, spawn};
@@ -268,7 +268,9 @@ impl PutJob {
         let chunk = payload_mut(&mut buffer, chunk_len);
         // The buffer still has bytes of its earlier uses.
         chunk.iter_mut().skip(len).for_each(|byte| *byte = 0);
-        let (address, key) = seal_chunk(&self.options.scope, level, chunk, len);
+        let key = key_of_chunk(&self.options.scope, level, chunk, len);
+        turn.pause().await;
+        let address = seal_with(payload_mut(&mut buffer, chunk_len), &key);
         turn.pass();
         let stored = sink.store(address, buffer, chunk_len, self.options.version, share).await?;
         self.chunks.fetch_add(1, Ordering::Relaxed);
