@@ -45,7 +45,7 @@ impl Engine {
 
     pub(super) fn name(&mut self, bucket: &BucketId, name: &NameId) -> Result<Option<NameRecord>, CatalogError> {
         if self.is_behind() {
-            return Err(CatalogError::Full);
+            return Err(CatalogError::Full); // it may be among what is not applied
         }
         self.read(|engine, rows| {
             if let Some(known) = engine.recent.kept(bucket, name) {

@@ -312,10 +312,15 @@ impl Rows {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn forget_when_it_was_tried(&mut self) {
+        self.tried = None;
+    }
+
     /// Without waiting for its time.
     #[cfg(test)]
     pub(super) fn retry_now(&mut self) -> Result<(), fjall::Error> {
-        self.tried = None;
+        self.forget_when_it_was_tried();
         self.retry()
     }
 

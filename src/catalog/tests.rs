@@ -17,7 +17,9 @@ use super::{Applied, Catalog, CatalogCounts, CatalogError, Document, Event, Posi
 use crate::cluster::deaths::DeathId;
 use crate::format::name::NameRecord;
 use crate::format::{Address, BucketId, NameId, Stamp, VaultId, VersionId};
-use crate::limits::{CATALOG_EVENTS_QUEUED_MAX, CATALOG_SWEEPS_REMEMBERED_MAX, CATALOG_WAITING_ROWS_MAX};
+use crate::limits::{
+    CATALOG_COMMIT_EVENTS_MAX, CATALOG_EVENTS_QUEUED_MAX, CATALOG_SWEEPS_REMEMBERED_MAX, CATALOG_WAITING_ROWS_MAX,
+};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
@@ -464,7 +466,7 @@ async fn fail_next_write(catalog: &Catalog) {
 
 /// Tries to write what waits, with a database that opens again or does not.
 async fn retry(catalog: &Catalog, opens: bool) {
-    let tried = catalog.thread.ask(move |engine| {
+    let tried = catalog.thread.ask_name(move |engine| {
         engine.rows.fail_opens = !opens;
         engine.rows.retry_now().map_err(|error| panic!("{error}"))
     });
@@ -481,6 +483,7 @@ fn what_comes_while_the_database_does_not_open_for_want_of_space_is_applied_late
         assert_eq!(catalog.name(&first.bucket, &first.name).await.expect("an answer"), Some(first.clone()));
         fail_next_write(&catalog).await;
         catalog.apply(applied(1, 2, vec![refers(1, 1)])).expect("room");
+        catalog.counts().await.expect("an answer");
         retry(&catalog, false).await;
         catalog.apply(applied(1, 3, vec![refers(2, 2), Event::Name(second.encode())])).expect("room");
         // Neither from memory nor from anywhere else.
@@ -495,6 +498,45 @@ fn what_comes_while_the_database_does_not_open_for_want_of_space_is_applied_late
     });
     drop(catalog);
     assert_eq!(open_on(directory.path()).1.get(&1), Some(&3));
+}
+
+/// A commit in the middle of what is applied finds that the database does not open any more.
+#[test]
+fn what_is_left_of_a_batch_when_the_database_closes_is_applied_later() {
+    let directory = directory();
+    let (catalog, _, _) = open_on(directory.path());
+    let count = CATALOG_COMMIT_EVENTS_MAX as u64 + 500;
+    let chunk = |number: u64| {
+        let mut address = Address([0; 32]);
+        address.0[..8].copy_from_slice(&number.to_le_bytes());
+        address
+    };
+    block_on(async {
+        fail_next_write(&catalog).await;
+        catalog.apply(applied(1, 1, vec![refers(1, 1)])).expect("room");
+        catalog.counts().await.expect("an answer");
+        let closing = catalog.thread.ask(|engine| {
+            engine.rows.fail_opens = true;
+            engine.rows.forget_when_it_was_tried();
+            Ok(())
+        });
+        closing.await.expect("an answer");
+        let events =
+            (0..count).map(|number| Event::Chunk { address: chunk(number), version: version(2), cached: false });
+        catalog.apply(applied(1, 2, events.collect())).expect("room");
+        let asked = catalog.counts().await;
+        assert!(matches!(asked, Err(CatalogError::Full)), "{asked:?}");
+        let opening = catalog.thread.ask_name(|engine| {
+            engine.rows.fail_opens = false;
+            engine.rows.retry_now().map_err(|error| panic!("{error}"))
+        });
+        opening.await.expect("an answer");
+        assert_eq!(catalog.counts().await.expect("an answer").references, count + 1);
+        assert!(catalog.is_referenced(&chunk(count - 1)).await.expect("an answer"));
+        catalog.close().await.expect("it closes");
+    });
+    drop(catalog);
+    assert_eq!(open_on(directory.path()).1.get(&1), Some(&2));
 }
 
 #[test]

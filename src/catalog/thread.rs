@@ -38,7 +38,8 @@ pub(super) struct Engine {
     uptime: Uptime,
     failed: Option<Arc<str>>,
     pub(super) recent: Arc<Recent>,
-    /// What came while the database could not be opened for lack of space, and needs it to be applied.
+    /// What came while the database could not be opened for lack of space, and all that came behind it, in order. It keeps
+    /// its room in the queue.
     held: Vec<Applied>,
 }
 
@@ -113,13 +114,14 @@ impl Engine {
     }
 
     fn apply(&mut self, applied: Applied, queue: &Queue) {
-        if self.failed.is_none() && !self.rows.is_open() {
-            self.unwritten_events += applied.events.len();
-            self.held.push(applied);
-            return;
-        }
-        let mut events = applied.events.into_iter().peekable();
-        while let Some(event) = events.next() {
+        let Applied { segment, end_offset, events } = applied;
+        let mut events = events.into_iter().peekable();
+        loop {
+            // Looked at before each: a commit in between may have closed the database.
+            if self.failed.is_none() && (self.is_behind() || !self.rows.is_open()) {
+                return self.held.push(Applied { segment, end_offset, events: events.collect() });
+            }
+            let Some(event) = events.next() else { break };
             if events.peek().is_some_and(|next| says_all_of(next, &event)) {
                 self.count_drafted(queue);
                 continue;
@@ -132,8 +134,8 @@ impl Engine {
             name.inspect(|group| self.recent.applied(*group));
             self.count_drafted(queue);
         }
-        let position = rows::key(POSITION, &[&applied.segment.to_be_bytes()]);
-        let result = self.put_position(position, applied.end_offset);
+        let position = rows::key(POSITION, &[&segment.to_be_bytes()]);
+        let result = self.put_position(position, end_offset);
         let _latched = self.guard(result);
     }
 
@@ -145,9 +147,10 @@ impl Engine {
         }
     }
 
-    /// Whether something newer than what is drafted waits for a database to be there.
+    /// Whether something newer than what is drafted waits for a database to be there. Nothing is answered then: a row that
+    /// waits in memory may be an older one.
     pub(super) fn is_behind(&self) -> bool {
-        !self.held.is_empty()
+        self.failed.is_none() && !self.held.is_empty()
     }
 
     /// What was held, once there is a database again, and before any question.
@@ -156,7 +159,6 @@ impl Engine {
             return;
         }
         for applied in std::mem::take(&mut self.held) {
-            self.unwritten_events = self.unwritten_events.saturating_sub(applied.events.len());
             self.apply(applied, queue);
         }
         self.commit(queue);
@@ -215,6 +217,9 @@ impl Engine {
     }
 
     pub(super) fn settled(&mut self) -> Result<(), CatalogError> {
+        if self.is_behind() {
+            return Err(CatalogError::Full);
+        }
         if !self.sweeps.is_empty() && self.failed.is_none() { Err(CatalogError::Full) } else { self.guard(Ok(())) }
     }
 
@@ -344,7 +349,7 @@ fn run(mut engine: Engine, queue: &Queue) {
                         Message::Apply(applied) => engine.apply(applied, queue),
                         Message::Ask(question) => {
                             engine.commit(queue);
-                            question(Ok(&mut engine));
+                            question(if engine.is_behind() { Err(CatalogError::Full) } else { Ok(&mut engine) });
                         }
                         Message::AskName(question) => question(Ok(&mut engine)),
                         Message::AskWhenSettled(question) => deferred.push(question),

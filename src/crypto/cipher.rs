@@ -185,6 +185,7 @@ impl BlockCipherEncClosure for WideKeystream<'_> {
             count(&mut block);
             cipher.encrypt_block((&mut block).into());
             xor(piece, &block);
+            block.zeroize();
         }
         stream.zeroize(); // it tells plaintext from ciphertext
     }

@@ -4,7 +4,9 @@
 //! written in one place. A pool has a fixed number of buffers; who wants one waits in line. Registered buffers save
 //! the pinning of pages on every direct read and write, and change nothing else: a plain buffer works everywhere.
 //! Locked memory is counted per user, and newer kernels count the rings themselves, so a registration must leave room
-//! for the rings of other threads and processes: it is taken back where it does not.
+//! for the rings of other threads and processes: it is taken back where it does not. The buffers of a pool follow each
+//! other in huge pages, so that a direct write of one is a few long pieces instead of 257; of a huge page the kernel counts
+//! all as locked as soon as a part of it is.
 //!
 //! ```text
 //! pool --take--> Buffer (one owner, writable) --freeze--> SharedBuffer (many owners, read only)

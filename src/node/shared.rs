@@ -72,7 +72,6 @@ pub struct Shared {
     /// The newest layout whose names this node has brought in from the owners before.
     pub names_synced: AtomicU32,
     pub layout_changed: Notify,
-    /// Held while a name record is compared and made durable.
     /// Of names whose records are compared and made durable: held from looking at what is here until the write is durable,
     /// so that an owner's answers about two writes of one name tell of each other.
     pub name_locks: Arc<KeyLocks<NameId>>,

@@ -58,20 +58,25 @@ pub(super) enum Message {
     },
 }
 
-/// Tells once all records of a message are durable, or at the first that is not.
+/// Tells once each record of a message is durable or has failed, and of the first that has. Not before: a message may be cut
+/// in two batches, and who waits holds locks for all of it.
 struct Ack {
     left: Cell<usize>,
+    outcome: RefCell<Result<(), StoreError>>,
     answer: RefCell<Option<Answer>>,
 }
 
 impl Ack {
     fn settle(&self, result: &Result<(), StoreError>) {
         self.left.set(self.left.get().saturating_sub(1));
-        if result.is_ok() && self.left.get() > 0 {
-            return;
+        let mut outcome = self.outcome.borrow_mut();
+        if outcome.is_ok() {
+            outcome.clone_from(result);
         }
-        if let Some(answer) = self.answer.take() {
-            let _ = answer.send(result.clone());
+        if self.left.get() == 0
+            && let Some(answer) = self.answer.take()
+        {
+            let _ = answer.send(outcome.clone());
         }
     }
 }
@@ -161,7 +166,11 @@ impl<D: Disk> Committer<D> {
             let _ = answer.send(Ok(()));
             return;
         }
-        let ack = Rc::new(Ack { left: Cell::new(ops.len()), answer: RefCell::new(Some(answer)) });
+        let ack = Rc::new(Ack {
+            left: Cell::new(ops.len()),
+            outcome: RefCell::new(Ok(())),
+            answer: RefCell::new(Some(answer)),
+        });
         for op in ops {
             self.queued_bytes += record_bytes(op.payload.len());
             self.queue.push_back((op, ack.clone()));
