@@ -72,21 +72,24 @@ pub fn cat(context: &Context, arguments: &CatArguments) -> Result<(), Failure> {
 }
 
 pub fn print(context: &Context, wanted: &str, path: &Path, fetched: Fetched) -> Result<(), Failure> {
+    context.display.suspend(|| output::line(&line_of(context, wanted, path, fetched)))
+}
+
+/// What is said of a file that was fetched, without the end of the line.
+pub fn line_of(context: &Context, wanted: &str, path: &Path, fetched: Fetched) -> String {
     let (content, bytes, bytes_resumed) = (ContentId(fetched.content), fetched.total(), fetched.bytes_resumed);
-    context.display.suspend(|| {
-        if context.json {
-            output::json(&json!({
-                "source": wanted,
-                "output": path.display().to_string(),
-                "content": content.to_string(),
-                "bytes": bytes,
-                "bytes_resumed": bytes_resumed,
-            }))
-        } else {
-            let path = output::one_line(&path.display().to_string());
-            output::line(&format!("{path}  {content}  {bytes} bytes  {bytes_resumed} were there"))
-        }
-    })
+    if context.json {
+        return json!({
+            "source": wanted,
+            "output": path.display().to_string(),
+            "content": content.to_string(),
+            "bytes": bytes,
+            "bytes_resumed": bytes_resumed,
+        })
+        .to_string();
+    }
+    let path = output::one_line(&path.display().to_string());
+    format!("{path}  {content}  {bytes} bytes  {bytes_resumed} were there")
 }
 
 /// What the node knows of it. A link says itself what can be known.

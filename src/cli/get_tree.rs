@@ -1,5 +1,8 @@
 //! `gabion get -r`: everything below a name into a directory, several files at once.
 //!
+//! Small files are fetched many at once ([`super::get_small`]), longer ones each by itself. What the tree's names are is made
+//! durable at the end, for all of it.
+//!
 //! Names come from other people. A key that would leave the directory (an empty, `.` or `..` part, a NUL) is refused,
 //! and so is one that leads through a symbolic link: directories are made and checked part by part, and the links of
 //! the tree itself are made after all its files, so that no file can be written through one.
@@ -15,11 +18,13 @@ use serde_json::json;
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
-use super::get::{GetChoices, interrupted, print, to_file};
+use super::get::{Fetched, GetChoices, interrupted, line_of, print, to_file};
+use super::get_small::{self, Batch, Outcome};
 use super::list::each_entry;
 use super::target::{Prefix, Wanted};
 use super::{output, parallel};
 use crate::format::name::Name;
+use crate::io::sync_filesystem;
 use crate::node::control::Entry;
 
 #[derive(Default)]
@@ -57,7 +62,24 @@ pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetC
         )));
     }
     let tree = Tree { context, prefix, root, choices, tally: Tally::default(), directories: Mutex::default() };
-    parallel::each(|found| tree.list(false, found), |entry| tree.get(&entry))?;
+    let sorted = |work: &mut dyn FnMut(Work) -> bool| {
+        let mut batch = Batch::default();
+        let listed = tree.list(false, &mut |entry| {
+            if choices.remote || !get_small::takes(&entry) {
+                return work(Work::Large(entry));
+            }
+            batch.add(entry);
+            !batch.is_full() || work(Work::Small(std::mem::take(&mut batch)))
+        });
+        if !batch.is_empty() {
+            work(Work::Small(batch));
+        }
+        listed
+    };
+    parallel::each(sorted, |work| match work {
+        Work::Large(entry) => tree.get(&entry),
+        Work::Small(batch) => tree.get_small(batch),
+    })?;
     let mut links = Ok(0);
     if interrupted().is_none() {
         links = tree.list(true, &mut |entry| {
@@ -67,6 +89,12 @@ pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetC
     }
     links?;
     tree.finish()
+}
+
+/// What one worker takes at once.
+enum Work {
+    Small(Batch),
+    Large(Entry),
 }
 
 fn default_root(prefix: &Prefix) -> Result<String, Failure> {
@@ -89,15 +117,46 @@ impl Tree<'_> {
     }
 
     fn get(&self, entry: &Entry) {
-        match self.try_get(entry) {
-            Ok(()) => {}
-            Err(failure) if failure.code == Exit::Interrupted.code() => {}
-            Err(failure) => {
-                self.tally.failed.fetch_add(1, Ordering::Relaxed);
-                let failure = failure.at(format_args!("{}/{}", entry.bucket, entry.key));
-                self.context.display.suspend(|| output::failure(&failure, self.context.json));
-            }
+        if let Err(failure) = self.try_get(entry) {
+            self.failed(entry, failure);
         }
+    }
+
+    fn failed(&self, entry: &Entry, failure: Failure) {
+        if failure.code == Exit::Interrupted.code() {
+            return;
+        }
+        self.tally.failed.fetch_add(1, Ordering::Relaxed);
+        let failure = failure.at(format_args!("{}/{}", entry.bucket, entry.key));
+        self.context.display.suspend(|| output::failure(&failure, self.context.json));
+    }
+
+    fn get_small(&self, batch: Batch) {
+        if interrupted().is_some() {
+            return;
+        }
+        let (mut lines, mut others) = (String::new(), Vec::new());
+        let place = |entry: &Entry| self.make_way(self.prefix.relative(&entry.key).unwrap_or_default());
+        get_small::get(self.context, batch, &place, &mut |entry, outcome| match outcome {
+            Outcome::Fetched(path, fetched) => {
+                self.fetched(fetched);
+                lines.push_str(&line_of(self.context, &format!("{}/{}", entry.bucket, entry.key), &path, fetched));
+                lines.push('\n');
+            }
+            Outcome::Failed(failure) => self.failed(entry, failure),
+            Outcome::Other => others.push(entry.clone()),
+        });
+        others.iter().for_each(|entry| self.get(entry));
+        if let Err(failure) = self.context.display.suspend(|| output::lines(&lines)) {
+            self.tally.failed.fetch_add(1, Ordering::Relaxed);
+            self.context.display.suspend(|| output::failure(&failure, self.context.json));
+        }
+    }
+
+    fn fetched(&self, fetched: Fetched) {
+        self.tally.files.fetch_add(1, Ordering::Relaxed);
+        self.tally.bytes.fetch_add(fetched.total(), Ordering::Relaxed);
+        self.tally.bytes_resumed.fetch_add(fetched.bytes_resumed, Ordering::Relaxed);
     }
 
     fn try_get(&self, entry: &Entry) -> Result<(), Failure> {
@@ -111,9 +170,7 @@ impl Tree<'_> {
         let mut progress = self.context.display.start(&wanted.to_string());
         let fetched = to_file(self.context, &wanted, &path, self.choices, &mut progress)?;
         drop(progress);
-        self.tally.files.fetch_add(1, Ordering::Relaxed);
-        self.tally.bytes.fetch_add(fetched.total(), Ordering::Relaxed);
-        self.tally.bytes_resumed.fetch_add(fetched.bytes_resumed, Ordering::Relaxed);
+        self.fetched(fetched);
         print(self.context, &wanted.to_string(), &path, fetched)
     }
 
@@ -163,7 +220,17 @@ impl Tree<'_> {
         self.directories.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
     }
 
+    /// The names stay, too.
+    fn sync(&self) -> Result<(), Failure> {
+        if self.tally.files.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let synced = fs::File::open(&self.root).and_then(sync_filesystem);
+        synced.map_err(|error| Failure::other(format!("{} cannot be made durable: {error}", self.root.display())))
+    }
+
     fn finish(&self) -> Result<(), Failure> {
+        self.sync()?;
         let tally = &self.tally;
         let [files, bytes, bytes_resumed, failed] = [&tally.files, &tally.bytes, &tally.bytes_resumed, &tally.failed]
             .map(|count| count.load(Ordering::Relaxed));

@@ -20,6 +20,7 @@ pub mod context;
 pub mod exit;
 pub mod get;
 pub mod get_link;
+mod get_small;
 pub mod get_tree;
 pub mod interrupt;
 pub mod list;

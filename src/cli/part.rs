@@ -2,7 +2,8 @@
 //!
 //! Its name follows from the output, the content and the range, so that the same get started again finds it and goes
 //! on. It is locked while a get writes to it. It becomes the output by a rename after mode, mtime and fsync, so the
-//! output appears whole or not at all, and stays after a crash.
+//! output appears whole or not at all, and stays after a crash. Those of small files are synced many at once
+//! (`get_small.rs`).
 
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions, TryLockError};
 use std::io;
@@ -81,20 +82,33 @@ impl Part {
     }
 
     fn try_finish(&self, length: u64, metadata: &Metadata) -> io::Result<()> {
+        self.complete(length, metadata)?;
+        self.file.sync_all()?;
+        self.publish()?;
+        sync_parent(&self.output)
+    }
+
+    /// All that the output is to be, but durable and in its place.
+    pub fn complete(&self, length: u64, metadata: &Metadata) -> io::Result<()> {
         let found = self.file.metadata()?.len();
         if found < length {
             return Err(io::Error::other(format!("{found} bytes were written instead of {length}")));
         }
-        self.file.set_len(length)?;
+        if found > length {
+            self.file.set_len(length)?;
+        }
         if metadata.mode != 0 {
             self.file.set_permissions(Permissions::from_mode(metadata.mode & MODE_MASK))?;
             if let Some(time) = modified(metadata) {
                 self.file.set_times(FileTimes::new().set_modified(time))?;
             }
         }
-        self.file.sync_all()?;
-        fs::rename(&self.path, &self.output)?;
-        sync_parent(&self.output)
+        Ok(())
+    }
+
+    /// Becomes the output; durable already, and the directory is not synced.
+    pub fn publish(&self) -> io::Result<()> {
+        fs::rename(&self.path, &self.output)
     }
 
     /// After a failure: keeps what a later get can use, and says what became of it.

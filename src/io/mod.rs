@@ -47,7 +47,7 @@ pub use signal::{StopSignals, stop_requested};
 pub use socket::SendSource;
 pub use system::{
     DirLock, FdKind, Memory, Space, dup_fd, fd_kind, filesystem_space, lock_directory, peer_is_regular,
-    restrict_new_files, rss, thread_count_default,
+    restrict_new_files, rss, sync_filesystem, thread_count_default,
 };
 pub use tcp::{TcpListener, TcpStream};
 pub use turn::Turn;

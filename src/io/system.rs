@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -60,6 +60,12 @@ pub(super) fn set_len(fd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
     let len_bytes = libc::off_t::try_from(len_bytes).map_err(io::Error::other)?;
     // SAFETY: takes numbers only.
     check(unsafe { libc::ftruncate(fd.as_raw_fd(), len_bytes) }).map(drop)
+}
+
+/// Makes everything durable that was written to the file system of `fd`, names included; says what could not be.
+pub fn sync_filesystem(fd: impl AsFd) -> io::Result<()> {
+    // SAFETY: takes a number only.
+    check(unsafe { libc::syncfs(fd.as_fd().as_raw_fd()) }).map(drop)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

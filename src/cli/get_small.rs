@@ -1,0 +1,161 @@
+//! Small files of a tree: asked for many in one request, written here, made durable together.
+//!
+//! ```text
+//! batch of entries --one request--> contents --> a part each, complete --> syncfs --> renames ... --> syncfs at the end
+//! ```
+//! A file appears under its name only after a sync that covers it, so a crash leaves it whole or not there. That the names
+//! stay is made sure once for the whole tree ([`super::get_tree`]). A sync of its own and one of its directory for each of
+//! 100,000 files of 4 KiB took 32 s of 536 us CPU time a file.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::context::{Context, failure_of, unanswered};
+use super::exit::Failure;
+use super::get::Fetched;
+use super::part::{Part, PartOf};
+use crate::format::Address;
+use crate::format::name::Metadata;
+use crate::io::sync_filesystem;
+use crate::limits::{SMALL_CHUNK_BYTES_MAX, SMALL_FILES_BYTES_MAX};
+use crate::node::control::{ControlEvent, ControlRequest, Entry, SmallFetched, Target};
+
+/// Each is an open file until all of them are renamed, for each of the workers.
+const BATCH_FILES_MAX: usize = 40;
+/// In an answer, beside contents: metadata, ids and lengths.
+const FILE_OVERHEAD_BYTES: usize = 256;
+
+/// Names of files that were small when they were listed.
+#[derive(Default)]
+pub(super) struct Batch {
+    entries: Vec<Entry>,
+    bytes: usize,
+}
+
+/// Whether a file goes like this, as far as its listing tells.
+pub(super) fn takes(entry: &Entry) -> bool {
+    entry.length <= SMALL_CHUNK_BYTES_MAX as u64 && entry.metadata.symlink_target.is_none()
+}
+
+impl Batch {
+    pub fn add(&mut self, entry: Entry) {
+        self.bytes += entry.length as usize + FILE_OVERHEAD_BYTES;
+        self.entries.push(entry);
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= BATCH_FILES_MAX || self.bytes + SMALL_CHUNK_BYTES_MAX > SMALL_FILES_BYTES_MAX
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+/// What became of one file.
+pub(super) enum Outcome {
+    Fetched(PathBuf, Fetched),
+    Failed(Failure),
+    /// It is something else by now than what was listed: to be fetched by itself.
+    Other,
+}
+
+/// A file on its way: written, and neither durable nor in its place.
+struct Written {
+    entry: Entry,
+    part: Part,
+    path: PathBuf,
+    fetched: Fetched,
+}
+
+/// Fetches every file of the batch to where `place` says, and tells each outcome.
+pub(super) fn get(
+    context: &Context,
+    batch: Batch,
+    place: &dyn Fn(&Entry) -> Result<PathBuf, Failure>,
+    settle: &mut dyn FnMut(&Entry, Outcome),
+) {
+    let answered = ask(context, &batch.entries)
+        .and_then(|outcomes| if outcomes.len() == batch.entries.len() { Ok(outcomes) } else { Err(unanswered()) });
+    let outcomes = match answered {
+        Ok(outcomes) => outcomes,
+        Err(Failure { code, message }) => {
+            for entry in &batch.entries {
+                settle(entry, Outcome::Failed(Failure { code, message: message.clone() }));
+            }
+            return;
+        }
+    };
+    let mut written = Vec::with_capacity(outcomes.len());
+    for (entry, outcome) in batch.entries.into_iter().zip(outcomes) {
+        let (metadata, content, contents) = match outcome {
+            SmallFetched::Contents { metadata, content, contents } if metadata.symlink_target.is_none() => {
+                (metadata, content, contents.0)
+            }
+            SmallFetched::Contents { .. } | SmallFetched::Large { .. } => {
+                settle(&entry, Outcome::Other);
+                continue;
+            }
+            SmallFetched::Failed { code, message } => {
+                settle(&entry, Outcome::Failed(Failure { code, message }));
+                continue;
+            }
+        };
+        match place(&entry).and_then(|path| write(path, &metadata, content, &contents)) {
+            Ok((part, path)) => {
+                let fetched = Fetched { content, bytes: contents.len() as u64, bytes_resumed: 0 };
+                written.push(Written { entry, part, path, fetched });
+            }
+            Err(failure) => settle(&entry, Outcome::Failed(failure)),
+        }
+    }
+    publish(written, settle);
+}
+
+fn ask(context: &Context, entries: &[Entry]) -> Result<Vec<SmallFetched>, Failure> {
+    let target = |entry: &Entry| Target::Name { bucket: entry.bucket.clone(), key: entry.key.clone() };
+    let mut connection = context.connect()?;
+    let request = ControlRequest::GetSmall { targets: entries.iter().map(target).collect() };
+    connection.client.send(&request, None).map_err(failure_of)?;
+    match connection.client.next_event().map_err(failure_of)? {
+        ControlEvent::FetchedSmall { outcomes } => Ok(outcomes),
+        _ => Err(unanswered()),
+    }
+}
+
+fn write(path: PathBuf, metadata: &Metadata, content: Address, contents: &[u8]) -> Result<(Part, PathBuf), Failure> {
+    let part = Part::open(&path, PartOf { content, range: None }, metadata)?;
+    let outcome = part.file.write_all_at(contents, 0).and_then(|()| part.complete(contents.len() as u64, metadata));
+    match outcome {
+        Ok(()) => Ok((part, path)),
+        Err(error) => {
+            part.discard();
+            Err(cannot_complete(&path, &error))
+        }
+    }
+}
+
+fn cannot_complete(path: &Path, error: &io::Error) -> Failure {
+    Failure::other(format!("{} cannot be completed: {error}", path.display()))
+}
+
+/// One sync for all of them, then each gets its name.
+fn publish(written: Vec<Written>, settle: &mut dyn FnMut(&Entry, Outcome)) {
+    let Some(first) = written.first() else { return };
+    let synced = sync_filesystem(&first.part.file);
+    for Written { entry, part, path, fetched } in written {
+        // An error has no copy of itself.
+        let published = match &synced {
+            Ok(()) => part.publish(),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        match published {
+            Ok(()) => settle(&entry, Outcome::Fetched(path, fetched)),
+            Err(error) => {
+                part.discard();
+                settle(&entry, Outcome::Failed(cannot_complete(&path, &error)));
+            }
+        }
+    }
+}
