@@ -9,6 +9,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Stdio;
 
+use gabion::format::name::Metadata;
 use support::{FakeNode, code, command, scratch, stderr, stdout};
 
 #[test]
@@ -286,6 +287,43 @@ fn each_small_file_of_a_tree_is_stored_or_refused_by_itself() {
     assert_eq!(stderr(&output).lines().count(), 11, "{}", stderr(&output));
     assert!(stderr(&output).contains(&format!("{path}/7: it exists already")), "{}", stderr(&output));
     assert_eq!(node.stored("b", "t/new").unwrap().bytes, b"new");
+}
+
+#[test]
+fn each_small_file_of_a_tree_is_fetched_or_refused_by_itself() {
+    let node = FakeNode::start();
+    let (_guard, dir) = scratch();
+    for number in 0..100 {
+        node.put("b", &format!("t/{number:03}"), format!("file {number}").as_bytes());
+    }
+    node.put("b", "t/empty", b"");
+    node.put("b", "t/long", &[1; 100_000]);
+    let mut memory = node.memory.lock().unwrap();
+    (memory.damaged, memory.grown) = (vec!["t/007".to_owned()], vec!["t/008".to_owned()]);
+    let kept = Metadata { mtime_s: 77, mtime_ns: 5, mode: 0o100_640, ..Metadata::default() };
+    memory.names.get_mut(&("b".to_owned(), "t/009".to_owned())).unwrap().metadata = kept;
+    drop(memory);
+    let into = dir.join("into");
+    // Something in the way of one, an older file in the place of another.
+    fs::create_dir_all(into.join("010")).unwrap();
+    fs::write(into.join("011"), vec![2; 5000]).unwrap();
+    let output = node.run(&["get", "-r", "b/t", "-o", into.to_str().unwrap()]);
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
+    assert!(stderr(&output).contains("b/t/007: chunk gc1x is damaged"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("010 is a directory; move it away"), "{}", stderr(&output));
+    assert_eq!(stderr(&output).lines().count(), 2, "{}", stderr(&output));
+    assert!(stdout(&output).contains("100 files"), "{}", stdout(&output));
+    assert_eq!(stdout(&output).lines().count(), 101, "a line for each, and one for all");
+    assert!(!into.join("007").exists() && into.join("010").is_dir());
+    for number in (0..100).filter(|number| ![7, 10].contains(number)) {
+        assert_eq!(fs::read_to_string(into.join(format!("{number:03}"))).unwrap(), format!("file {number}"));
+    }
+    assert_eq!(fs::read(into.join("long")).unwrap().len(), 100_000);
+    assert_eq!(fs::read(into.join("empty")).unwrap().len(), 0);
+    let found = fs::metadata(into.join("009")).unwrap();
+    assert_eq!((found.mode() & 0o7777, found.mtime(), found.mtime_nsec()), (0o640, 77, 5));
+    // Nothing is left beside them.
+    assert_eq!(fs::read_dir(&into).unwrap().count(), 101);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::list::each_entry;
 use super::target::{Prefix, Wanted};
 use super::{output, parallel};
 use crate::format::name::Name;
-use crate::io::sync_filesystem;
+use crate::io::{raise_fd_limit, sync_filesystem};
 use crate::node::control::Entry;
 
 #[derive(Default)]
@@ -61,6 +61,7 @@ pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetC
             root.display()
         )));
     }
+    raise_fd_limit(); // each worker has a batch of files open
     let tree = Tree { context, prefix, root, choices, tally: Tally::default(), directories: Mutex::default() };
     let sorted = |work: &mut dyn FnMut(Work) -> bool| {
         let mut batch = Batch::default();

@@ -16,8 +16,8 @@ use gabion::format::name::Metadata;
 use gabion::format::{Address, NetworkId, NodeId};
 use gabion::io::{Buffer, Ring, RingOptions, SendSource, UnixListener, UnixStream, spawn};
 use gabion::node::control::{
-    ControlEvent, ControlRequest, Entry, LENGTH_BYTES, NodeClass, NodeState, OutputKind, SOCKET_NAME, SecretText,
-    SmallFile, SmallStored, StatusReport, Target, message_len,
+    Bytes, ControlEvent, ControlRequest, Entry, LENGTH_BYTES, NodeClass, NodeState, OutputKind, SOCKET_NAME,
+    SecretText, SmallFetched, SmallFile, SmallStored, StatusReport, Target, message_len,
 };
 
 const STALL: Duration = Duration::from_secs(20);
@@ -43,6 +43,9 @@ pub struct Memory {
     pub left_damaged: u64,
     /// A get ends with an integrity error after this many bytes.
     pub damaged_after: Option<usize>,
+    /// Keys of small files that do not verify, and of those that are too long for an answer by now.
+    pub damaged: Vec<String>,
+    pub grown: Vec<String>,
     /// Whether the last get was told to resume.
     pub resumed: bool,
     pub no_space: bool,
@@ -199,6 +202,10 @@ fn answer(memory: &mut Memory, request: ControlRequest, descriptor: Option<File>
             let outcomes = files.into_iter().map(|file| put_small(memory, &bucket, no_clobber, file)).collect();
             return vec![ControlEvent::StoredSmall { outcomes }];
         }
+        ControlRequest::GetSmall { targets } => {
+            let outcomes = targets.iter().map(|target| get_small(memory, target)).collect();
+            return vec![ControlEvent::FetchedSmall { outcomes }];
+        }
         ControlRequest::Status => vec![ControlEvent::Status { report: status(memory) }],
         ControlRequest::Verify => vec![
             ControlEvent::Verified { done: 10, total: 10 },
@@ -237,6 +244,21 @@ fn put_small(memory: &mut Memory, bucket: &str, no_clobber: bool, file: SmallFil
         Some(ControlEvent::Error { code, message }) => SmallStored::Failed { code, message },
         other => panic!("{other:?}"),
     }
+}
+
+fn get_small(memory: &Memory, target: &Target) -> SmallFetched {
+    let Some(((_, key), stored)) = find(memory, target) else {
+        return SmallFetched::Failed { code: 4, message: "it is not here; see gabion ls".to_owned() };
+    };
+    if memory.damaged_after.is_some() || memory.damaged.contains(&key) {
+        let message = "chunk gc1x is damaged and no other node has it".to_owned();
+        return SmallFetched::Failed { code: 6, message };
+    }
+    if memory.grown.contains(&key) {
+        return SmallFetched::Large { length: stored.bytes.len() as u64 };
+    }
+    let content = stored.content();
+    SmallFetched::Contents { metadata: stored.metadata, content, contents: Bytes(stored.bytes) }
 }
 
 fn put(
