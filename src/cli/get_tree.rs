@@ -7,9 +7,10 @@
 //! and so is one that leads through a symbolic link: directories are made and checked part by part, and the links of
 //! the tree itself are made after all its files, so that no file can be written through one.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -44,6 +45,8 @@ struct Tree<'a> {
     tally: Tally,
     /// Made or checked already.
     directories: Mutex<HashSet<PathBuf>>,
+    /// Where those are: a directory of each, by its device.
+    filesystems: Mutex<HashMap<u64, fs::File>>,
 }
 
 pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetChoices) -> Result<(), Failure> {
@@ -62,7 +65,15 @@ pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetC
         )));
     }
     raise_fd_limit(); // each worker has a batch of files open
-    let tree = Tree { context, prefix, root, choices, tally: Tally::default(), directories: Mutex::default() };
+    let tree = Tree {
+        context,
+        prefix,
+        root,
+        choices,
+        tally: Tally::default(),
+        directories: Mutex::default(),
+        filesystems: Mutex::default(),
+    };
     let sorted = |work: &mut dyn FnMut(Work) -> bool| {
         let mut batch = Batch::default();
         let listed = tree.list(false, &mut |entry| {
@@ -183,7 +194,8 @@ impl Tree<'_> {
         if !self.is_made(&path) {
             fs::create_dir_all(&path)
                 .map_err(|error| Failure::other(format!("the directory {} cannot be made: {error}", path.display())))?;
-            self.note_made(&path);
+            self.note_made(&path)
+                .map_err(|error| Failure::other(format!("the directory {} cannot be read: {error}", path.display())))?;
         }
         let (file, directories) = parts.split_last().ok_or_else(|| Failure::other("the key is empty"))?;
         for part in directories {
@@ -209,24 +221,25 @@ impl Tree<'_> {
         if !fs::symlink_metadata(path)?.is_dir() {
             return Err(io::Error::other("something that is no directory is in the way"));
         }
-        self.note_made(path);
-        Ok(())
+        self.note_made(path)
     }
 
     fn is_made(&self, path: &Path) -> bool {
         self.directories.lock().unwrap_or_else(PoisonError::into_inner).contains(path)
     }
 
-    fn note_made(&self, path: &Path) {
+    fn note_made(&self, path: &Path) -> io::Result<()> {
+        let directory = fs::File::open(path)?;
+        let device = directory.metadata()?.dev();
+        self.filesystems.lock().unwrap_or_else(PoisonError::into_inner).entry(device).or_insert(directory);
         self.directories.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
+        Ok(())
     }
 
     /// The names stay, too.
     fn sync(&self) -> Result<(), Failure> {
-        if self.tally.files.load(Ordering::Relaxed) == 0 {
-            return Ok(());
-        }
-        let synced = fs::File::open(&self.root).and_then(sync_filesystem);
+        let filesystems = self.filesystems.lock().unwrap_or_else(PoisonError::into_inner);
+        let synced = filesystems.values().try_for_each(sync_filesystem);
         synced.map_err(|error| Failure::other(format!("{} cannot be made durable: {error}", self.root.display())))
     }
 

@@ -163,7 +163,7 @@ fn p4_what_is_removed_together_is_declared_dead_together() {
         });
         node.holds("tree/other", b"stays");
     }
-    assert_eq!(network[0].count("deaths_pending"), 0);
+    eventually("the death is confirmed by all", || network[0].count("deaths_pending") == 0);
 }
 
 #[test]
