@@ -11,7 +11,7 @@
 //! The counter is the standard big-endian one of 128 bits, and `openssl enc -aes-256-ctr` decrypts a chunk. The code counts
 //! in 64 bits, which with a zero IV gives the same bytes up to 2^64 blocks and is a quarter faster.
 //!
-//! What this costs is what a put costs: sealing alone takes about 0.45 CPU seconds per GiB on a processor with AVX-512, and
+//! What this costs is what a put costs: sealing alone takes 0.45 to 0.48 CPU seconds per GiB on a processor with AVX-512, and
 //! 0.9 to 1.0 on one with AVX2 alone (BLAKE3 twice: 0.65, AES: 0.25). There `aes` leaves VAES unused, as `cpufeatures` 0.3
 //! takes it for a part of AVX-512; a build with `-C target-cpu=native` gains 0 to 10 percent, which is no reason to ship one.
 
