@@ -271,9 +271,7 @@ impl Handle {
         &self,
         question: impl FnOnce(&mut Engine) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<T, CatalogError> {
-        let (question, answer) = asynchronous(question);
-        self.queue.ask(Message::Ask(question));
-        answer.await.unwrap_or(Err(CatalogError::Closed))
+        self.ask_as(Message::Ask, question).await
     }
 
     /// The same for a question that looks at single names alone.
@@ -281,24 +279,28 @@ impl Handle {
         &self,
         question: impl FnOnce(&mut Engine) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<T, CatalogError> {
-        let (question, answer) = asynchronous(question);
-        self.queue.ask(Message::AskName(question));
-        answer.await.unwrap_or(Err(CatalogError::Closed))
+        self.ask_as(Message::AskName, question).await
     }
 
     pub async fn ask_when_settled<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Engine) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<T, CatalogError> {
+        self.ask_as(Message::AskWhenSettled, question).await
+    }
+
+    async fn ask_as<T: Send + 'static>(
+        &self,
+        kind: fn(Question) -> Message,
+        question: impl FnOnce(&mut Engine) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<T, CatalogError> {
         let (question, answer) = asynchronous(question);
-        self.queue.ask(Message::AskWhenSettled(question));
+        self.queue.ask(kind(question));
         answer.await.unwrap_or(Err(CatalogError::Closed))
     }
 
     pub async fn close(&self) -> Result<(), CatalogError> {
-        let (question, answer) = asynchronous(Engine::persist);
-        self.queue.ask(Message::Close(question));
-        answer.await.unwrap_or(Err(CatalogError::Closed))
+        self.ask_as(Message::Close, Engine::persist).await
     }
 }
 
