@@ -1,4 +1,5 @@
-//! One lock for each key that somebody works on, across all threads; nothing for any other key.
+//! One lock for each key that somebody works on, across all threads; nothing for any other key. The store locks addresses
+//! with it, the node names.
 //!
 //! A lock is handed on in order of arrival and travels as a value. Nothing here is held across anything but memory
 //! operations; waiting is by oneshot channels, so who gives up waiting takes no turn.

@@ -5,6 +5,7 @@
 //! ```text
 //! format -> crypto -> { store, wire, cluster } -> { catalog, vault } -> node -> cli, demo
 //! io  (beside: the only user of io_uring, libc and unsafe code)
+//! key_locks, limits  (beside: locks by key, in memory alone; every bound's name)
 //! ```
 
 pub mod catalog;

@@ -4,8 +4,9 @@
 //! batch of entries --one request--> contents --> a part each, complete --> syncfs --> renames ... --> syncfs at the end
 //! ```
 //! A file appears under its name only after a sync that covers it, so a crash leaves it whole or not there. That the names
-//! stay is made sure once for the whole tree ([`super::get_tree`]). A sync of its own and one of its directory for each of
-//! 100,000 files of 4 KiB took 32 s of 536 us CPU time a file.
+//! stay is made sure once for the whole tree ([`super::get_tree`]). 100,000 files of 4 KiB take 9.6 s like this, and took 64 s
+//! with two questions, a sync of the file and one of its directory for each (on an ext4 that had just lost as many files, where
+//! `cp -r` takes 40 s).
 
 use std::collections::HashMap;
 use std::fs::File;
