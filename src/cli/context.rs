@@ -66,6 +66,13 @@ impl Context {
         answer.ok_or_else(unanswered)
     }
 
+    /// A request that is answered by one event alone.
+    pub fn exchange(&self, request: &ControlRequest) -> Result<ControlEvent, Failure> {
+        let mut connection = self.connect()?;
+        connection.client.send(request, None).map_err(failure_of)?;
+        connection.client.next_event().map_err(failure_of)
+    }
+
     pub fn status(&self) -> Result<StatusReport, Failure> {
         self.ask(&ControlRequest::Status, |event| match event {
             ControlEvent::Status { report } => Some(report),

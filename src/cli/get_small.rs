@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::context::{Context, failure_of, unanswered};
+use super::context::{Context, unanswered};
 use super::exit::Failure;
 use super::get::Fetched;
 use super::part::{Part, PartOf};
@@ -118,10 +118,7 @@ pub(super) fn get(
 
 fn ask(context: &Context, entries: &[Entry]) -> Result<Vec<SmallFetched>, Failure> {
     let target = |entry: &Entry| Target::Name { bucket: entry.bucket.clone(), key: entry.key.clone() };
-    let mut connection = context.connect()?;
-    let request = ControlRequest::GetSmall { targets: entries.iter().map(target).collect() };
-    connection.client.send(&request, None).map_err(failure_of)?;
-    match connection.client.next_event().map_err(failure_of)? {
+    match context.exchange(&ControlRequest::GetSmall { targets: entries.iter().map(target).collect() })? {
         ControlEvent::FetchedSmall { outcomes } => Ok(outcomes),
         _ => Err(unanswered()),
     }

@@ -9,7 +9,7 @@
 //! | [`output`], [`progress`] | stdout for results, stderr for everything else |
 //! | [`interrupt`] | Ctrl-C |
 //! | [`serve`] | runs a node |
-//! | [`put`], [`put_tree`], [`get`], [`get_tree`], [`get_link`], [`part`], [`parallel`] | files in and out |
+//! | [`put`], [`put_tree`], `put_small`, [`get`], [`get_tree`], `get_small`, [`get_link`], [`part`], [`parallel`] | files in and out |
 //! | [`list`], [`node_commands`] | everything else |
 //!
 //! Rules: an error is one line, `gabion: …` on stderr (with `--json` one object), names the thing and the way out, and

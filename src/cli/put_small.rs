@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::context::{Context, failure_of, unanswered};
+use super::context::{Context, unanswered};
 use super::exit::Failure;
 use super::put::{PutChoices, Source, Stored, metadata_of, open_file, store};
 use super::put_tree::{Found, open_symlink};
@@ -174,9 +174,7 @@ fn bytes_of(file: &SmallFile) -> usize {
 }
 
 fn ask(context: &Context, request: &ControlRequest) -> Result<Vec<SmallStored>, Failure> {
-    let mut connection = context.connect()?;
-    connection.client.send(request, None).map_err(failure_of)?;
-    match connection.client.next_event().map_err(failure_of)? {
+    match context.exchange(request)? {
         ControlEvent::StoredSmall { outcomes } => Ok(outcomes),
         _ => Err(unanswered()),
     }
