@@ -52,6 +52,12 @@ pub const RING_ENTRIES_MIN: u32 = 64;
 pub const RING_RESERVE_ENTRIES: u32 = 16_384;
 /// Hashing this much takes longer than a visit to the ring; computing for longer takes turns.
 pub const TURN_BYTES_MIN: usize = 64 * KIB;
+/// Hashing this much takes longer than handing it to another thread.
+pub const COMPUTE_BYTES_MIN: usize = 64 * KIB;
+/// What a thread that only computes asks to run for at a time: far longer than the 1 to 3 ms that others get.
+pub const COMPUTE_SLICE: Duration = Duration::from_millis(10);
+/// Direct writes from this length on are submitted by the kernel's own threads, which may wait for the file's locks.
+pub const WRITE_ELSEWHERE_BYTES_MIN: usize = 64 * KIB;
 /// How long a new ring waits for locked memory: the kernel gives back that of a closed ring late, and others hold some
 /// for a moment while they look for what fits.
 pub const RING_MEMORY_WAIT_MAX: Duration = Duration::from_secs(3);

@@ -29,6 +29,7 @@ use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use memmap2::{Advice, MmapMut, MmapRaw};
 use tokio::sync::Semaphore;
@@ -44,11 +45,11 @@ const SMALL_ALIGNMENT_BYTES: usize = 64;
 /// On the processors that this runs on. Elsewhere it aligns too much and nothing worse.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Owned memory. Only the one `Buffer` made of it looks inside.
-enum Memory {
+/// Owned memory. Only the one `Buffer` made of it looks inside, and work that has borrowed it from there.
+pub(super) enum Memory {
     /// [`BUFFER_BYTES`] of a region, from `at` on.
     Pages {
-        region: Rc<MmapRaw>,
+        region: Arc<MmapRaw>,
         at: usize,
     },
     Heap {
@@ -65,8 +66,8 @@ impl Memory {
         // A kernel without them says so, and then all is as it was.
         let _ = region.advise(Advice::HugePage);
         let start = region.as_ptr().align_offset(HUGE_PAGE_BYTES);
-        let region = Rc::new(MmapRaw::from(region));
-        let place = |number| Memory::Pages { region: Rc::clone(&region), at: start + number * BUFFER_BYTES };
+        let region = Arc::new(MmapRaw::from(region));
+        let place = |number| Memory::Pages { region: Arc::clone(&region), at: start + number * BUFFER_BYTES };
         Ok((0..count).map(place).collect())
     }
 
@@ -81,7 +82,7 @@ impl Memory {
         Memory::Heap { base, layout, len_bytes }
     }
 
-    fn base(&self) -> *mut u8 {
+    pub(super) fn base(&self) -> *mut u8 {
         match self {
             // SAFETY: `pages` made the region long enough for every place in it.
             Memory::Pages { region, at } => unsafe { region.as_mut_ptr().add(*at) },
@@ -89,7 +90,7 @@ impl Memory {
         }
     }
 
-    fn len_bytes(&self) -> usize {
+    pub(super) fn len_bytes(&self) -> usize {
         match self {
             Memory::Pages { .. } => BUFFER_BYTES,
             Memory::Heap { len_bytes, .. } => *len_bytes,
@@ -106,8 +107,13 @@ impl Drop for Memory {
     }
 }
 
+// SAFETY: memory is bound to no thread; who may look inside is the matter of its one `Buffer`.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
 /// What the driver keeps of a registered buffer: the memory stays alive until the ring is gone.
-struct Registered(Rc<Memory>);
+struct Registered(Arc<Memory>);
 
 // SAFETY: the address does not change when the value moves, and all bytes are initialised.
 unsafe impl IoBuf for Registered {
@@ -135,7 +141,7 @@ unsafe impl IoBufMut for Registered {
 
 /// A buffer at rest: its memory, and its ring's id and index where it is registered.
 struct Slot {
-    memory: Rc<Memory>,
+    memory: Arc<Memory>,
     registration: Option<(u64, u16)>,
 }
 
@@ -157,7 +163,7 @@ impl BufferPool {
         let Some(ring) = RingState::current() else {
             return Err(io::Error::other("a buffer pool must be made inside Ring::block_on"));
         };
-        let memories: Vec<_> = Memory::pages(count)?.into_iter().map(Rc::new).collect();
+        let memories: Vec<_> = Memory::pages(count)?.into_iter().map(Arc::new).collect();
         let registered = register_most(&memories);
         let mut free = VecDeque::with_capacity(count);
         for (index, memory) in memories.into_iter().enumerate() {
@@ -173,7 +179,7 @@ impl BufferPool {
 
     /// A pool of `count` plain buffers of any length, for what is no direct I/O: saves making and zeroing them.
     pub fn plain(count: usize, len_bytes: usize) -> BufferPool {
-        let slot = |_| Slot { memory: Rc::new(Memory::heap(len_bytes)), registration: None };
+        let slot = |_| Slot { memory: Arc::new(Memory::heap(len_bytes)), registration: None };
         let free = RefCell::new((0..count).map(slot).collect());
         BufferPool(Rc::new(Shelf { free, permits: Semaphore::new(count), registered: 0 }))
     }
@@ -213,12 +219,12 @@ impl BufferPool {
 }
 
 /// Registers the first so many of `memories`, and returns how many.
-fn register_most(memories: &[Rc<Memory>]) -> usize {
+fn register_most(memories: &[Arc<Memory>]) -> usize {
     let mut count = memories.len().min(BUFFERS_REGISTERED_MAX);
     let mut refusal = None;
     let turn = memory_turn();
     while count > 0 {
-        let registry = FixedBufRegistry::new(memories.iter().take(count).map(|memory| Registered(Rc::clone(memory))));
+        let registry = FixedBufRegistry::new(memories.iter().take(count).map(|memory| Registered(Arc::clone(memory))));
         match register_with_reserve(&registry) {
             Ok(()) => break,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EPERM | libc::EAGAIN)) => {
@@ -257,7 +263,7 @@ fn register_with_reserve(registry: &FixedBufRegistry<Registered>) -> io::Result<
 
 /// Memory with one owner. A pool's buffer goes back to its pool when dropped.
 pub struct Buffer {
-    memory: Rc<Memory>,
+    memory: Arc<Memory>,
     registration: Option<(u64, u16)>,
     home: Option<Rc<Shelf>>,
 }
@@ -265,7 +271,7 @@ pub struct Buffer {
 impl Buffer {
     /// A buffer without a pool, zeroed; aligned to [`BLOCK_BYTES`] from that length on.
     pub fn heap(len_bytes: usize) -> Buffer {
-        Buffer { memory: Rc::new(Memory::heap(len_bytes)), registration: None, home: None }
+        Buffer { memory: Arc::new(Memory::heap(len_bytes)), registration: None, home: None }
     }
 
     /// A buffer without a pool that holds a copy of `bytes`.
@@ -309,6 +315,11 @@ impl Buffer {
         self.registration
     }
 
+    /// For work on another thread; it keeps the memory alive.
+    pub(super) fn memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.memory)
+    }
+
     /// Where an operation reads or writes: the address, and as much of the length as one operation takes.
     pub(super) fn target(&self, range: &Range<usize>) -> (*mut u8, u32) {
         assert!(
@@ -325,7 +336,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(home) = self.home.take() {
-            let slot = Slot { memory: Rc::clone(&self.memory), registration: self.registration };
+            let slot = Slot { memory: Arc::clone(&self.memory), registration: self.registration };
             let mut free = home.free.borrow_mut();
             if slot.registration.is_some() {
                 free.push_back(slot)

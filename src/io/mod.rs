@@ -7,6 +7,7 @@
 //! ```text
 //! op        entries, their data, linked time-outs: all memory that the kernel sees is owned there
 //! ring      one runtime per shard thread; set-up with fallback; tear-down that waits for the kernel
+//! compute   long computing, on a thread beside the ring's own
 //! turn      long computing, between two visits to the ring
 //! buffers   the pool of registered, aligned buffers
 //! file      files and directories
@@ -27,6 +28,7 @@
 //! - Await what you wrote before the ring goes: its tear-down cancels what is pending.
 
 pub mod buffers;
+pub mod compute;
 pub mod file;
 pub mod mmap;
 mod op;
@@ -40,6 +42,7 @@ pub mod turn;
 pub mod unix;
 
 pub use buffers::{Buffer, BufferPool, SharedBuffer};
+pub use compute::compute;
 pub use file::{File, FileKind, Metadata, OpenOptions, sync_directory};
 pub use mmap::{MappedRange, map};
 pub use ring::{JoinHandle, Ring, RingError, RingOptions, raise_fd_limit, spawn, yield_now};

@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::sockaddr::check;
+use crate::limits::COMPUTE_SLICE;
 
 /// Name of the lock file of a data directory.
 const LOCK_NAME: &str = "lock";
@@ -28,6 +29,40 @@ pub(super) fn raise_fd_limit() -> u64 {
         raised.rlim_cur
     } else {
         limit.rlim_cur
+    }
+}
+
+/// What `sched_setattr(2)` takes, in its first version.
+#[repr(C)]
+struct SchedulingAttributes {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime_ns: u64,
+    deadline_ns: u64,
+    period_ns: u64,
+}
+
+/// Lets whoever wakes run before this thread, which keeps its share all the same: it wakes nobody's turn away, and takes
+/// its time in long slices. Where the kernel refuses, all is as it was.
+pub(super) fn yield_to_others() {
+    let attributes = SchedulingAttributes {
+        size: size_of::<SchedulingAttributes>() as u32,
+        policy: libc::SCHED_BATCH as u32,
+        flags: 0,
+        // SAFETY: takes numbers only.
+        nice: unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) },
+        priority: 0,
+        runtime_ns: COMPUTE_SLICE.as_nanos() as u64,
+        deadline_ns: 0,
+        period_ns: 0,
+    };
+    // SAFETY: points to a structure of ours that says how long it is.
+    let outcome = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if outcome != 0 {
+        tracing::debug!(error = %io::Error::last_os_error(), "the kernel takes no scheduling attributes");
     }
 }
 

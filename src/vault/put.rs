@@ -25,10 +25,10 @@ use super::share::{self, Share, Use};
 use super::tree::{Finish, Node, TreeBuilder, leaf_bytes};
 use super::window::{Claim, Window};
 use super::{ChunkError, ChunkSink, payload_mut};
-use crate::crypto::cipher::{ChunkKey, ScopeKey, key_of_chunk, seal_with};
+use crate::crypto::cipher::{ChunkKey, ScopeKey, seal_chunk};
 use crate::format::tree::TreeEntry;
 use crate::format::{Address, VersionId};
-use crate::io::{Buffer, BufferPool, File, Turn, spawn};
+use crate::io::{Buffer, BufferPool, File, compute, spawn};
 use crate::limits::{CHUNK_BYTES_MAX, RECORD_HEAD_BYTES};
 
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,13 @@ pub enum PutError {
     Cancelled,
     #[error("a worker of this put ended before its time: a defect in gabion, see the node's log")]
     Worker,
+}
+
+impl PutError {
+    /// A file that is shorter than it was has changed.
+    fn of_read(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::UnexpectedEof { Self::Changed } else { Self::Input(error) }
+    }
 }
 
 pub struct PutOptions {
@@ -96,13 +103,14 @@ pub struct PutJob {
     chunks: AtomicU64,
 }
 
-/// A leaf that was read, at its place in the buffer.
+/// A leaf and its place.
 struct Piece {
     leaf: u64,
     span: usize,
     buffer: Buffer,
     share: Share,
-    turn: Option<Turn>,
+    /// Where it is in the file, if it is still to be read from there.
+    unread: Option<u64>,
 }
 
 impl PutJob {
@@ -159,10 +167,12 @@ impl PutJob {
         };
         let width = self.options.width.max(1) as u64;
         let lanes = self.leaf_count().map_or(width, |leaves| leaves.min(width));
+        let line = Rc::new(Semaphore::new(1));
         let lane = || {
             let (job, file, pool, sink) = (Arc::clone(self), file.clone(), pool.clone(), Rc::clone(sink));
+            let line = Rc::clone(&line);
             spawn(async move {
-                if let Err(error) = job.lane(&file, &pool, &*sink).await {
+                if let Err(error) = job.lane(&file, &pool, &*sink, &line).await {
                     job.stop(error);
                 }
             })
@@ -175,17 +185,19 @@ impl PutJob {
         }
     }
 
-    async fn lane<S: ChunkSink>(&self, file: &File, pool: &BufferPool, sink: &S) -> Result<(), PutError> {
-        while let Some(Piece { leaf, span, buffer, share, turn }) = self.read_next(file, pool).await? {
+    async fn lane<S: ChunkSink>(
+        self: &Arc<Self>,
+        file: &File,
+        pool: &BufferPool,
+        sink: &S,
+        line: &Semaphore,
+    ) -> Result<(), PutError> {
+        while let Some(Piece { leaf, span, buffer, share, unread }) = self.read_next(file, pool, line).await? {
             // A read can take as long as it likes; the job may have stopped meanwhile.
             if self.latch.is_stopped() {
                 break;
             }
-            let turn = match turn {
-                Some(turn) => turn,
-                None => Turn::take(span).await,
-            };
-            let (address, key) = self.seal_and_store(0, buffer, share, turn, span, sink).await?;
+            let (address, key) = self.seal_and_store(0, buffer, share, span, unread, sink).await?;
             self.bytes_done.fetch_add(span as u64, Ordering::Relaxed);
             let entry = TreeEntry { address, key: *key.as_bytes(), span: (span as u64).into() };
             if lock(&self.window).deposit(leaf, entry) {
@@ -195,28 +207,37 @@ impl PutJob {
         Ok(())
     }
 
-    async fn read_next(&self, file: &File, pool: &BufferPool) -> Result<Option<Piece>, PutError> {
+    async fn read_next(&self, file: &File, pool: &BufferPool, line: &Semaphore) -> Result<Option<Piece>, PutError> {
         match self.input.len() {
-            Some(len) => self.read_positioned(len, file, pool).await,
+            Some(len) => self.read_positioned(len, file, pool, line).await,
             None => self.read_stream(file, pool).await,
         }
     }
 
-    async fn read_positioned(&self, len: u64, file: &File, pool: &BufferPool) -> Result<Option<Piece>, PutError> {
+    async fn read_positioned(
+        &self,
+        len: u64,
+        file: &File,
+        pool: &BufferPool,
+        line: &Semaphore,
+    ) -> Result<Option<Piece>, PutError> {
+        // One lane of this put at a time stands in line for a buffer: with all of them, others would wait behind dozens.
+        let head_of_line = line.acquire().await;
         let Some(leaf) = self.claim().await else { return Ok(None) };
         let start = leaf * CHUNK_BYTES_MAX as u64;
         let span = (len - start).min(CHUNK_BYTES_MAX as u64) as usize;
         let (buffer, share) = share::take(pool, Use::File).await;
+        drop(head_of_line);
+        // What the page cache has is read by whoever seals it, while the core's own cache still has it.
+        if !file.is_direct() && file.is_cached(start, span) {
+            return Ok(Some(Piece { leaf, span, buffer, share, unread: Some(start) }));
+        }
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + span;
-        let (turn, (result, buffer)) = if file.is_cached(start, span) {
-            Turn::take(span).await.keep_for(file.read_at(buffer, range, start)).await
-        } else {
-            (None, file.read_at(buffer, range, start).await)
-        };
+        let (result, buffer) = file.read_at(buffer, range, start).await;
         if result? < span {
             return Err(PutError::Changed);
         }
-        Ok(Some(Piece { leaf, span, buffer, share, turn }))
+        Ok(Some(Piece { leaf, span, buffer, share, unread: None }))
     }
 
     async fn read_stream(&self, file: &File, pool: &BufferPool) -> Result<Option<Piece>, PutError> {
@@ -236,7 +257,7 @@ impl PutJob {
             lock(&self.window).end_at(leaf + u64::from(span > 0));
             self.deposited.notify_one();
         }
-        Ok((span > 0).then_some(Piece { leaf, span, buffer, share, turn: None }))
+        Ok((span > 0).then_some(Piece { leaf, span, buffer, share, unread: None }))
     }
 
     /// The next leaf that nobody works on; `None` at the end of the input, and when the job has stopped.
@@ -254,24 +275,32 @@ impl PutJob {
         wait_for(&self.moved, look).await
     }
 
-    /// Seals the first `len` bytes of the buffer's payload in place and gives the buffer away.
+    /// Seals the first `len` bytes of the buffer's payload in place and gives the buffer away. What is `unread` is read first,
+    /// from there in the input.
     async fn seal_and_store<S: ChunkSink>(
-        &self,
+        self: &Arc<Self>,
         level: u8,
-        mut buffer: Buffer,
+        buffer: Buffer,
         share: Share,
-        turn: Turn,
         len: usize,
+        unread: Option<u64>,
         sink: &S,
     ) -> Result<(Address, ChunkKey), PutError> {
         let chunk_len = leaf_bytes(len);
-        let chunk = payload_mut(&mut buffer, chunk_len);
-        // The buffer still has bytes of its earlier uses.
-        chunk.iter_mut().skip(len).for_each(|byte| *byte = 0);
-        let key = key_of_chunk(&self.options.scope, level, chunk, len);
-        turn.pause().await;
-        let address = seal_with(payload_mut(&mut buffer, chunk_len), &key);
-        turn.pass();
+        let job = Arc::clone(self);
+        let seal = move |memory: &mut [u8]| {
+            let (_head, payload) = memory.split_at_mut(RECORD_HEAD_BYTES);
+            let chunk = payload.split_at_mut(chunk_len).0;
+            // The buffer still has bytes of its earlier uses.
+            let (plaintext, padding) = chunk.split_at_mut(len);
+            padding.fill(0);
+            if let Some(position) = unread {
+                job.input.read_at(plaintext, position)?;
+            }
+            Ok(seal_chunk(&job.options.scope, level, chunk, len))
+        };
+        let (buffer, sealed) = compute(buffer, len, seal).await;
+        let (address, key) = sealed.map_err(PutError::of_read)?;
         let stored = sink.store(address, buffer, chunk_len, self.options.version, share).await?;
         self.chunks.fetch_add(1, Ordering::Relaxed);
         if stored.new {
@@ -294,7 +323,7 @@ impl PutJob {
         outcome
     }
 
-    async fn build<S: ChunkSink>(&self, pool: &BufferPool, sink: &S) -> Result<PutResult, PutError> {
+    async fn build<S: ChunkSink>(self: &Arc<Self>, pool: &BufferPool, sink: &S) -> Result<PutResult, PutError> {
         let mut builder = TreeBuilder::new();
         while let Some(entry) = self.next_entry().await? {
             self.add(&mut builder, 0, entry, pool, sink).await?;
@@ -337,7 +366,7 @@ impl PutJob {
 
     /// Pushes an entry, and stores every node that becomes full by it.
     async fn add<S: ChunkSink>(
-        &self,
+        self: &Arc<Self>,
         builder: &mut TreeBuilder,
         mut level: u8,
         mut entry: TreeEntry,
@@ -351,7 +380,7 @@ impl PutJob {
     }
 
     async fn store_node<S: ChunkSink>(
-        &self,
+        self: &Arc<Self>,
         node: Node,
         pool: &BufferPool,
         sink: &S,
@@ -359,7 +388,7 @@ impl PutJob {
         let (mut buffer, share) = share::take(pool, Use::File).await;
         let len = node.plaintext.len();
         payload_mut(&mut buffer, len).copy_from_slice(&node.plaintext);
-        let (address, key) = self.seal_and_store(node.level, buffer, share, Turn::take(len).await, len, sink).await?;
+        let (address, key) = self.seal_and_store(node.level, buffer, share, len, None, sink).await?;
         Ok((node.level, node.entry(address, *key.as_bytes())))
     }
 
