@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 
 use super::{Fd, Op, RingState, Stable, start};
 use crate::io::buffers::{Buffer, SharedBuffer};
@@ -42,12 +42,20 @@ pub(in crate::io) async fn read(
     (result, buffer)
 }
 
-pub(in crate::io) async fn write(fd: &Fd, buffer: &SharedBuffer, range: Range<usize>, offset: u64) -> io::Result<u32> {
+/// `elsewhere`: submitted by a worker thread of the kernel, which may wait where this one must not.
+pub(in crate::io) async fn write(
+    fd: &Fd,
+    buffer: &SharedBuffer,
+    range: Range<usize>,
+    offset: u64,
+    elsewhere: bool,
+) -> io::Result<u32> {
     let (pointer, len_bytes) = buffer.source(&range);
     let entry = match fixed_index(buffer.registration()) {
         Some(index) => opcode::WriteFixed::new(target(fd), pointer, len_bytes, index).offset(offset).build(),
         None => opcode::Write::new(target(fd), pointer, len_bytes).offset(offset).build(),
     };
+    let entry = if elsewhere { entry.flags(squeue::Flags::ASYNC) } else { entry };
     // SAFETY: `source` checked the range; the operation co-owns the buffer, which nobody can write to while shared.
     unsafe { start(entry, (buffer.clone(), Fd::clone(fd))) }.await.0
 }
