@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::format::tree::leaf_count;
 use crate::io::{self as ring_io, FdKind, fd_kind};
@@ -61,7 +61,7 @@ impl From<&std::fs::Metadata> for FileStamp {
 
 /// An input while it is read.
 pub(super) struct OpenInput {
-    file: File,
+    file: Descriptor,
     kind: InputKind,
     /// Of a regular file, before the first byte was read.
     before: Option<FileStamp>,
@@ -69,10 +69,10 @@ pub(super) struct OpenInput {
 
 impl OpenInput {
     pub(super) fn new(input: Input) -> (OpenInput, io::Result<()>) {
-        let file = File::from(input.fd);
+        let file = Descriptor::from(input.fd);
         let (before, outcome) = match input.kind {
             InputKind::Stream => (None, Ok(())),
-            InputKind::Regular { .. } => match FileStamp::of(&file) {
+            InputKind::Regular { .. } => match FileStamp::of(file.get()) {
                 Ok(stamp) => (Some(stamp), Ok(())),
                 Err(error) => (None, Err(error)),
             },
@@ -93,13 +93,46 @@ impl OpenInput {
 
     /// A descriptor for the calling thread.
     pub(super) fn for_this_thread(&self) -> io::Result<ring_io::File> {
-        Ok(ring_io::File::from_fd(self.file.as_fd().try_clone_to_owned()?))
+        Ok(ring_io::File::from_fd(self.file.get().as_fd().try_clone_to_owned()?))
+    }
+
+    /// Fills `bytes` from a position of a regular file, on the spot.
+    pub(super) fn read_at(&self, bytes: &mut [u8], position: u64) -> io::Result<()> {
+        self.file.get().read_exact_at(bytes, position)
     }
 
     /// Whether a regular file is still what it was, and as long as was said. The kernel steps these times a few
     /// milliseconds at a time; a change within one step that leaves the length alone is not seen.
     pub(super) fn is_unchanged(&self) -> io::Result<bool> {
         let (Some(before), Some(len)) = (self.before, self.len()) else { return Ok(true) };
-        Ok(before.len == len && FileStamp::of(&self.file)? == before)
+        Ok(before.len == len && FileStamp::of(self.file.get())? == before)
+    }
+}
+
+/// A descriptor that may be the last one of a file without a name: closing it then frees the file, which takes 150 ms a GiB.
+/// That is done by a thread of its own, as nobody else's requests may wait for it.
+struct Descriptor(Option<File>);
+
+impl From<OwnedFd> for Descriptor {
+    fn from(fd: OwnedFd) -> Descriptor {
+        Descriptor(Some(File::from(fd)))
+    }
+}
+
+impl Descriptor {
+    fn get(&self) -> &File {
+        let Some(file) = &self.0 else { unreachable!("it is taken out only when dropped") };
+        file
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        let is_nameless =
+            |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 0);
+        if let Some(file) = self.0.take_if(|file| is_nameless(file)) {
+            // Where no thread can be started, it is closed here.
+            let _ = std::thread::Builder::new().name("closing".into()).spawn(move || drop(file));
+        }
     }
 }
