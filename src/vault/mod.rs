@@ -46,7 +46,7 @@ mod window;
 pub use get::{GetError, GetJob, GetOptions, GetResult};
 pub use input::{FileStamp, Input, InputKind};
 pub use job::Progress;
-pub use output::Output;
+pub use output::{Output, write_whole};
 pub use plain::{Fetch, PlainOutput, get_plain};
 pub use put::{PutError, PutJob, PutOptions, PutResult};
 pub use share::Share;

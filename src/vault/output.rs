@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::io as ring_io;
+use super::GetError;
+use crate::io::{self as ring_io, Buffer};
 
 /// An open descriptor and how to write it.
 #[derive(Debug)]
@@ -14,6 +15,16 @@ pub enum Output {
     File(OwnedFd),
     /// Written in order: pipes, terminals, sockets, and files that are appended to.
     Stream(OwnedFd),
+}
+
+/// Writes what is whole in memory already.
+pub async fn write_whole(output: Output, contents: &[u8]) -> Result<(), GetError> {
+    let output = OpenOutput::new(output);
+    let file = output.for_this_thread().map_err(GetError::Output)?;
+    let (buffer, range) = (Buffer::copy_of(contents).freeze(), 0..contents.len());
+    let written = if output.in_order { file.write(buffer, range).await } else { file.write_at(buffer, range, 0).await };
+    written.map_err(GetError::output)?;
+    output.cut_to(contents.len() as u64).map_err(GetError::Output)
 }
 
 pub(super) struct OpenOutput {

@@ -4,12 +4,13 @@
 //! needs. On a node without the vault key none of the three is decrypted: the command fetches the ciphertext of a link
 //! chunk by chunk ([`fetch_chunks`]) and decrypts it in its own process.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Client, Failure, Watch, code, vault_key};
+use super::{Client, Failure, Requests, Watch, code, small, vault_key};
 use crate::crypto::cipher::ChunkKey;
 use crate::crypto::hash::address_of;
 use crate::crypto::keys::VaultKey;
@@ -17,12 +18,12 @@ use crate::format::link::Link;
 use crate::format::name::{Metadata, Name, NameBody, NameRecord};
 use crate::format::{Address, ContentId};
 use crate::io::{Buffer, spawn};
-use crate::limits::{CHUNK_BYTES_MAX, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES};
+use crate::limits::{CHUNK_BYTES_MAX, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, SMALL_CHUNK_BYTES_MAX};
 use crate::node::chunks::ClusterSource;
 use crate::node::control::{Bytes, ControlEvent, ControlRequest, OUTPUT_CLOSED, OutputKind, Target};
 use crate::node::shard::{Shard, send_job};
 use crate::node::{names, owners};
-use crate::vault::{ChunkError, ChunkSource, Fetched, GetError, GetJob, GetOptions, Output};
+use crate::vault::{ChunkError, ChunkSource, Fetched, GetError, GetJob, GetOptions, Output, write_whole};
 
 pub struct Get {
     pub target: Target,
@@ -46,6 +47,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// Of a length that `GetSmall` gives out.
+    pub fn is_small(&self) -> bool {
+        self.depth == 0 && self.length <= SMALL_CHUNK_BYTES_MAX as u64
+    }
+
     fn from_body(body: NameBody, stamp_ms: u64) -> Self {
         Self {
             root: body.root,
@@ -149,16 +155,16 @@ async fn find_content(shard: &Rc<Shard>, root: &Address) -> Result<Found, Failur
 pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: Option<OwnedFd>) -> Result<(), Failure> {
     let found = find(shard, &get.target).await?;
     let link_root = matches!(get.target, Target::Link { .. }).then_some(found.root);
-    client
-        .send(ControlEvent::Info { metadata: found.metadata.clone(), length: found.length, content: found.root })
-        .await?;
+    let info = ControlEvent::Info { metadata: found.metadata.clone(), length: found.length, content: found.root };
     let label = match found.key.as_str() {
         "" => ContentId(found.root).to_string(),
         key => format!("{}/{key}", found.bucket),
     };
     let is_symlink = found.metadata.symlink_target.is_some();
     if is_symlink {
-        return client.send(ControlEvent::Fetched { bytes: 0, bytes_resumed: 0 }).await;
+        client.send_with_next(&info);
+        client.send_with_next(&ControlEvent::Fetched { bytes: 0, bytes_resumed: 0 });
+        return Ok(());
     }
     let descriptor = descriptor.ok_or_else(|| Failure::new(code::OTHER, "get without an output descriptor"))?;
     let range = byte_range(get.range, found.length)?;
@@ -166,6 +172,15 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
         OutputKind::File => Output::File(descriptor),
         OutputKind::Stream => Output::Stream(descriptor),
     };
+    if found.is_small() && !get.resume {
+        client.send_with_next(&info);
+        let written = write_small(shard, &found, range, output, get.remote).await;
+        let bytes = written.map_err(|error| get_failure(error, &label, link_root, get.remote))?;
+        client.send_with_next(&ControlEvent::Progress { done: bytes, total: Some(bytes), new: bytes });
+        client.send_with_next(&ControlEvent::Fetched { bytes, bytes_resumed: 0 });
+        return Ok(());
+    }
+    client.send(info).await?;
     let job = GetJob::new(GetOptions {
         root: found.root,
         root_key: found.root_key,
@@ -194,8 +209,26 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
         GetError::Output(_) | GetError::Cancelled if shard.node.is_stopping() => node_stops(&label),
         error => get_failure(error, &label, link_root, get.remote),
     })?;
-    client.send(progress_event(&job)).await?;
-    client.send(ControlEvent::Fetched { bytes: result.bytes_written, bytes_resumed: result.bytes_resumed }).await
+    client.send_with_next(&progress_event(&job));
+    client.send_with_next(&ControlEvent::Fetched { bytes: result.bytes_written, bytes_resumed: result.bytes_resumed });
+    Ok(())
+}
+
+/// One chunk, read whole before any of it is written; the bytes written. Takes none of the buffers that long transfers share,
+/// so it waits for none of them.
+async fn write_small(
+    shard: &Rc<Shard>,
+    found: &Found,
+    range: Option<Range<u64>>,
+    output: Output,
+    remote: bool,
+) -> Result<u64, GetError> {
+    let source = ClusterSource::new(shard.clone(), remote);
+    let contents = small::read_contents(shard, &source, found).await?;
+    let range = range.unwrap_or(0..found.length);
+    let wanted = contents.get(range.start as usize..range.end as usize).unwrap_or_default();
+    write_whole(output, wanted).await?;
+    Ok(wanted.len() as u64)
 }
 
 /// A get this short is not worth waking the other shards for.
@@ -256,11 +289,10 @@ fn watch(shard: &Rc<Shard>, client: &Rc<Client>, job: &Arc<GetJob>) -> Watch {
 pub async fn fetch_chunks(
     shard: &Rc<Shard>,
     client: &Rc<Client>,
-    address: Address,
-    len: u32,
-    remote: bool,
+    requests: &mut Requests,
+    first: (Address, u32, bool),
 ) -> Result<(), Failure> {
-    let mut wanted = Some((address, len, remote));
+    let mut wanted = Some(first);
     while let Some((address, len, remote)) = wanted {
         let event = match fetch_chunk(shard, address, len as usize, remote).await {
             Ok(payload) => ControlEvent::Chunk { payload: Bytes(payload) },
@@ -270,11 +302,9 @@ pub async fn fetch_chunks(
             }
         };
         client.send(event).await?;
-        wanted = match super::receive(&client.stream).await {
-            Ok((message, _)) => match ControlRequest::decode(&message) {
-                Ok(ControlRequest::FetchChunk { address, len, remote }) => Some((address, len, remote)),
-                _ => return Err(Failure::new(code::USAGE, "only chunks can be asked for on this connection")),
-            },
+        wanted = match requests.next(&client.stream).await {
+            Ok(Ok(ControlRequest::FetchChunk { address, len, remote })) => Some((address, len, remote)),
+            Ok(_) => return Err(Failure::new(code::USAGE, "only chunks can be asked for on this connection")),
             Err(_) => None, // hung up: it has all it wanted
         };
     }

@@ -16,20 +16,23 @@ mod get;
 mod names;
 mod network;
 mod put;
+mod requests;
 mod small;
 mod upkeep;
 
 pub use network::class;
 pub use small::SmallWork;
 
-use std::ops::Range;
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::control::{ControlEvent, ControlRequest, LENGTH_BYTES, MESSAGE_BYTES_MAX, ProtocolError, message_len};
+use requests::Requests;
+
+use super::control::{ControlEvent, ControlRequest};
 use super::shard::{Shard, send_job};
 use super::shared::Stopping;
 use crate::crypto::keys::VaultKey;
@@ -117,9 +120,20 @@ impl From<crate::store::StoreError> for Failure {
 /// The client of one command.
 pub struct Client {
     stream: UnixStream,
+    /// Events that leave with the next one.
+    held: RefCell<Vec<u8>>,
 }
 
 impl Client {
+    fn new(stream: UnixStream) -> Self {
+        Self { stream, held: RefCell::default() }
+    }
+
+    /// Sends an event together with the next one: for what comes shortly before the end.
+    fn send_with_next(&self, event: &ControlEvent) {
+        self.held.borrow_mut().extend(event.encode());
+    }
+
     /// Fails when the client has hung up; the command then stops at its next step.
     pub async fn send(&self, event: ControlEvent) -> Result<(), Failure> {
         self.send_bytes(event.encode()).await
@@ -148,6 +162,13 @@ impl Client {
     }
 
     async fn send_within(&self, bytes: Vec<u8>, stall: Duration) -> Result<(), Failure> {
+        let mut held = self.held.take();
+        let bytes = if held.is_empty() {
+            bytes
+        } else {
+            held.extend(bytes);
+            held
+        };
         self.stream
             .send_all(SendSource::Bytes(bytes), stall)
             .await
@@ -259,22 +280,18 @@ async fn run_session(shard: Rc<Shard>, stream: StdUnixStream) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "control connection"),
     };
-    let client = Rc::new(Client { stream });
-    let (message, descriptor) = match receive(&client.stream).await {
-        Ok(received) => received,
+    let client = Rc::new(Client::new(stream));
+    let mut requests = Requests::new();
+    let (received, descriptor) = requests.first(&client.stream).await;
+    let outcome = match received {
+        Ok(Ok(request)) => run(&shard, &client, &mut requests, request, descriptor).await,
+        Ok(Err(error)) => Err(Failure::new(code::OTHER, error.to_string())),
         Err(error) => {
             tracing::debug!(%error, "control connection without a request");
             return;
         }
     };
-    let request = match ControlRequest::decode(&message) {
-        Ok(request) => request,
-        Err(error) => {
-            let _ = client.send(ControlEvent::Error { code: code::OTHER, message: error.to_string() }).await;
-            return;
-        }
-    };
-    let last = match run(&shard, &client, request, descriptor).await {
+    let last = match outcome {
         Ok(Some(last)) => last,
         Ok(None) => ControlEvent::Done,
         Err(failure) => ControlEvent::Error { code: failure.code, message: failure.message },
@@ -284,86 +301,11 @@ async fn run_session(shard: Rc<Shard>, stream: StdUnixStream) {
     }
 }
 
-/// One message and the descriptor that came with it.
-async fn receive(stream: &UnixStream) -> std::io::Result<(Vec<u8>, Option<OwnedFd>)> {
-    let invalid = |error: String| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
-    let (outcome, head) = stream.recv_with_fds(Buffer::heap(LENGTH_BYTES), 0..LENGTH_BYTES).await;
-    let (received, descriptors) = outcome?;
-    let (outcome, head) = stream.recv_exact(head, received..LENGTH_BYTES, CLIENT_STALL).await;
-    outcome?;
-    let head = head.as_slice().first_chunk::<LENGTH_BYTES>().copied().unwrap_or_default();
-    let len = message_len(head).map_err(|error| invalid(error.to_string()))?;
-    debug_assert!(len <= MESSAGE_BYTES_MAX);
-    let (outcome, body) = stream.recv_exact(Buffer::heap(len), 0..len, CLIENT_STALL).await;
-    outcome?;
-    let message = body.as_slice().get(..len).unwrap_or_default().to_vec();
-    Ok((message, descriptors.into_iter().next()))
-}
-
-/// The requests behind the first one, on a connection that carries several: no descriptors come with them, and a short one
-/// is taken with one receive.
-struct Requests {
-    buffer: Buffer,
-    /// What was received and not taken yet.
-    held: Range<usize>,
-}
-
-/// A small file of a few KiB fits.
-const REQUEST_BYTES: usize = 16 << 10;
-
-impl Requests {
-    fn new() -> Self {
-        Self { buffer: Buffer::heap(REQUEST_BYTES), held: 0..0 }
-    }
-
-    /// The next request; an error also when the client has hung up.
-    async fn next(&mut self, stream: &UnixStream) -> std::io::Result<Result<ControlRequest, ProtocolError>> {
-        loop {
-            let held = self.buffer.as_slice().get(self.held.clone()).unwrap_or_default();
-            if let Some((head, body)) = held.split_first_chunk::<LENGTH_BYTES>() {
-                let invalid = |error| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
-                let len = message_len(*head).map_err(invalid)?;
-                if let Some(message) = body.get(..len) {
-                    let request = ControlRequest::decode(message);
-                    self.held.start += LENGTH_BYTES + len;
-                    return Ok(request);
-                }
-                if LENGTH_BYTES + len > self.buffer.len() {
-                    let mut message = Buffer::heap(len);
-                    let begun = body.len();
-                    if let Some(place) = message.as_mut_slice().get_mut(..begun) {
-                        place.copy_from_slice(body);
-                    }
-                    self.held = 0..0;
-                    let (outcome, message) = stream.recv_exact(message, begun..len, CLIENT_STALL).await;
-                    return outcome.map(|()| ControlRequest::decode(message.as_slice()));
-                }
-            }
-            self.receive(stream).await?;
-        }
-    }
-
-    async fn receive(&mut self, stream: &UnixStream) -> std::io::Result<()> {
-        self.buffer.as_mut_slice().copy_within(self.held.clone(), 0);
-        self.held = 0..self.held.len();
-        let buffer = std::mem::replace(&mut self.buffer, Buffer::heap(0));
-        let range = self.held.end..buffer.len();
-        let (received, buffer) = stream.recv(buffer, range).await;
-        self.buffer = buffer;
-        match received? {
-            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            received => {
-                self.held.end += received;
-                Ok(())
-            }
-        }
-    }
-}
-
 /// Runs one command; an event given back takes the place of `Done`.
 async fn run(
     shard: &Rc<Shard>,
     client: &Rc<Client>,
+    requests: &mut Requests,
     request: ControlRequest,
     descriptor: Option<OwnedFd>,
 ) -> Result<Option<ControlEvent>, Failure> {
@@ -377,11 +319,11 @@ async fn run(
             get::run(shard, client, get, descriptor).await?;
         }
         ControlRequest::FetchChunk { address, len, remote } => {
-            get::fetch_chunks(shard, client, address, len, remote).await?;
+            get::fetch_chunks(shard, client, requests, (address, len, remote)).await?;
             return Ok(None);
         }
         request @ (ControlRequest::PutSmall { .. } | ControlRequest::GetSmall { .. }) => {
-            return small::serve(shard, client, request).await.map(|()| None);
+            return small::serve(shard, client, requests, request).await.map(|()| None);
         }
         ControlRequest::Stat { target } => names::stat(shard, client, target).await?,
         ControlRequest::Remove { bucket, key } => names::remove(shard, &bucket, &key).await?,
@@ -434,6 +376,7 @@ mod tests {
 
     use super::*;
     use crate::io::{Ring, RingOptions};
+    use crate::node::control::{LENGTH_BYTES, message_len};
     use crate::node::shared::Stop;
 
     const LONG: Duration = Duration::from_secs(20);
@@ -457,7 +400,7 @@ mod tests {
     fn on_ring(test: impl AsyncFnOnce(Rc<Client>, StdUnixStream)) {
         let (near, far) = StdUnixStream::pair().unwrap();
         Ring::new(&RingOptions::default()).unwrap().block_on(async {
-            test(Rc::new(Client { stream: UnixStream::from_std(near).unwrap() }), far).await;
+            test(Rc::new(Client::new(UnixStream::from_std(near).unwrap())), far).await;
         });
     }
 

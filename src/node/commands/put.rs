@@ -54,15 +54,14 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, put: Put, descriptor: O
         }
         descriptor => put_whole(shard, client, &name, &put, descriptor).await?,
     };
-    client
-        .send(ControlEvent::Stored {
-            bucket: name.bucket().into(),
-            key: name.key().into(),
-            content: result.root,
-            bytes: result.length,
-            bytes_new: result.bytes_new,
-        })
-        .await
+    client.send_with_next(&ControlEvent::Stored {
+        bucket: name.bucket().into(),
+        key: name.key().into(),
+        content: result.root,
+        bytes: result.length,
+        bytes_new: result.bytes_new,
+    });
+    Ok(())
 }
 
 async fn put_whole(

@@ -25,12 +25,12 @@ use std::rc::Rc;
 
 use super::get::{Found, find};
 use super::put::{Put, publish, read_earlier, reserve_death};
-use super::{Client, Failure, code, vault_key};
+use super::{Client, Failure, Requests, code, vault_key};
 use crate::catalog::CatalogError;
-use crate::crypto::cipher::{ChunkKey, ScopeKey, open_chunk, seal_chunk};
+use crate::crypto::cipher::{ScopeKey, open_chunk, seal_chunk};
 use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::name::{Capsule, Metadata, Name, NameBody, NameRecord};
-use crate::format::{Address, BucketId, NameId, VersionId};
+use crate::format::{BucketId, NameId, VersionId};
 use crate::io::{Buffer, BufferPool, spawn, yield_now};
 use crate::key_locks::KeyLock;
 use crate::limits::{
@@ -47,8 +47,12 @@ use crate::store::{SmallChunk, SmallRecord};
 use crate::vault::{ChunkError, ChunkSource, Fetched, PutResult};
 
 /// Answers requests about small files until the client hangs up.
-pub async fn serve(shard: &Rc<Shard>, client: &Rc<Client>, mut request: ControlRequest) -> Result<(), Failure> {
-    let mut requests = super::Requests::new();
+pub async fn serve(
+    shard: &Rc<Shard>,
+    client: &Rc<Client>,
+    requests: &mut Requests,
+    mut request: ControlRequest,
+) -> Result<(), Failure> {
     loop {
         let event = match request {
             ControlRequest::PutSmall { bucket, no_dedup, no_clobber, files } => {
@@ -552,13 +556,10 @@ fn if_it_fits(outcome: SmallFetched, bytes: &mut usize) -> SmallFetched {
 
 async fn get_file(shard: &Rc<Shard>, source: &ClusterSource, target: &Target) -> Result<SmallFetched, Failure> {
     let found = find_small(shard, target).await?;
-    if found.depth > 0 || found.length > SMALL_CHUNK_BYTES_MAX as u64 {
+    if !found.is_small() {
         return Ok(SmallFetched::Large { length: found.length });
     }
-    let contents = match found.length as usize {
-        0 => Vec::new(),
-        length => read_chunk(shard, source, found.root, &found.root_key, length).await?,
-    };
+    let contents = read_contents(shard, source, &found).await?;
     Ok(SmallFetched::Contents { metadata: found.metadata, content: found.root, contents: Bytes(contents) })
 }
 
@@ -586,14 +587,12 @@ async fn find_small(shard: &Rc<Shard>, target: &Target) -> Result<Found, Failure
     super::get::found_name(shard, &vault, &name, record)
 }
 
-/// The plaintext of a file of one chunk.
-async fn read_chunk(
-    shard: &Rc<Shard>,
-    source: &ClusterSource,
-    address: Address,
-    key: &ChunkKey,
-    length: usize,
-) -> Result<Vec<u8>, ChunkError> {
+/// All of what is small.
+pub async fn read_contents(shard: &Rc<Shard>, source: &ClusterSource, found: &Found) -> Result<Vec<u8>, ChunkError> {
+    let (address, key, length) = (found.root, &found.root_key, found.length as usize);
+    if length == 0 {
+        return Ok(Vec::new());
+    }
     let len = length.max(CHUNK_BYTES_MIN);
     for attempt in 0..crate::limits::FETCH_ATTEMPTS_MAX {
         let mut buffer = shard.small.buffers.try_take().unwrap_or_else(|| Buffer::heap(RECORD_HEAD_BYTES + len));
@@ -632,6 +631,7 @@ pub fn takes(length: u64, metadata: &Metadata) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::Address;
     use crate::limits::{CONTROL_MESSAGE_BYTES_MAX, KEY_BYTES_MAX, SYMLINK_BYTES_MAX};
 
     #[test]
