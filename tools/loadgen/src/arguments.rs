@@ -204,9 +204,9 @@ pub struct LoadArguments {
     #[arg(long)]
     pub remote: bool,
 
-    /// What a put that does not fit a pipe is read from
-    #[arg(long, value_name = "KIND", value_enum, default_value = "pipe")]
-    pub via: Via,
+    /// What a put that does not fit a pipe is read from; when not given a pipe, and a file for the put of `beside`
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub via: Option<Via>,
 
     /// Put every object under a key of its own, so that equal contents are stored twice
     #[arg(long)]

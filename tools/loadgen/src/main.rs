@@ -130,7 +130,7 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunRepor
         contents: Contents { seed: load.seed, sizes: plan.sizes },
         ledger: Ledger::new(load.seed, plan.removals),
         bucket: format!("loadgen-{}", load.seed),
-        via: load.via,
+        via: plan.via,
         no_dedup: load.no_dedup,
         scratch: arguments.where_.dir.clone().unwrap_or_else(std::env::temp_dir),
     };

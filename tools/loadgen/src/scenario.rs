@@ -29,6 +29,7 @@ use crate::beside::PutBeside;
 use crate::content::Sizes;
 use crate::dice::Dice;
 use crate::measure::Kind;
+use crate::operation::Via;
 use crate::pacing::{Limit, Loop};
 use crate::popularity::Popularity;
 
@@ -36,6 +37,8 @@ const DURATION: Duration = Duration::from_secs(10);
 /// Puts at a time beforehand.
 const FILLERS_MIN: u32 = 4;
 const FILLERS_MAX: u32 = 16;
+/// A node reads a chunk past the page cache for the first time, and leaves it there the second time.
+const READS_UNTIL_HOT: u64 = 2;
 /// Of the gets that a put runs beside.
 const BESIDE_RATE: f64 = 500.0;
 const BESIDE_PUT_BYTES: u64 = 10 << 30;
@@ -132,6 +135,7 @@ pub struct Phase {
 pub struct Plan {
     pub name: &'static str,
     pub sizes: Sizes,
+    pub via: Via,
     pub removals: u32,
     /// Objects that are there before the last phase, for `--reuse`.
     pub objects: u64,
@@ -224,8 +228,11 @@ impl Plan {
             Scenario::Beside => phases.extend(measured.beside()),
             _ => phases.push(measured.phase()),
         }
+        // A client that feeds a pipe takes the processor from the gets that it measures.
+        let via_usual = if scenario == Scenario::Beside { Via::File } else { Via::Pipe };
         Ok(Self {
             name: usual.name,
+            via: load.via.unwrap_or(via_usual),
             sizes: load.size.unwrap_or(usual.sizes),
             removals: load.removes.unwrap_or(usual.removals),
             objects: if scenario == Scenario::Put { 0 } else { objects },
@@ -276,9 +283,13 @@ impl Measured<'_> {
         }
     }
 
-    /// Every object once, so that all are hot; gets alone; the same gets beside a put.
+    /// Every object until all are hot; gets alone; the same gets beside a put.
     fn beside(&self) -> [Phase; 3] {
-        let hot = Phase { name: "read once", ..Plan::read_back(FILLERS_MAX, self.objects) };
+        let hot = Phase {
+            name: "make hot",
+            limit: Limit { operations: Some(READS_UNTIL_HOT * self.objects), duration: None },
+            ..Plan::read_back(FILLERS_MAX, self.objects)
+        };
         let alone = || Phase {
             name: "alone",
             route: Route::First,
