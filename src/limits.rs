@@ -305,8 +305,8 @@ pub const FETCH_ATTEMPTS_MAX: u32 = 64;
 // Catalog
 
 pub const CATALOG_CACHE_BYTES_MAX: usize = 16 * MIB;
-/// Names in memory, for whoever asks for them again: some 150,000.
-pub const CATALOG_NAMES_CACHED_BYTES_MAX: usize = 48 * MIB;
+/// Names in memory, for whoever asks for them again: some 300,000.
+pub const CATALOG_NAMES_CACHED_BYTES_MAX: usize = 96 * MIB;
 /// The database keeps one table that fills and up to four that wait to be written.
 pub const CATALOG_TABLE_BYTES_MAX: usize = 8 * MIB;
 pub const CATALOG_TABLES_MAX: usize = 5;
