@@ -50,7 +50,7 @@ pub use output::{Output, write_whole};
 pub use plain::{Fetch, PlainOutput, get_plain};
 pub use put::{PutError, PutJob, PutOptions, PutResult};
 pub use share::Share;
-pub use tree::{Finish, Node, TreeBuilder, TreeError, check_depth, check_node, chunk_bytes};
+pub use tree::{Finish, Node, TreeBuilder, TreeError, check_depth, check_node, check_padding, chunk_bytes};
 pub use walk::{Inner, Leaf, LeafRun, Root, Step, Walk};
 
 /// What became of a stored chunk.

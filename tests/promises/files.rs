@@ -1,13 +1,14 @@
 //! What a user types: files, trees, ranges, links, and Ctrl-C.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use gabion::limits::STREAM_BUFFERS_PER_SHARD;
 use rand::RngExt;
 
 use crate::node::{KIB, MIB, Network, Node, eventually, feed, finish, moment, noise, random, run, signal, text};
@@ -60,6 +61,16 @@ fn a_range_is_what_dd_would_cut_out() {
         crate::node::assert_same(&fs::read(network.path("output")).unwrap(), expected, &range);
     }
     network[0].fails(2, &["get", "file", "--range", "9-1"]);
+    let short = &bytes[..5000];
+    network[0].put("short", short);
+    fs::write(network.path("output"), &bytes[..MIB]).unwrap();
+    for (first, last) in [(0, 0), (0, 4999), (31, 4096), (4999, 4999), (4000, 5003)] {
+        let (expected, range) = (&short[first..(last + 1).min(5000)], format!("{first}-{last}"));
+        network[0].reads(&["get", "short", "--range", &range, "-o", "-"], expected);
+        network[0].ok(&["get", "short", "--range", &range, "-o", &network.file("output")]);
+        crate::node::assert_same(&fs::read(network.path("output")).unwrap(), expected, &range);
+    }
+    network[0].fails(2, &["get", "short", "--range", "5000-5000"]);
 }
 
 #[test]
@@ -269,6 +280,33 @@ fn ctrl_c_ends_a_get_with_130_and_the_node_serves_on() {
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
     drop(reader);
     node.holds("file", &bytes);
+}
+
+#[test]
+fn a_small_get_waits_for_no_stream_that_stands_still() {
+    let random = &mut random();
+    let mut network = Network::one();
+    let node = &mut network[0];
+    node.stop();
+    node.add_options(&["--threads", "1"]);
+    node.start();
+    let small = noise(random, 5000);
+    node.put("small", &small);
+    node.put("big", &noise(random, 4 * MIB));
+    // All the buffers that streams may have are in the hands of those that nobody reads any further.
+    let streams = (0..STREAM_BUFFERS_PER_SHARD).map(|_| {
+        let mut stream = node.command(&["cat", "big"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut first = [0];
+        stream.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        stream
+    });
+    let mut streams: Vec<Child> = streams.collect();
+    node.holds("small", &small);
+    node.reads(&["get", "small", "--range", "17-4016", "-o", "-"], &small[17..4017]);
+    for stream in &mut streams {
+        stream.kill().unwrap();
+        stream.wait().unwrap();
+    }
 }
 
 #[test]

@@ -94,3 +94,95 @@ impl Requests {
         outcome
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use super::*;
+    use crate::format::name::Metadata;
+    use crate::io::{Ring, RingOptions, send_with_fds};
+    use crate::node::control::{Bytes, SmallFile, Target};
+
+    fn stat(key: &str) -> ControlRequest {
+        ControlRequest::Stat { target: Target::Name { bucket: "main".into(), key: key.into() } }
+    }
+
+    /// Longer than what is received at once.
+    fn long() -> ControlRequest {
+        let contents = Bytes((0..3 * REQUEST_BYTES).map(|at| at as u8).collect());
+        let file = SmallFile { key: "long".into(), metadata: Metadata::default(), contents };
+        ControlRequest::PutSmall { bucket: "main".into(), no_dedup: false, no_clobber: false, files: vec![file] }
+    }
+
+    fn on_ring<T>(test: impl AsyncFnOnce(UnixStream, StdUnixStream) -> T) -> T {
+        let (near, far) = StdUnixStream::pair().unwrap();
+        Ring::new(&RingOptions::default())
+            .unwrap()
+            .block_on(async { test(UnixStream::from_std(near).unwrap(), far).await })
+    }
+
+    #[test]
+    fn requests_come_out_as_they_went_in_however_they_are_cut() {
+        let sent = [stat("a"), long(), stat("b"), stat("c"), long()];
+        let bytes = sent.iter().flat_map(|request| request.encode()).collect::<Vec<_>>();
+        for cut in [1, 3, LENGTH_BYTES, LENGTH_BYTES + 1, 1000, REQUEST_BYTES, bytes.len()] {
+            let received = on_ring(async |stream, mut far| {
+                let bytes = bytes.clone();
+                let writer = std::thread::spawn(move || {
+                    bytes.chunks(cut).for_each(|piece| far.write_all(piece).unwrap());
+                });
+                let mut requests = Requests::new();
+                let (first, descriptor) = requests.first(&stream).await;
+                assert!(descriptor.is_none());
+                let mut received = vec![first.unwrap().unwrap()];
+                for _ in 1..sent.len() {
+                    received.push(requests.next(&stream).await.unwrap().unwrap());
+                }
+                writer.join().unwrap();
+                let end = requests.next(&stream).await.unwrap_err();
+                assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+                received
+            });
+            assert!(
+                received.iter().map(ControlRequest::encode).eq(sent.iter().map(ControlRequest::encode)),
+                "by {cut}"
+            );
+        }
+    }
+
+    #[test]
+    fn descriptor_comes_with_the_first_request() {
+        on_ring(async |stream, far| {
+            let (mut reader, writer) = io::pipe().unwrap();
+            send_with_fds(&far, &long().encode(), &[writer.as_fd()]).unwrap();
+            drop(writer);
+            let (request, descriptor) = Requests::new().first(&stream).await;
+            assert_eq!(request.unwrap().unwrap().encode(), long().encode());
+            std::fs::File::from(descriptor.unwrap()).write_all(b"passed").unwrap();
+            let mut passed = Vec::new();
+            reader.read_to_end(&mut passed).unwrap();
+            assert_eq!(passed, b"passed");
+        });
+    }
+
+    #[test]
+    fn what_is_too_long_or_cut_off_is_no_request() {
+        for (bytes, kind) in [
+            (u32::MAX.to_le_bytes().to_vec(), io::ErrorKind::InvalidData),
+            (stat("a").encode()[..7].to_vec(), io::ErrorKind::UnexpectedEof),
+            (long().encode()[..20_000].to_vec(), io::ErrorKind::UnexpectedEof),
+            (vec![1], io::ErrorKind::UnexpectedEof),
+            (vec![], io::ErrorKind::UnexpectedEof),
+        ] {
+            on_ring(async |stream, mut far| {
+                far.write_all(&bytes).unwrap();
+                drop(far);
+                let (request, _) = Requests::new().first(&stream).await;
+                assert_eq!(request.unwrap_err().kind(), kind, "{} bytes", bytes.len());
+            });
+        }
+    }
+}

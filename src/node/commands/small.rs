@@ -44,7 +44,7 @@ use crate::node::names::{NameError, WriteName, Written, later_clock};
 use crate::node::shard::Shard;
 use crate::node::{deaths, small};
 use crate::store::{SmallChunk, SmallRecord};
-use crate::vault::{ChunkError, ChunkSource, Fetched, PutResult};
+use crate::vault::{ChunkError, ChunkSource, Fetched, GetError, PutResult, check_padding};
 
 /// Answers requests about small files until the client hangs up.
 pub async fn serve(
@@ -559,7 +559,10 @@ async fn get_file(shard: &Rc<Shard>, source: &ClusterSource, target: &Target) ->
     if !found.is_small() {
         return Ok(SmallFetched::Large { length: found.length });
     }
-    let contents = read_contents(shard, source, &found).await?;
+    let contents = read_contents(shard, source, &found).await.map_err(|error| match error {
+        GetError::Chunk(error) => Failure::from(error),
+        error => Failure::new(code::INTEGRITY, error.to_string()),
+    })?;
     Ok(SmallFetched::Contents { metadata: found.metadata, content: found.root, contents: Bytes(contents) })
 }
 
@@ -588,7 +591,7 @@ async fn find_small(shard: &Rc<Shard>, target: &Target) -> Result<Found, Failure
 }
 
 /// All of what is small.
-pub async fn read_contents(shard: &Rc<Shard>, source: &ClusterSource, found: &Found) -> Result<Vec<u8>, ChunkError> {
+pub async fn read_contents(shard: &Rc<Shard>, source: &ClusterSource, found: &Found) -> Result<Vec<u8>, GetError> {
     let (address, key, length) = (found.root, &found.root_key, found.length as usize);
     if length == 0 {
         return Ok(Vec::new());
@@ -611,6 +614,7 @@ pub async fn read_contents(shard: &Rc<Shard>, source: &ClusterSource, found: &Fo
         };
         match opened {
             Ok(()) => {
+                check_padding(&payload, length)?;
                 payload.truncate(length);
                 return Ok(payload);
             }
@@ -620,7 +624,7 @@ pub async fn read_contents(shard: &Rc<Shard>, source: &ClusterSource, found: &Fo
             }
         }
     }
-    Err(ChunkError::Damaged { address })
+    Err(ChunkError::Damaged { address }.into())
 }
 
 /// Whether a file is put like this: its metadata and length are known before its contents.

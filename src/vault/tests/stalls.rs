@@ -4,11 +4,12 @@ use std::io::{PipeReader, PipeWriter};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::sleep;
 
 use super::*;
 use crate::limits::{CHUNKS_IN_FLIGHT_PER_SHARD, JOB_BUFFERS_PER_SHARD, STREAM_BUFFERS_PER_SHARD, STREAM_STALL_MAX};
+use crate::vault::share::{self, Use};
 
 /// Some that no job may take.
 const BUFFERS: usize = JOB_BUFFERS_PER_SHARD + 5;
@@ -251,4 +252,54 @@ fn a_paused_stream_keeps_one_buffer_of_all_shards() {
     let leaves = 61;
     let fetched_twice = chunks.fetched().len() - leaves - 1;
     assert!(fetched_twice > 0, "what was given back is fetched again");
+}
+
+/// Stores a chunk only when it is let through.
+struct Gate {
+    passes: Semaphore,
+    door: Door,
+}
+
+impl ChunkSink for Gate {
+    async fn store(
+        &self,
+        address: Address,
+        buffer: Buffer,
+        len: usize,
+        version: VersionId,
+        share: Share,
+    ) -> Result<Stored, ChunkError> {
+        self.passes.acquire().await.unwrap().forget();
+        self.door.store(address, buffer, len, version, share).await
+    }
+}
+
+#[test]
+fn a_put_with_many_lanes_stands_in_line_for_a_buffer_once() {
+    on_shards(1, BUFFERS, async |_, pool| {
+        let chunks = Chunks::new();
+        let bytes = content(3 * JOB_BUFFERS_PER_SHARD * CHUNK, 51);
+        let job = put_job(Input::of(file_of(&bytes).into()), 2 * JOB_BUFFERS_PER_SHARD);
+        let sink = Rc::new(Gate { passes: Semaphore::new(0), door: Door(Arc::clone(&chunks)) });
+        let put = {
+            let (job, pool, sink) = (Arc::clone(&job), pool.clone(), Rc::clone(&sink));
+            start(async move {
+                let (worker_job, worker_pool, worker_sink) = (Arc::clone(&job), pool.clone(), Rc::clone(&sink));
+                let worker = spawn(async move { worker_job.work(&worker_pool, &worker_sink).await });
+                let result = job.finish(&pool, &sink).await;
+                worker.await.unwrap();
+                result
+            })
+        };
+        held(&pool, JOB_BUFFERS_PER_SHARD).await;
+        let own_pool = pool.clone();
+        let other = start(async move { share::take(&own_pool, Use::File).await });
+        yield_now().await;
+        // The first buffer that comes back is for the lane that is in line already, the second for the other job.
+        sink.passes.add_permits(2);
+        drop(other.await.unwrap());
+        sink.passes.add_permits(bytes.len());
+        assert_eq!(put.await.unwrap().unwrap().length, bytes.len() as u64);
+        Some(())
+    });
 }
