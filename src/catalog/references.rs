@@ -128,7 +128,8 @@ impl Engine {
         };
         self.totals.references += 1;
         self.draft.put(counter, counted.row());
-        if self.draft.contains(&self.rows, &key(DEAD, &[version.as_bytes()]))? {
+        // Most stores know of few deaths, and many of none: then there is no row to look for.
+        if self.totals.deaths > 0 && self.draft.contains(&self.rows, &key(DEAD, &[version.as_bytes()]))? {
             self.sweep(version);
         }
         Ok(())

@@ -19,7 +19,8 @@
 //! # Invariants
 //! - While a buffer's memory is lent, the buffer is inside of a [`Lent`], which gives no access to it.
 //! - A caller that is dropped changes nothing: the work ends, and the buffer goes home then. When the runtime goes first,
-//!   the buffer never does; its memory goes with the work.
+//!   the buffer never does: it and its memory are leaked.
+//! - Work waits for nothing: no disk, no server, no other work. One that hung would hang all that come behind it.
 #![allow(unsafe_code)] // memory that another thread works on
 
 use std::any::Any;

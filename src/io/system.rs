@@ -142,6 +142,23 @@ pub(super) fn is_cached(fd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> Opti
 
 const PAGE_BYTES: u64 = 4096;
 
+/// Fills `bytes` with what the page cache has of a file at `offset`; `false` where it has not all of it, or the kernel cannot
+/// tell without waiting. Never waits.
+pub fn read_cached(fd: impl AsFd, bytes: &mut [u8], offset: u64) -> bool {
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let part = libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
+        let Ok(position) = libc::off_t::try_from(offset + done as u64) else { return false };
+        // SAFETY: one part, of memory that is borrowed exclusively.
+        let count = unsafe { libc::preadv2(fd.as_fd().as_raw_fd(), &raw const part, 1, position, libc::RWF_NOWAIT) };
+        match usize::try_from(count) {
+            Ok(count) if count > 0 => done += count,
+            _ => return false,
+        }
+    }
+    true
+}
+
 /// Space of the file system that holds `path`.
 pub fn filesystem_space(path: &Path) -> io::Result<Space> {
     let path = CString::new(path.as_os_str().as_bytes())?;

@@ -440,18 +440,21 @@ impl ChunkSource for ClusterSource {
         let me = self.shard.node.id();
         let is_damaged_here;
         if !self.remote && !self.is_liar(&address, &me) {
-            match self.shard.store.read(&address, buffer).await.map_err(store_error)? {
-                ReadOutcome::Found { buffer, len: found, turn, .. } if found == len => {
+            match self.shard.store.read(&address, buffer).await {
+                // Longer than the buffer, and so than `len`.
+                Err(StoreError::Length { .. }) => is_damaged_here = true,
+                Err(error) => return Err(store_error(error)),
+                Ok(ReadOutcome::Found { buffer, len: found, turn, .. }) if found == len => {
                     self.shard.node.cache.touch(&address);
                     self.note_given(address, me);
                     return Ok(Fetched::Unchecked(buffer, turn));
                 }
-                wrong @ (ReadOutcome::Found { .. } | ReadOutcome::Damaged { .. }) => {
+                Ok(wrong @ (ReadOutcome::Found { .. } | ReadOutcome::Damaged { .. })) => {
                     drop(wrong);
                     is_damaged_here = true;
                     self.shard.store.quarantine(&address).await;
                 }
-                ReadOutcome::Absent { buffer } => {
+                Ok(ReadOutcome::Absent { buffer }) => {
                     drop(buffer);
                     is_damaged_here = self.shard.store.is_quarantined(&address);
                 }

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 
 use crate::format::tree::leaf_count;
 use crate::io::{self as ring_io, FdKind, fd_kind};
@@ -96,9 +96,9 @@ impl OpenInput {
         Ok(ring_io::File::from_fd(self.file.get().as_fd().try_clone_to_owned()?))
     }
 
-    /// Fills `bytes` from a position of a regular file, on the spot.
-    pub(super) fn read_at(&self, bytes: &mut [u8], position: u64) -> io::Result<()> {
-        self.file.get().read_exact_at(bytes, position)
+    /// Fills `bytes` from a position of a regular file, if that takes no waiting.
+    pub(super) fn read_cached(&self, bytes: &mut [u8], position: u64) -> bool {
+        ring_io::read_cached(self.file.get(), bytes, position)
     }
 
     /// Whether a regular file is still what it was, and as long as was said. The kernel steps these times a few

@@ -45,13 +45,6 @@ pub enum PutError {
     Worker,
 }
 
-impl PutError {
-    /// A file that is shorter than it was has changed.
-    fn of_read(error: std::io::Error) -> Self {
-        if error.kind() == std::io::ErrorKind::UnexpectedEof { Self::Changed } else { Self::Input(error) }
-    }
-}
-
 pub struct PutOptions {
     pub scope: ScopeKey,
     pub version: VersionId,
@@ -111,6 +104,23 @@ struct Piece {
     share: Share,
     /// Where it is in the file, if it is still to be read from there.
     unread: Option<u64>,
+}
+
+type Sealed = (Address, ChunkKey);
+
+/// The place of a chunk of `len` bytes, padded with zeros: the buffer still has bytes of its earlier uses.
+fn chunk_mut(memory: &mut [u8], len: usize) -> &mut [u8] {
+    let (_head, payload) = memory.split_at_mut(RECORD_HEAD_BYTES);
+    let chunk = payload.split_at_mut(leaf_bytes(len)).0;
+    chunk.split_at_mut(len).1.fill(0);
+    chunk
+}
+
+/// All of a leaf, from where it is in the file.
+async fn read_leaf(file: &File, buffer: Buffer, span: usize, position: u64) -> Result<Buffer, PutError> {
+    let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + span;
+    let (result, buffer) = file.read_at(buffer, range, position).await;
+    if result? < span { Err(PutError::Changed) } else { Ok(buffer) }
 }
 
 impl PutJob {
@@ -197,7 +207,11 @@ impl PutJob {
             if self.latch.is_stopped() {
                 break;
             }
-            let (address, key) = self.seal_and_store(0, buffer, share, span, unread, sink).await?;
+            let (buffer, sealed) = match unread {
+                Some(position) => self.read_and_seal(file, buffer, span, position).await?,
+                None => self.seal(0, buffer, span).await,
+            };
+            let (address, key) = self.store(sealed, buffer, share, span, sink).await?;
             self.bytes_done.fetch_add(span as u64, Ordering::Relaxed);
             let entry = TreeEntry { address, key: *key.as_bytes(), span: (span as u64).into() };
             if lock(&self.window).deposit(leaf, entry) {
@@ -232,11 +246,7 @@ impl PutJob {
         if !file.is_direct() && file.is_cached(start, span) {
             return Ok(Some(Piece { leaf, span, buffer, share, unread: Some(start) }));
         }
-        let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + span;
-        let (result, buffer) = file.read_at(buffer, range, start).await;
-        if result? < span {
-            return Err(PutError::Changed);
-        }
+        let buffer = read_leaf(file, buffer, span, start).await?;
         Ok(Some(Piece { leaf, span, buffer, share, unread: None }))
     }
 
@@ -275,36 +285,47 @@ impl PutJob {
         wait_for(&self.moved, look).await
     }
 
-    /// Seals the first `len` bytes of the buffer's payload in place and gives the buffer away. What is `unread` is read first,
-    /// from there in the input.
-    async fn seal_and_store<S: ChunkSink>(
+    /// Seals the first `len` bytes of the buffer's payload, in place.
+    async fn seal(&self, level: u8, buffer: Buffer, len: usize) -> (Buffer, Sealed) {
+        let scope = self.options.scope.clone();
+        compute(buffer, len, move |memory| seal_chunk(&scope, level, chunk_mut(memory, len), len)).await
+    }
+
+    /// The same for a leaf that the page cache should have at `position`. Who seals it takes it from there, and waits for no disk
+    /// and no server; where it has gone meanwhile, it is read as others are.
+    async fn read_and_seal(
         self: &Arc<Self>,
-        level: u8,
+        file: &File,
+        buffer: Buffer,
+        span: usize,
+        position: u64,
+    ) -> Result<(Buffer, Sealed), PutError> {
+        let job = Arc::clone(self);
+        let read_and_seal = move |memory: &mut [u8]| {
+            let chunk = chunk_mut(memory, span);
+            let is_read = job.input.read_cached(chunk.split_at_mut(span).0, position);
+            is_read.then(|| seal_chunk(&job.options.scope, 0, chunk, span))
+        };
+        match compute(buffer, span, read_and_seal).await {
+            (buffer, Some(sealed)) => Ok((buffer, sealed)),
+            (buffer, None) => Ok(self.seal(0, read_leaf(file, buffer, span, position).await?, span).await),
+        }
+    }
+
+    /// Gives the buffer away.
+    async fn store<S: ChunkSink>(
+        &self,
+        (address, key): Sealed,
         buffer: Buffer,
         share: Share,
         len: usize,
-        unread: Option<u64>,
         sink: &S,
-    ) -> Result<(Address, ChunkKey), PutError> {
-        let chunk_len = leaf_bytes(len);
-        let job = Arc::clone(self);
-        let seal = move |memory: &mut [u8]| {
-            let (_head, payload) = memory.split_at_mut(RECORD_HEAD_BYTES);
-            let chunk = payload.split_at_mut(chunk_len).0;
-            // The buffer still has bytes of its earlier uses.
-            let (plaintext, padding) = chunk.split_at_mut(len);
-            padding.fill(0);
-            if let Some(position) = unread {
-                job.input.read_at(plaintext, position)?;
-            }
-            Ok(seal_chunk(&job.options.scope, level, chunk, len))
-        };
-        let (buffer, sealed) = compute(buffer, len, seal).await;
-        let (address, key) = sealed.map_err(PutError::of_read)?;
-        let stored = sink.store(address, buffer, chunk_len, self.options.version, share).await?;
+    ) -> Result<Sealed, PutError> {
+        let len = leaf_bytes(len);
+        let stored = sink.store(address, buffer, len, self.options.version, share).await?;
         self.chunks.fetch_add(1, Ordering::Relaxed);
         if stored.new {
-            self.bytes_new.fetch_add(chunk_len as u64, Ordering::Relaxed);
+            self.bytes_new.fetch_add(len as u64, Ordering::Relaxed);
         }
         Ok((address, key))
     }
@@ -323,7 +344,7 @@ impl PutJob {
         outcome
     }
 
-    async fn build<S: ChunkSink>(self: &Arc<Self>, pool: &BufferPool, sink: &S) -> Result<PutResult, PutError> {
+    async fn build<S: ChunkSink>(&self, pool: &BufferPool, sink: &S) -> Result<PutResult, PutError> {
         let mut builder = TreeBuilder::new();
         while let Some(entry) = self.next_entry().await? {
             self.add(&mut builder, 0, entry, pool, sink).await?;
@@ -366,7 +387,7 @@ impl PutJob {
 
     /// Pushes an entry, and stores every node that becomes full by it.
     async fn add<S: ChunkSink>(
-        self: &Arc<Self>,
+        &self,
         builder: &mut TreeBuilder,
         mut level: u8,
         mut entry: TreeEntry,
@@ -380,7 +401,7 @@ impl PutJob {
     }
 
     async fn store_node<S: ChunkSink>(
-        self: &Arc<Self>,
+        &self,
         node: Node,
         pool: &BufferPool,
         sink: &S,
@@ -388,7 +409,8 @@ impl PutJob {
         let (mut buffer, share) = share::take(pool, Use::File).await;
         let len = node.plaintext.len();
         payload_mut(&mut buffer, len).copy_from_slice(&node.plaintext);
-        let (address, key) = self.seal_and_store(node.level, buffer, share, len, None, sink).await?;
+        let (buffer, sealed) = self.seal(node.level, buffer, len).await;
+        let (address, key) = self.store(sealed, buffer, share, len, sink).await?;
         Ok((node.level, node.entry(address, *key.as_bytes())))
     }
 

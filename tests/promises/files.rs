@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -324,6 +325,41 @@ fn a_node_that_stops_says_so_to_a_get_that_is_on_its_way() {
     let output = finish(get, Duration::from_secs(10));
     let error = text(&output.stderr);
     assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.contains("the node is stopping: start it again"), "{error}");
+}
+
+/// A pipe that takes no further byte, and what its ends are called in `/proc`.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter, std::path::PathBuf) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let mut filling = fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+    while filling.write(&[0; 4096]).is_ok() {}
+    (reader, writer, fs::read_link(path).unwrap())
+}
+
+#[test]
+fn a_small_get_into_a_full_pipe_ends_with_its_client_and_with_its_node() {
+    let mut network = Network::one();
+    let bytes = noise(&mut random(), 5000);
+    network[0].put("small", &bytes);
+    let (_reader, writer, name) = full_pipe();
+    let stuck = |node: &Node| {
+        let held = || fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().flatten().map(|fd| fd.path());
+        let count = || held().filter(|fd| fs::read_link(fd).is_ok_and(|link| link == name)).count();
+        let before = count();
+        let get = node.command(&["cat", "small"]).stdout(writer.try_clone().unwrap()).stderr(Stdio::piped()).spawn();
+        eventually("the node has the pipe", || count() > before);
+        get.unwrap()
+    };
+    let get = stuck(&network[0]);
+    signal("INT", get.id());
+    assert_eq!(finish(get, Duration::from_secs(10)).status.code(), Some(130));
+    network[0].holds("small", &bytes);
+    let get = stuck(&network[0]);
+    network[0].stop();
+    let output = finish(get, Duration::from_secs(10));
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("the node is stopping: start it again"), "{error}");
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{on_ring, pattern, shared};
-use crate::io::{Buffer, BufferPool, File, FileKind, OpenOptions, SharedBuffer, spawn, sync_directory};
+use crate::io::{Buffer, BufferPool, File, FileKind, OpenOptions, SharedBuffer, read_cached, spawn, sync_directory};
 use crate::limits::{BLOCK_BYTES, BUFFER_BYTES};
 
 fn fresh() -> OpenOptions {
@@ -27,6 +27,27 @@ fn what_is_written_is_read_and_a_read_is_short_at_the_end_only() {
         let (result, _buffer) = file.read_at(buffer, 0..10, 3_000_500).await;
         assert_eq!(result.expect("the end"), 0);
     });
+}
+
+#[test]
+fn what_the_page_cache_has_is_read_on_the_spot_and_nothing_else_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("file");
+    let bytes = pattern(300_001, 3);
+    std::fs::write(&path, &bytes).expect("written");
+    let file = std::fs::File::open(&path).expect("a file");
+    let mut read = vec![0; 300_001];
+    // Just written: all of it is there, unless something else has used up the memory meanwhile.
+    if read_cached(&file, &mut read, 0) {
+        assert!(read == bytes);
+        assert!(read_cached(&file, &mut read[..5], 299_996));
+        assert!(read[..5] == bytes[299_996..]);
+    }
+    assert!(!read_cached(&file, &mut read, 1), "a byte beyond the end");
+    assert!(!read_cached(&file, &mut read[..1], 300_001));
+    assert!(read_cached(&file, &mut [], 0));
+    let (pipe, _writer) = std::io::pipe().expect("a pipe");
+    assert!(!read_cached(&pipe, &mut read[..1], 0));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Client, Failure, Requests, Watch, code, small, vault_key};
+use super::{Client, Failure, PROGRESS_INTERVAL, Requests, Watch, code, small, vault_key};
 use crate::crypto::cipher::ChunkKey;
 use crate::crypto::hash::address_of;
 use crate::crypto::keys::VaultKey;
@@ -172,10 +172,16 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
         OutputKind::File => Output::File(descriptor),
         OutputKind::Stream => Output::Stream(descriptor),
     };
+    let failed = |error| match error {
+        // What the stopping cuts off looks like a cancelled write, or a cancelled get.
+        GetError::Output(_) | GetError::Cancelled if shard.node.is_stopping() => node_stops(&label),
+        error => get_failure(error, &label, link_root, get.remote),
+    };
     if found.is_small() && !get.resume {
         client.send_with_next(&info);
-        let written = write_small(shard, &found, range, output, get.remote).await;
-        let bytes = written.map_err(|error| get_failure(error, &label, link_root, get.remote))?;
+        let range = range.unwrap_or(0..found.length);
+        let bytes = range.end - range.start;
+        get_small(shard, client, found, range, output, get.remote).await.map_err(failed)?;
         client.send_with_next(&ControlEvent::Progress { done: bytes, total: Some(bytes), new: bytes });
         client.send_with_next(&ControlEvent::Fetched { bytes, bytes_resumed: 0 });
         return Ok(());
@@ -204,31 +210,47 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
     let source = Rc::new(ClusterSource::new(shard.clone(), remote));
     let outcome = job.walk(&shard.pool, &source).await;
     watch.stop().await;
-    let result = outcome.map_err(|error| match error {
-        // What the stopping cuts off looks like a cancelled write, or a cancelled get.
-        GetError::Output(_) | GetError::Cancelled if shard.node.is_stopping() => node_stops(&label),
-        error => get_failure(error, &label, link_root, get.remote),
-    })?;
+    let result = outcome.map_err(failed)?;
     client.send_with_next(&progress_event(&job));
     client.send_with_next(&ControlEvent::Fetched { bytes: result.bytes_written, bytes_resumed: result.bytes_resumed });
     Ok(())
 }
 
-/// One chunk, read whole before any of it is written; the bytes written. Takes none of the buffers that long transfers share,
-/// so it waits for none of them.
-async fn write_small(
+/// One chunk, read whole before any of it is written. Takes none of the buffers that long transfers share, so it waits for none
+/// of them. What takes long after all, since its pipe is full or its owners are far, is given up with its client and with the
+/// node; an operation that is under way then goes on by itself.
+async fn get_small(
     shard: &Rc<Shard>,
-    found: &Found,
-    range: Option<Range<u64>>,
+    client: &Rc<Client>,
+    found: Found,
+    range: Range<u64>,
     output: Output,
     remote: bool,
-) -> Result<u64, GetError> {
-    let source = ClusterSource::new(shard.clone(), remote);
-    let contents = small::read_contents(shard, &source, found).await?;
-    let range = range.unwrap_or(0..found.length);
-    let wanted = contents.get(range.start as usize..range.end as usize).unwrap_or_default();
-    write_whole(output, wanted).await?;
-    Ok(wanted.len() as u64)
+) -> Result<(), GetError> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let own = shard.clone();
+    spawn(async move {
+        let source = ClusterSource::new(own.clone(), remote);
+        let written = match small::read_contents(&own, &source, &found).await {
+            Ok(contents) => {
+                let wanted = contents.get(range.start as usize..range.end as usize);
+                write_whole(output, wanted.unwrap_or_default()).await
+            }
+            Err(error) => Err(error),
+        };
+        let _ = tell.send(written);
+    });
+    let hung_up = async {
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
+        client.hung_up().await;
+    };
+    let stopping = shard.node.stopping();
+    tokio::select! {
+        biased;
+        written = told => written.unwrap_or(Err(GetError::Worker)),
+        () = hung_up => Err(GetError::Cancelled),
+        () = stopping.wait() => Err(GetError::Cancelled),
+    }
 }
 
 /// A get this short is not worth waking the other shards for.

@@ -287,6 +287,7 @@ impl Measured<'_> {
     fn beside(&self) -> [Phase; 3] {
         let hot = Phase {
             name: "make hot",
+            route: Route::First,
             limit: Limit { operations: Some(READS_UNTIL_HOT * self.objects), duration: None },
             ..Plan::read_back(FILLERS_MAX, self.objects)
         };
