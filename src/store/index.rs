@@ -321,8 +321,9 @@ impl Index {
         }
     }
 
-    pub fn load(&self, number: usize, slot: u128) {
-        self.insert_slot(&mut self.table(number % TABLES), slot);
+    pub fn load(&self, number: usize, slots: impl Iterator<Item = u128>) {
+        let mut table = self.table(number % TABLES);
+        slots.for_each(|slot| self.insert_slot(&mut table, slot));
     }
 
     /// Whether these bits can be a slot at all: bytes from a disk never panic.

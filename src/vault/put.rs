@@ -1,14 +1,17 @@
 //! A put: from an input to the root of a stored file tree.
 //!
-//! Each shard runs `width` lanes. A lane claims a leaf, takes a buffer, reads the leaf to its final place in it, seals
-//! it there, hands the buffer to the sink, and deposits the entry. The coordinator collects entries in file order and
-//! builds the tree above them.
+//! Each shard runs `width` lanes. A lane claims a leaf, takes a buffer, reads the leaf to its final place in it, has it sealed
+//! there on another thread, hands the buffer to the sink, and deposits the entry. The coordinator collects entries in file
+//! order and builds the tree above them.
 //!
 //! ```text
 //! claim --(window full: wait)--> take buffer --> read --> seal --> store --> deposit --> claim ...
 //!   |                                              |                 |
 //!   +-- input at its end: the lane ends            +-----------------+--> first error stops all lanes
 //! ```
+//! One lane of a put at a time, on each shard, is between its claim and its buffer: others wait behind one lane, not all.
+//! What the page cache has is read by the thread that seals it ([`compute`]); what has to be waited for, by the ring.
+//!
 //! A stream is read by one lane at a time, a whole leaf each; the turn to read is taken before the leaf is claimed, and
 //! the buffer after it. So a put whose stream is silent holds one buffer of the node, the one that the kernel reads into;
 //! it comes out of those that streams share (`share.rs`), from which puts of files need none.
