@@ -11,6 +11,8 @@
 //! | [`names`] | stat, remove, list, share |
 //! | [`network`] | status, peers, ticket, key export |
 //! | [`upkeep`] | verify, reclaim |
+//!
+//! [`requests`] takes what the client asks for off its connection.
 
 mod get;
 mod names;
