@@ -66,10 +66,10 @@ impl Context {
         answer.ok_or_else(unanswered)
     }
 
-    /// A request that is answered by one event alone.
-    pub fn exchange(&self, request: &ControlRequest) -> Result<ControlEvent, Failure> {
+    /// A request that is answered by one event alone, encoded.
+    pub fn exchange(&self, message: &[u8]) -> Result<ControlEvent, Failure> {
         let mut connection = self.connect()?;
-        connection.client.send(request, None).map_err(failure_of)?;
+        connection.client.send_encoded(message).map_err(failure_of)?;
         connection.client.next_event().map_err(failure_of)
     }
 

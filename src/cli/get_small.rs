@@ -118,7 +118,8 @@ pub(super) fn get(
 
 fn ask(context: &Context, entries: &[Entry]) -> Result<Vec<SmallFetched>, Failure> {
     let target = |entry: &Entry| Target::Name { bucket: entry.bucket.clone(), key: entry.key.clone() };
-    match context.exchange(&ControlRequest::GetSmall { targets: entries.iter().map(target).collect() })? {
+    let request = ControlRequest::GetSmall { targets: entries.iter().map(target).collect() };
+    match context.exchange(&request.encode())? {
         ControlEvent::FetchedSmall { outcomes } => Ok(outcomes),
         _ => Err(unanswered()),
     }

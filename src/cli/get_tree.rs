@@ -74,30 +74,33 @@ pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetC
         directories: Mutex::default(),
         filesystems: Mutex::default(),
     };
-    let sorted = |work: &mut dyn FnMut(Work) -> bool| {
+    let sorted = |work: &mut dyn FnMut(Work)| {
         let mut batch = Batch::default();
         let listed = tree.list(false, &mut |entry| {
             if choices.remote || !get_small::takes(&entry) {
                 return work(Work::Large(entry));
             }
             batch.add(entry);
-            !batch.is_full() || work(Work::Small(std::mem::take(&mut batch)))
+            if batch.is_full() {
+                work(Work::Small(std::mem::take(&mut batch)));
+            }
         });
         if !batch.is_empty() {
             work(Work::Small(batch));
         }
         listed
     };
-    parallel::each(sorted, |work| match work {
-        Work::Large(entry) => tree.get(&entry),
-        Work::Small(batch) => tree.get_small(batch),
-    })?;
+    parallel::each(
+        sorted,
+        || (),
+        |(), work, queue| match work {
+            Work::Large(entry) => tree.get(&entry),
+            Work::Small(batch) => tree.get_small(batch, &mut |entry| queue.hand_back(Work::Large(entry))),
+        },
+    )?;
     let mut links = Ok(0);
     if interrupted().is_none() {
-        links = tree.list(true, &mut |entry| {
-            tree.get(&entry);
-            true
-        });
+        links = tree.list(true, &mut |entry| tree.get(&entry));
     }
     links?;
     tree.finish()
@@ -120,11 +123,14 @@ fn default_root(prefix: &Prefix) -> Result<String, Failure> {
 
 impl Tree<'_> {
     /// The files of the tree, or its symbolic links.
-    fn list(&self, symlinks: bool, found: &mut dyn FnMut(Entry) -> bool) -> Result<u64, Failure> {
+    fn list(&self, symlinks: bool, found: &mut dyn FnMut(Entry)) -> Result<u64, Failure> {
         each_entry(self.context, Some(&self.prefix.bucket), &self.prefix.key, None, &mut |entry| {
             let wanted =
                 entry.metadata.symlink_target.is_some() == symlinks && self.prefix.relative(&entry.key).is_some();
-            Ok(interrupted().is_none() && (!wanted || found(entry)))
+            if wanted {
+                found(entry);
+            }
+            Ok(interrupted().is_none())
         })
     }
 
@@ -143,11 +149,11 @@ impl Tree<'_> {
         self.context.display.suspend(|| output::failure(&failure, self.context.json));
     }
 
-    fn get_small(&self, batch: Batch) {
+    fn get_small(&self, batch: Batch, hand_back: &mut dyn FnMut(Entry)) {
         if interrupted().is_some() {
             return;
         }
-        let (mut lines, mut others) = (String::new(), Vec::new());
+        let mut lines = String::new();
         let place = |entry: &Entry| self.make_way(self.prefix.relative(&entry.key).unwrap_or_default());
         get_small::get(self.context, batch, &place, &mut |entry, outcome| match outcome {
             Outcome::Fetched(path, fetched) => {
@@ -156,9 +162,8 @@ impl Tree<'_> {
                 lines.push('\n');
             }
             Outcome::Failed(failure) => self.failed(entry, failure),
-            Outcome::Other => others.push(entry.clone()),
+            Outcome::Other => hand_back(entry.clone()),
         });
-        others.iter().for_each(|entry| self.get(entry));
         if let Err(failure) = self.context.display.suspend(|| output::lines(&lines)) {
             self.tally.failed.fetch_add(1, Ordering::Relaxed);
             self.context.display.suspend(|| output::failure(&failure, self.context.json));

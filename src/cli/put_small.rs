@@ -1,188 +1,206 @@
 //! Small files of a tree: read here, sent many in one request.
 //!
 //! A file that changes while it is read is refused, as everywhere: its times are compared before and after. What turns
-//! out to be no small regular file any more goes alone, through its descriptor.
+//! out to be no small regular file is handed back, to go alone, through its descriptor.
+//!
+//! Of 100,000 files of 4 KiB each takes the kernel 6 us here: open, stat, read, stat, close. What files are is not asked
+//! before they are open, and not by their whole paths: that took it 2 us more.
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::context::{Context, unanswered};
 use super::exit::Failure;
-use super::put::{PutChoices, Source, Stored, metadata_of, open_file, store};
-use super::put_tree::{Found, open_symlink};
-use crate::format::name::Name;
+use super::put::{PutChoices, Stored, metadata_of};
+use super::put_tree::{Directory, Found, symlink_metadata};
+use crate::format::name::{Metadata, Name};
+use crate::io::open_in;
 use crate::limits::{SMALL_CHUNK_BYTES_MAX, SMALL_FILES_BYTES_MAX, SMALL_FILES_MAX};
-use crate::node::control::{Bytes, ControlEvent, ControlRequest, SmallFile, SmallStored};
+use crate::node::control::{ControlEvent, SmallFiles, SmallStored};
 use crate::vault::FileStamp;
 
-/// Paths of files that were small when they were found.
-#[derive(Default)]
-pub(super) struct Batch {
-    found: Vec<Found>,
-    bytes: usize,
-}
+/// Files that a worker takes at once: enough for a commit, and few enough that a tree of some hundred files keeps several
+/// workers busy.
+pub(super) const BATCH_FILES_MAX: usize = 128;
 
-/// In a message, beside contents and key: metadata with the longest link target that is likely, and lengths.
+/// In a message, beside contents, key and link target: lengths and numbers.
 const FILE_OVERHEAD_BYTES: usize = 128;
-/// Enough for a commit, and few enough that a tree of some hundred files keeps several workers busy.
-const BATCH_FILES_MAX: usize = 128;
 
-impl Batch {
-    pub fn add(&mut self, found: Found, len: u64) {
-        self.bytes += len as usize + found.key.len() + FILE_OVERHEAD_BYTES;
-        self.found.push(found);
-    }
-
-    pub fn is_full(&self) -> bool {
-        self.found.len() >= BATCH_FILES_MAX || self.bytes >= SMALL_FILES_BYTES_MAX / 2
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.found.is_empty()
-    }
+/// What becomes of one file.
+pub(super) enum Outcome {
+    Stored(Stored),
+    Failed(Failure),
+    /// It is not small, or cannot be opened: to be put by itself.
+    Other,
 }
 
-/// A file that was read.
-enum Taken {
-    Small(SmallFile),
-    /// It has grown, or is something else by now.
-    Other(Source),
+/// What a worker keeps from batch to batch.
+#[derive(Default)]
+pub(super) struct Worker {
+    /// Where messages are written.
+    room: Vec<u8>,
+    /// The one that was read from last.
+    directory: Option<(Arc<Directory>, File)>,
 }
 
-/// Puts every file of the batch and tells each outcome.
-pub(super) fn put(
-    context: &Context,
-    bucket: &str,
-    batch: Batch,
-    choices: PutChoices,
-    settle: &mut dyn FnMut(&Path, Result<Stored, Failure>),
-) {
-    let mut request = Request::default();
-    for found in batch.found {
-        let taken = Name::new(bucket, &found.key)
-            .map_err(|error| Failure::usage(error.to_string()))
-            .and_then(|name| take(&found).map(|taken| (name, taken)));
-        match taken {
-            Err(failure) => settle(&found.path, Err(failure)),
-            Ok((name, Taken::Other(source))) => {
-                let mut progress = context.display.start(&name.to_string());
-                settle(&found.path, store(context, &name, &source, choices, &mut progress));
-            }
-            Ok((name, Taken::Small(file))) => {
-                if !request.has_room(&file) {
-                    std::mem::take(&mut request).send(context, bucket, choices, settle);
+/// How files are put, and who is told of each.
+pub(super) struct Putting<'a> {
+    pub context: &'a Context,
+    pub bucket: &'a str,
+    pub choices: PutChoices,
+    pub settle: &'a mut dyn FnMut(Found, Outcome),
+}
+
+impl Worker {
+    /// Puts every file of the batch and tells each outcome.
+    pub fn put(&mut self, batch: Vec<Found>, mut putting: Putting<'_>) {
+        let mut request = self.begin(&putting);
+        for found in batch {
+            let named = Name::new(putting.bucket, &found.key()).map_err(|error| Failure::usage(error.to_string()));
+            let opened = named.and_then(|name| self.open(&found).map(|opened| (name, opened)));
+            match opened {
+                Err(failure) => (putting.settle)(found, Outcome::Failed(failure)),
+                Ok((_, Opened::Other)) => (putting.settle)(found, Outcome::Other),
+                Ok((name, Opened::Small(source))) => {
+                    if !request.has_room(&name, &source) {
+                        self.room = request.send(&mut putting);
+                        request = self.begin(&putting);
+                    }
+                    if let Err((found, failure)) = request.add(found, name, source) {
+                        (putting.settle)(found, Outcome::Failed(failure));
+                    }
                 }
-                request.add(found.path, name, file);
             }
         }
+        self.room = request.send(&mut putting);
     }
-    request.send(context, bucket, choices, settle);
+
+    fn begin(&mut self, putting: &Putting<'_>) -> Request {
+        let PutChoices { no_dedup, no_clobber, .. } = putting.choices;
+        let message = SmallFiles::new(std::mem::take(&mut self.room), putting.bucket, no_dedup, no_clobber);
+        Request { names: Vec::new(), message }
+    }
+
+    fn open(&mut self, found: &Found) -> Result<Opened, Failure> {
+        if found.is_symlink {
+            let metadata = symlink_metadata(&found.path())?;
+            return Ok(Opened::Small(Source { metadata, file: None }));
+        }
+        // Whoever puts it by itself says why.
+        let Some(file) = self.open_file(found) else { return Ok(Opened::Other) };
+        let metadata = file.metadata().map_err(|error| unreadable(&error))?;
+        if !metadata.is_file() || metadata.len() > SMALL_CHUNK_BYTES_MAX as u64 {
+            return Ok(Opened::Other);
+        }
+        Ok(Opened::Small(Source { metadata: metadata_of(&metadata), file: Some((file, FileStamp::from(&metadata))) }))
+    }
+
+    fn open_file(&mut self, found: &Found) -> Option<File> {
+        let known = self.directory.take().filter(|(known, _)| Arc::ptr_eq(known, &found.directory));
+        let (directory, opened) = match known {
+            Some(known) => known,
+            None => (found.directory.clone(), File::open(&found.directory.path).ok()?),
+        };
+        let file = open_in(&opened, found.name.as_ref()).ok();
+        self.directory = Some((directory, opened));
+        file
+    }
 }
 
-fn take(found: &Found) -> Result<Taken, Failure> {
-    let small =
-        |metadata, contents| Taken::Small(SmallFile { key: found.key.clone(), metadata, contents: Bytes(contents) });
-    if found.is_symlink {
-        return Ok(small(open_symlink(&found.path)?.metadata, Vec::new()));
+enum Opened {
+    Small(Source),
+    Other,
+}
+
+/// What is put, not read yet.
+struct Source {
+    metadata: Metadata,
+    /// With what it was when it was opened; none of a symbolic link.
+    file: Option<(File, FileStamp)>,
+}
+
+impl Source {
+    fn len(&self) -> usize {
+        self.file.as_ref().map_or(0, |(_, stamp)| stamp.len as usize)
     }
-    let Ok(mut file) = File::open(&found.path) else {
-        return open_file(&found.path).map(Taken::Other); // which says why
+}
+
+fn unreadable(error: &std::io::Error) -> Failure {
+    Failure::other(format!("it cannot be read: {error}"))
+}
+
+fn read(source: Option<(File, FileStamp)>, contents: &mut [u8]) -> Result<(), Failure> {
+    let Some((mut file, before)) = source else { return Ok(()) };
+    let is_as_long = match file.read_exact(contents) {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => false,
+        outcome => outcome.map(|()| true).map_err(|error| unreadable(&error))?,
     };
-    let fail = |error: std::io::Error| Failure::other(format!("it cannot be read: {error}"));
-    let metadata = file.metadata().map_err(fail)?;
-    if !metadata.is_file() || metadata.len() > SMALL_CHUNK_BYTES_MAX as u64 {
-        let (length, kept) = (metadata.is_file().then_some(metadata.len()), metadata_of(&metadata));
-        return Ok(Taken::Other(Source { descriptor: Some(file.into()), metadata: kept, length }));
-    }
-    let before = FileStamp::from(&metadata);
-    let contents = read_whole(&mut file, before.len as usize).map_err(fail)?;
-    if contents.len() as u64 != before.len || FileStamp::of(&file).map_err(fail)? != before {
+    if !is_as_long || FileStamp::of(&file).map_err(|error| unreadable(&error))? != before {
         return Err(Failure::other("the file changed while it was read; put it again once nobody writes to it"));
     }
-    Ok(small(metadata_of(&metadata), contents))
-}
-
-/// Up to `len` bytes.
-fn read_whole(file: &mut File, len: usize) -> std::io::Result<Vec<u8>> {
-    let mut contents = vec![0; len];
-    let mut done = 0;
-    while let Some(rest) = contents.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match file.read(rest) {
-            Ok(0) => break,
-            Ok(count) => done += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    contents.truncate(done);
-    Ok(contents)
+    Ok(())
 }
 
 /// What goes to the node at once.
-#[derive(Default)]
 struct Request {
-    names: Vec<(PathBuf, Name)>,
-    files: Vec<SmallFile>,
-    bytes: usize,
+    names: Vec<(Found, Name)>,
+    message: SmallFiles,
 }
 
 impl Request {
-    fn has_room(&self, file: &SmallFile) -> bool {
-        self.files.len() < SMALL_FILES_MAX && self.bytes + bytes_of(file) <= SMALL_FILES_BYTES_MAX
+    fn has_room(&self, name: &Name, source: &Source) -> bool {
+        let target = source.metadata.symlink_target.as_ref().map_or(0, Vec::len);
+        let bytes = source.len() + name.key().len() + target + FILE_OVERHEAD_BYTES;
+        self.message.count() < SMALL_FILES_MAX && self.message.bytes() + bytes <= SMALL_FILES_BYTES_MAX
     }
 
-    fn add(&mut self, path: PathBuf, name: Name, file: SmallFile) {
-        self.bytes += bytes_of(&file);
-        self.names.push((path, name));
-        self.files.push(file);
-    }
-
-    fn send(
-        self,
-        context: &Context,
-        bucket: &str,
-        choices: PutChoices,
-        settle: &mut dyn FnMut(&Path, Result<Stored, Failure>),
-    ) {
-        if self.files.is_empty() {
-            return;
+    fn add(&mut self, found: Found, name: Name, source: Source) -> Result<(), (Found, Failure)> {
+        let len = source.len();
+        let Source { metadata, file } = source;
+        match self.message.add(name.key(), &metadata, len, |contents| read(file, contents)) {
+            Ok(()) => self.names.push((found, name)),
+            Err(failure) => return Err((found, failure)),
         }
-        let PutChoices { no_dedup, no_clobber, .. } = choices;
-        let request = ControlRequest::PutSmall { bucket: bucket.to_owned(), no_dedup, no_clobber, files: self.files };
-        let answered = ask(context, &request);
-        drop(request);
-        match answered {
-            Ok(outcomes) if outcomes.len() == self.names.len() => {
-                for ((path, name), outcome) in self.names.into_iter().zip(outcomes) {
-                    settle(&path, stored(name, outcome));
+        Ok(())
+    }
+
+    /// Gives back the room of its message.
+    fn send(self, putting: &mut Putting<'_>) -> Vec<u8> {
+        let Self { names, message } = self;
+        if message.is_empty() {
+            return message.finish();
+        }
+        let message = message.finish();
+        match ask(putting.context, &message) {
+            Ok(outcomes) if outcomes.len() == names.len() => {
+                for ((found, name), outcome) in names.into_iter().zip(outcomes) {
+                    (putting.settle)(found, told(name, outcome));
                 }
             }
             answered => {
                 let Failure { code, message } = answered.err().unwrap_or_else(unanswered);
-                for (path, _) in self.names {
-                    settle(&path, Err(Failure { code, message: message.clone() }));
+                for (found, _) in names {
+                    (putting.settle)(found, Outcome::Failed(Failure { code, message: message.clone() }));
                 }
             }
         }
+        message
     }
 }
 
-fn bytes_of(file: &SmallFile) -> usize {
-    let target = file.metadata.symlink_target.as_ref().map_or(0, Vec::len);
-    file.contents.0.len() + file.key.len() + target + FILE_OVERHEAD_BYTES
-}
-
-fn ask(context: &Context, request: &ControlRequest) -> Result<Vec<SmallStored>, Failure> {
-    match context.exchange(request)? {
+fn ask(context: &Context, message: &[u8]) -> Result<Vec<SmallStored>, Failure> {
+    match context.exchange(message)? {
         ControlEvent::StoredSmall { outcomes } => Ok(outcomes),
         _ => Err(unanswered()),
     }
 }
 
-fn stored(name: Name, outcome: SmallStored) -> Result<Stored, Failure> {
+fn told(name: Name, outcome: SmallStored) -> Outcome {
     match outcome {
-        SmallStored::Stored { content, bytes, bytes_new } => Ok(Stored { name, content, bytes, bytes_new }),
-        SmallStored::Failed { code, message } => Err(Failure { code, message }),
+        SmallStored::Stored { content, bytes, bytes_new } => {
+            Outcome::Stored(Stored { name, content, bytes, bytes_new })
+        }
+        SmallStored::Failed { code, message } => Outcome::Failed(Failure { code, message }),
     }
 }

@@ -1,7 +1,12 @@
 //! `gabion put -r`: a directory and everything in it, several files at once.
 //!
-//! Small files go many in one request, on one connection for each worker: a connection and a descriptor for each would
-//! cost more than their bytes. Whatever is longer than a small file goes alone, as its own descriptor.
+//! ```text
+//! walk --names, many at once--> worker --small: many in one request--> node
+//!                                 |  ^
+//!                                 +--+ anything else: handed back, whoever is free puts it by itself
+//! ```
+//! Small files go many in one request: a connection and a descriptor for each would cost more than their bytes. Whatever is
+//! longer than a small file goes alone, as its own descriptor. Which is which shows when it is opened.
 //!
 //! Symbolic links are stored as links. Sockets, pipes and devices are skipped with a warning; directories exist by the
 //! files in them, so an empty one leaves no trace. What fails does not stop the rest: exit code 3 at the end.
@@ -9,30 +14,55 @@
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
-use super::put::{PutChoices, Source, Stored, line_of, metadata_of, open_file, print, store, unreadable};
-use super::put_small::Batch;
+use super::put::{PutChoices, Stored, line_of, metadata_of, open_file, print, store, unreadable};
+use super::put_small::{BATCH_FILES_MAX, Outcome, Putting, Worker};
 use super::target::Prefix;
-use super::{interrupt, output, parallel, put_small};
+use super::{interrupt, output, parallel};
 use crate::format::name::{BUCKET_DEFAULT, Metadata, Name};
-use crate::limits::SMALL_CHUNK_BYTES_MAX;
+
+/// One whose files are put.
+pub(super) struct Directory {
+    pub path: PathBuf,
+    /// Of the keys of its files.
+    prefix: String,
+}
+
+impl Directory {
+    fn key_of(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.prefix.trim_end_matches('/')) }
+    }
+}
 
 /// A file or a symbolic link on its way into the store.
 pub(super) struct Found {
-    pub path: PathBuf,
-    pub key: String,
+    pub directory: Arc<Directory>,
+    /// In its directory.
+    pub name: String,
     pub is_symlink: bool,
+}
+
+impl Found {
+    pub fn path(&self) -> PathBuf {
+        self.directory.path.join(&self.name)
+    }
+
+    pub fn key(&self) -> String {
+        self.directory.key_of(&self.name)
+    }
 }
 
 /// What one worker takes at once.
 enum Work {
-    Small(Batch),
-    Large(Found),
+    Batch(Vec<Found>),
+    /// No small file, as has been found out.
+    Other(Found),
 }
 
 #[derive(Default)]
@@ -60,34 +90,38 @@ pub fn run(context: &Context, path: &Path, name: Option<&str>, choices: PutChoic
     context.connect()?;
     let prefix = prefix_for(path, name)?;
     let tally = Tally::default();
-    let sorted = |work: &mut dyn FnMut(Work) -> bool| {
-        let mut batch = Batch::default();
-        walk(context, path, &prefix.key, &tally, &mut |found, len| {
-            if !found.is_symlink && len > SMALL_CHUNK_BYTES_MAX as u64 {
-                return work(Work::Large(found));
+    let found = |work: &mut dyn FnMut(Work)| {
+        let mut batch = Vec::with_capacity(BATCH_FILES_MAX);
+        walk(context, path, &prefix.key, &tally, &mut |found| {
+            batch.push(found);
+            if batch.len() >= BATCH_FILES_MAX {
+                work(Work::Batch(std::mem::replace(&mut batch, Vec::with_capacity(BATCH_FILES_MAX))));
             }
-            batch.add(found, len);
-            !batch.is_full() || work(Work::Small(std::mem::take(&mut batch)))
         });
-        if !batch.is_empty() {
-            work(Work::Small(batch));
-        }
+        work(Work::Batch(batch));
     };
-    parallel::each(sorted, |work| match work {
-        Work::Large(found) => put_found(context, &prefix.bucket, &found, choices, &tally),
-        Work::Small(batch) => put_small(context, &prefix.bucket, batch, choices, &tally),
+    parallel::each(found, Worker::default, |worker, work, queue| match work {
+        Work::Other(found) => put_found(context, &prefix.bucket, &found, choices, &tally),
+        Work::Batch(batch) => {
+            let hand_back = &mut |found| queue.hand_back(Work::Other(found));
+            put_batch(context, &prefix.bucket, worker, batch, choices, &tally, hand_back);
+        }
     });
     finish(context, &prefix, &tally, choices)
 }
 
-/// Depth first, each file with its length. What cannot be listed or named counts as failed.
-fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut dyn FnMut(Found, u64) -> bool) {
-    let mut directories = vec![(root.to_owned(), prefix.to_owned())];
-    while let Some((directory, prefix)) = directories.pop() {
-        let entries = match fs::read_dir(&directory) {
+/// Depth first. What cannot be listed or named counts as failed.
+fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut dyn FnMut(Found)) {
+    let mut directories = vec![Directory { path: root.to_owned(), prefix: prefix.to_owned() }];
+    while let Some(directory) = directories.pop() {
+        let directory = Arc::new(directory);
+        let unlistable = |error: &std::io::Error| {
+            failed(context, tally, &Failure::other(format!("{} cannot be listed: {error}", directory.path.display())));
+        };
+        let entries = match fs::read_dir(&directory.path) {
             Ok(entries) => entries,
             Err(error) => {
-                failed(context, tally, &Failure::other(format!("{} cannot be listed: {error}", directory.display())));
+                unlistable(&error);
                 continue;
             }
         };
@@ -98,32 +132,22 @@ fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut
             let (entry, kind) = match entry.and_then(|entry| entry.file_type().map(|kind| (entry, kind))) {
                 Ok(entry) => entry,
                 Err(error) => {
-                    failed(
-                        context,
-                        tally,
-                        &Failure::other(format!("{} cannot be listed: {error}", directory.display())),
-                    );
+                    unlistable(&error);
                     continue;
                 }
             };
-            let path = entry.path();
             let Ok(name) = entry.file_name().into_string() else {
-                let message = format!("{} has a name that is not UTF-8; rename it", path.display());
+                let message = format!("{} has a name that is not UTF-8; rename it", entry.path().display());
                 failed(context, tally, &Failure::other(message));
                 continue;
             };
-            let key = if prefix.is_empty() { name } else { format!("{}/{name}", prefix.trim_end_matches('/')) };
             if kind.is_dir() {
-                directories.push((path, key));
+                directories.push(Directory { path: entry.path(), prefix: directory.key_of(&name) });
             } else if !kind.is_file() && !kind.is_symlink() {
-                let message = format!("{} is a socket, pipe or device: skipped", path.display());
+                let message = format!("{} is a socket, pipe or device: skipped", entry.path().display());
                 context.display.suspend(|| output::warn(&message, context.json));
             } else {
-                // What has gone or cannot be asked will fail where it is opened, and say why there.
-                let len = entry.metadata().map_or(0, |metadata| metadata.len());
-                if !found(Found { path, key, is_symlink: kind.is_symlink() }, len) {
-                    return;
-                }
+                found(Found { directory: directory.clone(), name, is_symlink: kind.is_symlink() });
             }
         }
     }
@@ -133,22 +157,32 @@ fn put_found(context: &Context, bucket: &str, found: &Found, choices: PutChoices
     if interrupt::requested() {
         return;
     }
-    settle(context, tally, &found.path, try_put(context, bucket, found, choices), choices);
+    settle(context, tally, &found.path(), try_put(context, bucket, found, choices), choices);
 }
 
-fn put_small(context: &Context, bucket: &str, batch: Batch, choices: PutChoices, tally: &Tally) {
+fn put_batch(
+    context: &Context,
+    bucket: &str,
+    worker: &mut Worker,
+    batch: Vec<Found>,
+    choices: PutChoices,
+    tally: &Tally,
+    hand_back: &mut dyn FnMut(Found),
+) {
     if interrupt::requested() {
         return;
     }
     let mut lines = String::new();
-    put_small::put(context, bucket, batch, choices, &mut |path, outcome| match outcome {
-        Ok(stored) => {
+    let settle = &mut |found: Found, outcome| match outcome {
+        Outcome::Stored(stored) => {
             lines.push_str(&line_of(context, &stored, choices.quiet));
             lines.push('\n');
             tally.stored(&stored);
         }
-        Err(failure) => not_stored(context, tally, path, failure),
-    });
+        Outcome::Failed(failure) => not_stored(context, tally, &found.path(), failure),
+        Outcome::Other => hand_back(found),
+    };
+    worker.put(batch, Putting { context, bucket, choices, settle });
     if let Err(failure) = context.display.suspend(|| output::lines(&lines)) {
         failed(context, tally, &failure);
     }
@@ -169,18 +203,17 @@ fn not_stored(context: &Context, tally: &Tally, path: &Path, failure: Failure) {
 }
 
 fn try_put(context: &Context, bucket: &str, found: &Found, choices: PutChoices) -> Result<Stored, Failure> {
-    let name = Name::new(bucket, &found.key).map_err(|error| Failure::usage(error.to_string()))?;
-    let source = open_file(&found.path)?;
+    let name = Name::new(bucket, &found.key()).map_err(|error| Failure::usage(error.to_string()))?;
+    let source = open_file(&found.path())?;
     let mut progress = context.display.start(&name.to_string());
     store(context, &name, &source, choices, &mut progress)
 }
 
-/// A link's metadata, its target among them; the source has no descriptor.
-pub(super) fn open_symlink(path: &Path) -> Result<Source, Failure> {
+/// A link's metadata, its target among them.
+pub(super) fn symlink_metadata(path: &Path) -> Result<Metadata, Failure> {
     let read = || Ok((fs::symlink_metadata(path)?, fs::read_link(path)?));
     let (found, target) = read().map_err(|error: std::io::Error| Failure::other(error.to_string()))?;
-    let metadata = Metadata { symlink_target: Some(target.into_os_string().into_vec()), ..metadata_of(&found) };
-    Ok(Source { descriptor: None, metadata, length: Some(0) })
+    Ok(Metadata { symlink_target: Some(target.into_os_string().into_vec()), ..metadata_of(&found) })
 }
 
 fn failed(context: &Context, tally: &Tally, failure: &Failure) {

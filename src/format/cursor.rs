@@ -103,6 +103,11 @@ impl Writer {
         Self { bytes: Vec::with_capacity(bytes) }
     }
 
+    /// Goes on behind what is there.
+    pub fn appending(bytes: Vec<u8>) -> Self {
+        Self { bytes }
+    }
+
     pub fn put<T: IntoBytes + Immutable>(&mut self, value: &T) -> &mut Self {
         self.bytes.extend_from_slice(value.as_bytes());
         self

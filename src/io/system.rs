@@ -1,11 +1,11 @@
 //! Plain calls that need no ring: limits, locks, space, memory, what a descriptor is.
 #![allow(unsafe_code)] // libc calls over numbers and structures of ours
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -157,6 +157,16 @@ pub fn read_cached(fd: impl AsFd, bytes: &mut [u8], offset: u64) -> bool {
         }
     }
     true
+}
+
+/// Opens a file of a directory for reading, by its name there: nobody has to walk the path to it again.
+pub fn open_in(directory: impl AsFd, name: &OsStr) -> io::Result<File> {
+    let name = CString::new(name.as_bytes())?;
+    // SAFETY: a number and a name that ends in zero.
+    let fd = unsafe { libc::openat(directory.as_fd().as_raw_fd(), name.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    let fd = check(fd)?;
+    // SAFETY: just opened, and nobody else's.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// Space of the file system that holds `path`.

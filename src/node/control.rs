@@ -32,6 +32,7 @@
 
 pub mod client;
 mod field;
+mod small_files;
 
 use crate::format::name::Metadata;
 use crate::format::{Address, Malformed, NetworkId, NodeId, Reader, Writer};
@@ -39,6 +40,7 @@ use crate::limits;
 use field::{Field, structure, tagged};
 
 pub use field::{Bytes, SecretText};
+pub use small_files::SmallFiles;
 
 pub const PROTOCOL_VERSION: u16 = 4;
 

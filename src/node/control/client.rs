@@ -82,6 +82,11 @@ impl Client {
         send_with_fds(self.stream.get_ref(), &request.encode(), fds).map_err(|_| self.lost())
     }
 
+    /// A request that was encoded already ([`super::SmallFiles`]).
+    pub fn send_encoded(&mut self, message: &[u8]) -> Result<(), ClientError> {
+        send_with_fds(self.stream.get_ref(), message, &[]).map_err(|_| self.lost())
+    }
+
     /// The next event. An `Error` event comes out as [`ClientError::Failed`].
     pub fn next_event(&mut self) -> Result<ControlEvent, ClientError> {
         let mut head = [0; LENGTH_BYTES];
