@@ -4,6 +4,7 @@
 //! A lock is handed on in order of arrival and travels as a value. Nothing here is held across anything but memory
 //! operations; waiting is by oneshot channels, so who gives up waiting takes no turn.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,14 +48,14 @@ impl<K: Hash + Eq + Copy> KeyLocks<K> {
         loop {
             let receiver = {
                 let mut part = self.0.of(key);
-                match part.get_mut(key) {
-                    None => {
-                        part.insert(*key, VecDeque::new());
+                match part.entry(*key) {
+                    Entry::Vacant(place) => {
+                        place.insert(VecDeque::new());
                         return KeyLock { locks: Some(self.clone()), key: *key };
                     }
-                    Some(waiting) => {
+                    Entry::Occupied(mut waiting) => {
                         let (sender, receiver) = oneshot::channel();
-                        waiting.push_back(sender);
+                        waiting.get_mut().push_back(sender);
                         receiver
                     }
                 }
@@ -66,12 +67,13 @@ impl<K: Hash + Eq + Copy> KeyLocks<K> {
     }
 
     pub fn try_lock(self: &Arc<Self>, key: &K) -> Option<KeyLock<K>> {
-        let mut part = self.0.of(key);
-        if part.contains_key(key) {
-            return None;
+        match self.0.of(key).entry(*key) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(place) => {
+                place.insert(VecDeque::new());
+                Some(KeyLock { locks: Some(self.clone()), key: *key })
+            }
         }
-        part.insert(*key, VecDeque::new());
-        Some(KeyLock { locks: Some(self.clone()), key: *key })
     }
 
     /// The locks of all these keys, taken in one order by everybody.
@@ -101,10 +103,11 @@ impl<K: Hash + Eq + Copy> Drop for KeyLock<K> {
         loop {
             let next = {
                 let mut part = locks.0.of(&self.key);
-                match part.get_mut(&self.key).and_then(VecDeque::pop_front) {
+                let Entry::Occupied(mut waiting) = part.entry(self.key) else { return };
+                match waiting.get_mut().pop_front() {
                     Some(next) => next,
                     None => {
-                        part.remove(&self.key);
+                        waiting.remove();
                         return;
                     }
                 }
