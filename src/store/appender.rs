@@ -441,7 +441,7 @@ impl<D: Disk> OpenSegment<D> {
 
     async fn seal(&self) {
         self.drained().await;
-        let (mut entries, end, allocated, failed) = {
+        let (entries, end, allocated, failed) = {
             let mut state = self.state.borrow_mut();
             (std::mem::take(&mut state.entries), state.end, state.allocated, state.failed.is_some())
         };
@@ -453,7 +453,7 @@ impl<D: Disk> OpenSegment<D> {
             self.context.unlink(id).await;
             return;
         }
-        let written = segment::write_footer(&self.file, id, &self.entry.nonce, &mut entries, end, end, allocated).await;
+        let written = segment::write_footer(&self.file, id, &self.entry.nonce, &entries, end, end, allocated).await;
         drop(entries);
         if let Err(error) = written {
             tracing::error!(segment = format_args!("{id:016x}"), %error, "a segment was not sealed; the next start does it");

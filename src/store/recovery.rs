@@ -395,9 +395,8 @@ impl<D: Disk> Opening<'_, D> {
         let name = name_of(found.id);
         let file = self.disk.open(&name, true).await.map_err(|error| StoreError::io("opening", &name, error))?;
         let len = segment::round_up(found.len, BLOCK);
-        let mut sorted = records.entries.clone();
         let nonce = &found.header.nonce;
-        match segment::write_footer(&file, found.id, nonce, &mut sorted, records.end, len, len).await {
+        match segment::write_footer(&file, found.id, nonce, &records.entries, records.end, len, len).await {
             Ok(_) => {
                 self.report.recovered_segments += 1;
                 Ok(State::Sealed)

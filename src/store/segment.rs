@@ -193,18 +193,28 @@ pub(super) async fn read_entries<F: DiskFile>(
         .collect::<Option<Vec<_>>>())
 }
 
+/// In the order of a footer. What is sorted is short: the entries themselves are 64 bytes, and tens of thousands in a
+/// segment of small chunks.
+fn by_address(entries: &[FooterEntry]) -> impl Iterator<Item = &FooterEntry> {
+    let prefix = |entry: &FooterEntry| entry.address.0.first_chunk().copied().map_or(0, u64::from_be_bytes);
+    let mut order: Vec<(u64, &FooterEntry)> = entries.iter().map(|entry| (prefix(entry), entry)).collect();
+    order.sort_unstable_by(|(a, first), (b, second)| {
+        a.cmp(b).then_with(|| (first.address, first.offset.get()).cmp(&(second.address, second.offset.get())))
+    });
+    order.into_iter().map(|(_, entry)| entry)
+}
+
 /// Writes and syncs the footer so that it ends the file, at or behind `start`; then gives back the unused middle.
 /// Returns the length of the file.
 pub(super) async fn write_footer<F: DiskFile>(
     file: &F,
     segment: u64,
     nonce: &[u8; 16],
-    entries: &mut [FooterEntry],
+    entries: &[FooterEntry],
     records_end: u64,
     start: u64,
     file_len: u64,
 ) -> io::Result<u64> {
-    entries.sort_unstable_by_key(|entry| (entry.address, entry.offset.get()));
     let bytes = footer_bytes(entries.len());
     let start = start.max(file_len.saturating_sub(bytes));
     let end = start + bytes;
@@ -212,7 +222,10 @@ pub(super) async fn write_footer<F: DiskFile>(
         file.allocate(file_len, end - file_len).await?;
     }
     let mut buffer = Buffer::heap(bytes as usize);
-    let covered = entries.as_bytes();
+    let (covered, _) = buffer.as_mut_slice().split_at_mut(size_of_val(entries));
+    for (place, entry) in covered.chunks_exact_mut(size_of::<FooterEntry>()).zip(by_address(entries)) {
+        place.copy_from_slice(entry.as_bytes());
+    }
     let mut tail = FooterTail {
         magic: FOOTER_MAGIC,
         segment: segment.into(),
@@ -224,8 +237,6 @@ pub(super) async fn write_footer<F: DiskFile>(
         crc: 0.into(),
     };
     tail.crc = tail_crc(&tail, nonce, end - TAIL_BYTES as u64).into();
-    let (head, _) = buffer.as_mut_slice().split_at_mut(covered.len());
-    head.copy_from_slice(covered);
     let (_, last) = buffer.as_mut_slice().split_at_mut(bytes as usize - TAIL_BYTES);
     last.copy_from_slice(tail.as_bytes());
     file.write_at(buffer.freeze(), 0..bytes as usize, start).await?;
