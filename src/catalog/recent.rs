@@ -13,12 +13,12 @@
 //! The counts are of groups of names, so that writes keep few readers waiting. What does not fit is forgotten, the least
 //! useful first; that a name has no record is worth keeping too.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Event;
@@ -26,8 +26,29 @@ use crate::format::name::{NameRecord, SEAL_NONCE_BYTES};
 use crate::format::{BucketId, NameId, Stamp, VaultId, VersionId};
 use crate::limits::CATALOG_NAMES_CACHED_BYTES_MAX;
 
-/// Of a bucket's id and a name's id, under keys of this process: nobody can make two names that share one.
+/// Half of it a hash of a bucket's id and a name's id under a key of this process, so that nobody can make two names that
+/// share one; half of it from the name's id, itself a hash, so that no two do by chance.
 type Key = u128;
+
+/// Of a key that is a hash already: its keyed half.
+#[derive(Default)]
+struct Keyed(u64);
+
+impl Hasher for Keyed {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u128(&mut self, key: u128) {
+        self.0 = (key >> 64) as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// A record without its ids, as one piece of memory: half of what the structure takes.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -84,8 +105,8 @@ impl Weighter<Key, Option<Arc<[u8]>>> for Weigh {
 }
 
 pub(super) struct Recent {
-    known: Cache<Key, Option<Arc<[u8]>>, Weigh>,
-    hashers: [RandomState; 2],
+    known: Cache<Key, Option<Arc<[u8]>>, Weigh, BuildHasherDefault<Keyed>>,
+    hasher: RandomState,
     /// Records that are queued and not applied, by [`group_of`].
     unapplied: Vec<AtomicUsize>,
     /// The catalog has failed, or has been closed.
@@ -96,8 +117,14 @@ impl Default for Recent {
     fn default() -> Self {
         let bytes = CATALOG_NAMES_CACHED_BYTES_MAX;
         Self {
-            known: Cache::with_weighter(bytes / ENTRY_BYTES_USUAL, bytes as u64, Weigh),
-            hashers: [RandomState::new(), RandomState::new()],
+            known: Cache::with(
+                bytes / ENTRY_BYTES_USUAL,
+                bytes as u64,
+                Weigh,
+                BuildHasherDefault::default(),
+                DefaultLifecycle::default(),
+            ),
+            hasher: RandomState::new(),
             unapplied: (0..GROUPS).map(|_| AtomicUsize::new(0)).collect(),
             closed: AtomicBool::new(false),
         }
@@ -146,8 +173,9 @@ impl Recent {
     }
 
     fn key_of(&self, bucket: &BucketId, name: &NameId) -> Key {
-        let [high, low] = self.hashers.each_ref().map(|hasher| hasher.hash_one((bucket, name)));
-        u128::from(high) << 64 | u128::from(low)
+        let unguessable = self.hasher.hash_one((bucket, name));
+        let distinct = name.0.last_chunk().copied().map_or(0, u64::from_le_bytes);
+        u128::from(unguessable) << 64 | u128::from(distinct)
     }
 
     /// What is known of a name (that it has no record, too), if that is known here and nothing newer is on its way.
