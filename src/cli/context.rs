@@ -66,11 +66,17 @@ impl Context {
         answer.ok_or_else(unanswered)
     }
 
-    /// A request that is answered by one event alone, encoded.
-    pub fn exchange(&self, message: &[u8]) -> Result<ControlEvent, Failure> {
-        let mut connection = self.connect()?;
+    /// A request that is answered by one event alone, encoded. `held`: the connection that the one before it used, and the
+    /// next one can.
+    pub fn exchange(&self, held: &mut Option<Connection>, message: &[u8]) -> Result<ControlEvent, Failure> {
+        let mut connection = match held.take() {
+            Some(connection) => connection,
+            None => self.connect()?,
+        };
         connection.client.send_encoded(message).map_err(failure_of)?;
-        connection.client.next_event().map_err(failure_of)
+        let event = connection.client.next_event().map_err(failure_of)?;
+        *held = Some(connection);
+        Ok(event)
     }
 
     pub fn status(&self) -> Result<StatusReport, Failure> {

@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::context::{Context, unanswered};
+use super::context::{Connection, Context, unanswered};
 use super::exit::Failure;
 use super::get::Fetched;
 use super::part::{Part, PartOf};
@@ -75,11 +75,12 @@ struct Written {
 /// Fetches every file of the batch to where `place` says, and tells each outcome.
 pub(super) fn get(
     context: &Context,
+    connection: &mut Option<Connection>,
     batch: Batch,
     place: &dyn Fn(&Entry) -> Result<PathBuf, Failure>,
     settle: &mut dyn FnMut(&Entry, Outcome),
 ) {
-    let answered = ask(context, &batch.entries)
+    let answered = ask(context, connection, &batch.entries)
         .and_then(|outcomes| if outcomes.len() == batch.entries.len() { Ok(outcomes) } else { Err(unanswered()) });
     let outcomes = match answered {
         Ok(outcomes) => outcomes,
@@ -116,10 +117,14 @@ pub(super) fn get(
     publish(written, settle);
 }
 
-fn ask(context: &Context, entries: &[Entry]) -> Result<Vec<SmallFetched>, Failure> {
+fn ask(
+    context: &Context,
+    connection: &mut Option<Connection>,
+    entries: &[Entry],
+) -> Result<Vec<SmallFetched>, Failure> {
     let target = |entry: &Entry| Target::Name { bucket: entry.bucket.clone(), key: entry.key.clone() };
     let request = ControlRequest::GetSmall { targets: entries.iter().map(target).collect() };
-    match context.exchange(&request.encode())? {
+    match context.exchange(connection, &request.encode())? {
         ControlEvent::FetchedSmall { outcomes } => Ok(outcomes),
         _ => Err(unanswered()),
     }

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::json;
 
-use super::context::Context;
+use super::context::{Connection, Context};
 use super::exit::{Exit, Failure};
 use super::get::{Fetched, GetChoices, interrupted, line_of, print, to_file};
 use super::get_small::{self, Batch, Outcome};
@@ -90,14 +90,11 @@ pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetC
         }
         listed
     };
-    parallel::each(
-        sorted,
-        || (),
-        |(), work, queue| match work {
-            Work::Large(entry) => tree.get(&entry),
-            Work::Small(batch) => tree.get_small(batch, &mut |entry| queue.hand_back(Work::Large(entry))),
-        },
-    )?;
+    let no_connection = || None;
+    parallel::each(sorted, no_connection, |connection, work, queue| match work {
+        Work::Large(entry) => tree.get(&entry),
+        Work::Small(batch) => tree.get_small(connection, batch, &mut |entry| queue.hand_back(Work::Large(entry))),
+    })?;
     let mut links = Ok(0);
     if interrupted().is_none() {
         links = tree.list(true, &mut |entry| tree.get(&entry));
@@ -149,13 +146,13 @@ impl Tree<'_> {
         self.context.display.suspend(|| output::failure(&failure, self.context.json));
     }
 
-    fn get_small(&self, batch: Batch, hand_back: &mut dyn FnMut(Entry)) {
+    fn get_small(&self, connection: &mut Option<Connection>, batch: Batch, hand_back: &mut dyn FnMut(Entry)) {
         if interrupted().is_some() {
             return;
         }
         let mut lines = String::new();
         let place = |entry: &Entry| self.make_way(self.prefix.relative(&entry.key).unwrap_or_default());
-        get_small::get(self.context, batch, &place, &mut |entry, outcome| match outcome {
+        get_small::get(self.context, connection, batch, &place, &mut |entry, outcome| match outcome {
             Outcome::Fetched(path, fetched) => {
                 self.fetched(fetched);
                 lines.push_str(&line_of(self.context, &format!("{}/{}", entry.bucket, entry.key), &path, fetched));

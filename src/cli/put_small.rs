@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
-use super::context::{Context, unanswered};
+use super::context::{Connection, Context, unanswered};
 use super::exit::Failure;
 use super::put::{PutChoices, Stored, metadata_of};
 use super::put_tree::{Directory, Found, symlink_metadata};
@@ -38,6 +38,7 @@ pub(super) enum Outcome {
 /// What a worker keeps from batch to batch.
 #[derive(Default)]
 pub(super) struct Worker {
+    connection: Option<Connection>,
     /// Where messages are written.
     room: Vec<u8>,
     /// The one that was read from last.
@@ -64,7 +65,7 @@ impl Worker {
                 Ok((_, Opened::Other)) => (putting.settle)(found, Outcome::Other),
                 Ok((name, Opened::Small(source))) => {
                     if !request.has_room(&name, &source) {
-                        self.room = request.send(&mut putting);
+                        self.room = request.send(&mut self.connection, &mut putting);
                         request = self.begin(&putting);
                     }
                     if let Err((found, failure)) = request.add(found, name, source) {
@@ -73,7 +74,7 @@ impl Worker {
                 }
             }
         }
-        self.room = request.send(&mut putting);
+        self.room = request.send(&mut self.connection, &mut putting);
     }
 
     fn begin(&mut self, putting: &Putting<'_>) -> Request {
@@ -166,13 +167,13 @@ impl Request {
     }
 
     /// Gives back the room of its message.
-    fn send(self, putting: &mut Putting<'_>) -> Vec<u8> {
+    fn send(self, connection: &mut Option<Connection>, putting: &mut Putting<'_>) -> Vec<u8> {
         let Self { names, message } = self;
         if message.is_empty() {
             return message.finish();
         }
         let message = message.finish();
-        match ask(putting.context, &message) {
+        match ask(putting.context, connection, &message) {
             Ok(outcomes) if outcomes.len() == names.len() => {
                 for ((found, name), outcome) in names.into_iter().zip(outcomes) {
                     (putting.settle)(found, told(name, outcome));
@@ -189,8 +190,8 @@ impl Request {
     }
 }
 
-fn ask(context: &Context, message: &[u8]) -> Result<Vec<SmallStored>, Failure> {
-    match context.exchange(message)? {
+fn ask(context: &Context, connection: &mut Option<Connection>, message: &[u8]) -> Result<Vec<SmallStored>, Failure> {
+    match context.exchange(connection, message)? {
         ControlEvent::StoredSmall { outcomes } => Ok(outcomes),
         _ => Err(unanswered()),
     }

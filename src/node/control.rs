@@ -10,7 +10,7 @@
 //!
 //! Three requests may follow others of their kind on the same connection, each answered by one event and no `Done`:
 //! [`ControlRequest::FetchChunk`], [`ControlRequest::PutSmall`] and [`ControlRequest::GetSmall`]. An `Error` in place of
-//! the answer ends the connection for the last two. A node may still close after any answer; the command then connects
+//! the answer ends the connection for the last two. A node may still close after a chunk; the command then connects
 //! again.
 //!
 //! Message, both directions:

@@ -56,7 +56,8 @@ impl Requests {
         }
         let request = ControlRequest::decode(self.held().get(LENGTH_BYTES..len).unwrap_or_default());
         self.held.start += len;
-        if self.held.is_empty() && self.buffer.len() > REQUEST_BYTES {
+        // Whoever sends one long request often sends another: room for it is kept until a short one comes.
+        if self.held.is_empty() && self.buffer.len() > REQUEST_BYTES && len <= REQUEST_BYTES {
             self.buffer = Buffer::heap(REQUEST_BYTES);
         }
         Ok(request)
