@@ -86,7 +86,7 @@ fn small_put(number: u64) -> [Event; 3] {
     let (address, version) = (address(number), version(number));
     [
         Event::Chunk { address, version, cached: false },
-        Event::Reference { address, version, capsule: Some(vec![7; CAPSULE_BYTES]) },
+        Event::Reference { address, version, capsule: Some(vec![7; CAPSULE_BYTES]), is_first: true },
         Event::Name(record(number)),
     ]
 }

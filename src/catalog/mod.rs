@@ -93,27 +93,20 @@ pub enum CatalogError {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// The version that introduced it refers to it; a chunk that is only cached is referred to by nobody.
-    Chunk {
-        address: Address,
-        version: VersionId,
-        cached: bool,
-    },
+    Chunk { address: Address, version: VersionId, cached: bool },
     Reference {
         address: Address,
         version: VersionId,
         capsule: Option<Vec<u8>>,
+        /// Just minted for this chunk, the version refers to nothing else, and this is said once.
+        is_first: bool,
     },
     /// An encoded name record.
     Name(Vec<u8>),
     /// A death whose signature has been checked, and the versions in it.
-    Death {
-        versions: Vec<VersionId>,
-        death: Vec<u8>,
-    },
+    Death { versions: Vec<VersionId>, death: Vec<u8> },
     /// The chunk is in the store no more.
-    Removed {
-        address: Address,
-    },
+    Removed { address: Address },
     /// An empty value deletes.
     Document(Document),
 }

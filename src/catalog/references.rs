@@ -98,6 +98,7 @@ impl Engine {
         address: &Address,
         version: &VersionId,
         capsule: Option<Vec<u8>>,
+        is_first: bool,
     ) -> Result<(), fjall::Error> {
         if version.is_zero() {
             return Ok(());
@@ -105,7 +106,9 @@ impl Engine {
         let reference = key(REFERENCE, &[&address.0, version.as_bytes()]);
         let capsule = capsule.unwrap_or_default();
         let counter = key(VERSION, &[version.as_bytes()]);
-        let counted = self.draft.get(&self.rows, &counter)?.map(|counted| Counted::read(&counted)).transpose()?;
+        // To look for a row that cannot be there takes longer than to write it.
+        let counted = if is_first { None } else { self.draft.get(&self.rows, &counter)? };
+        let counted = counted.map(|counted| Counted::read(&counted)).transpose()?;
         // A version without references has not this one either: most small files' only one.
         let known = if counted.is_none() { None } else { self.draft.get(&self.rows, &reference)? };
         let is_new = known.is_none();

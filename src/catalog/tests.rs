@@ -68,7 +68,12 @@ fn applied(segment: u64, end_offset: u64, events: Vec<Event>) -> Applied {
 }
 
 fn refers(address_number: u8, version_number: u8) -> Event {
-    Event::Reference { address: address(address_number), version: version(version_number), capsule: None }
+    Event::Reference {
+        address: address(address_number),
+        version: version(version_number),
+        capsule: None,
+        is_first: false,
+    }
 }
 
 const ADDRESSES: u8 = 5;
@@ -206,6 +211,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             address: address(chunk),
             version: version(by),
             capsule,
+            is_first: false,
         }),
         2 => (0u8..2, 0u8..3, 0u8..4, 1..=VERSIONS, any::<bool>())
             .prop_map(|(bucket, name, clock, by, gone)| Event::Name(record(bucket, name, clock, by, gone).encode())),
@@ -286,6 +292,40 @@ fn replay(catalog: &Catalog, log: &[Vec<Event>], positions: &Positions, seed: u6
         catalog.apply(applied(segment as u64, end as u64, log[segment][at[segment]..end].to_vec())).expect("room");
         at[segment] = end;
         batches += 1;
+    }
+}
+
+#[test]
+fn first_reference_of_a_version_counts_once_however_it_is_told() {
+    let chunk = Event::Chunk { address: address(1), version: version(1), cached: false };
+    let root = |is_first| Event::Reference {
+        address: address(1),
+        version: version(1),
+        capsule: Some(b"sealed".to_vec()),
+        is_first,
+    };
+    // Together; in two batches; with something between; told by who does not know.
+    for batches in [
+        vec![vec![chunk.clone(), root(true)]],
+        vec![vec![chunk.clone()], vec![root(true)]],
+        vec![vec![chunk.clone(), refers(2, 2), root(true)], vec![death(&[2])]],
+        vec![vec![chunk.clone(), root(false)]],
+        vec![vec![chunk.clone(), root(true)], vec![chunk.clone(), root(false)]],
+    ] {
+        let directory = directory();
+        let (catalog, _) = open(directory.path());
+        for (number, events) in batches.into_iter().enumerate() {
+            catalog.apply(applied(1, 64 * (number as u64 + 1), events)).expect("room");
+        }
+        block_on(catalog.settled()).expect("everything is swept");
+        let CatalogCounts { versions, references, .. } = block_on(catalog.counts()).expect("an answer");
+        assert_eq!((versions, references), (1, 1));
+        let capsules = block_on(catalog.capsules(&address(1))).expect("an answer");
+        assert_eq!(capsules, [(version(1), b"sealed".to_vec())]);
+        catalog.apply(applied(1, 640, vec![death(&[1])])).expect("room");
+        block_on(catalog.settled()).expect("everything is swept");
+        let CatalogCounts { versions, references, .. } = block_on(catalog.counts()).expect("an answer");
+        assert_eq!((versions, references), (0, 0));
     }
 }
 

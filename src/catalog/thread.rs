@@ -116,19 +116,22 @@ impl Engine {
     fn apply(&mut self, applied: Applied, queue: &Queue) {
         let Applied { segment, end_offset, events } = applied;
         let mut events = events.into_iter().peekable();
+        let mut is_of_new_chunk = false;
         loop {
             // Looked at before each: a commit in between may have closed the database.
             if self.failed.is_none() && (self.is_behind() || !self.rows.is_open()) {
                 return self.held.push(Applied { segment, end_offset, events: events.collect() });
             }
             let Some(event) = events.next() else { break };
+            let follows_its_chunk = std::mem::take(&mut is_of_new_chunk);
             if events.peek().is_some_and(|next| says_all_of(next, &event)) {
+                is_of_new_chunk = true;
                 self.count_drafted(queue);
                 continue;
             }
             let name = if let Event::Name(encoded) = &event { Recent::group_of_record(encoded) } else { None };
             if self.failed.is_none() {
-                let result = self.apply_event(event);
+                let result = self.apply_event(event, follows_its_chunk);
                 let _latched = self.guard(result);
             }
             name.inspect(|group| self.recent.applied(*group));
@@ -173,11 +176,14 @@ impl Engine {
         Ok(())
     }
 
-    fn apply_event(&mut self, event: Event) -> Result<(), fjall::Error> {
+    fn apply_event(&mut self, event: Event, follows_its_chunk: bool) -> Result<(), fjall::Error> {
         match event {
             Event::Chunk { cached: true, .. } => Ok(()),
-            Event::Chunk { address, version, cached: false } => self.apply_reference(&address, &version, None),
-            Event::Reference { address, version, capsule } => self.apply_reference(&address, &version, capsule),
+            Event::Chunk { address, version, cached: false } => self.apply_reference(&address, &version, None, false),
+            // Without its chunk before it, that is counted already: the two were in two batches.
+            Event::Reference { address, version, capsule, is_first } => {
+                self.apply_reference(&address, &version, capsule, is_first && follows_its_chunk)
+            }
             Event::Name(record) => self.apply_name(record),
             Event::Death { versions, death } => self.apply_death(&versions, death),
             Event::Removed { address } => self.apply_removed(&address),

@@ -42,8 +42,8 @@ fn convert(event: AppliedEvent) -> Result<Event, Malformed> {
         AppliedEvent::Chunk { address, version, flags } => {
             Event::Chunk { address, version, cached: flags & FLAG_CACHED != 0 }
         }
-        AppliedEvent::Reference { address, version, capsule } => {
-            Event::Reference { address, version, capsule: (!capsule.is_empty()).then_some(capsule) }
+        AppliedEvent::Reference { address, version, capsule, is_first } => {
+            Event::Reference { address, version, capsule: (!capsule.is_empty()).then_some(capsule), is_first }
         }
         AppliedEvent::Name { payload } => Event::Name(payload),
         AppliedEvent::Death { payload } => Event::Death { versions: Death::decode(&payload)?.versions, death: payload },
@@ -72,7 +72,7 @@ impl<'a> Replay<'a> {
         let event = match replayed {
             Replayed::Chunk { address, version, flags } => AppliedEvent::Chunk { address, version, flags },
             Replayed::Reference { address, version, capsule } => {
-                AppliedEvent::Reference { address, version, capsule: capsule.to_vec() }
+                AppliedEvent::Reference { address, version, capsule: capsule.to_vec(), is_first: false }
             }
             Replayed::Name { payload } => AppliedEvent::Name { payload: payload.to_vec() },
             Replayed::Death { payload } => AppliedEvent::Death { payload: payload.to_vec() },

@@ -198,7 +198,14 @@ fn judge(chunks: Vec<message::SmallChunk<'_>>, dead: &[VersionId]) -> (Vec<u8>, 
             (true, true) => Status::Dead,
             (true, false) => {
                 places.push(answers.len());
-                taken.push(SmallChunk { address, version, flags, payload: bytes.to_vec(), capsule: None });
+                taken.push(SmallChunk {
+                    address,
+                    version,
+                    flags,
+                    payload: bytes.to_vec(),
+                    capsule: None,
+                    is_first: false,
+                });
                 Status::Ok
             }
         };

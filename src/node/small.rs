@@ -194,7 +194,7 @@ pub async fn store_roots(shard: &Rc<Shard>, roots: Vec<SmallChunk>) -> Vec<Resul
 /// The chunk and the reference that carries its capsule travel at the same time: a reference to a chunk that did not
 /// arrive keeps nothing alive, and nobody learns of either before both are durable.
 async fn store_root(shard: &Rc<Shard>, root: SmallChunk) -> Result<Stored, ChunkError> {
-    let SmallChunk { address, version, flags: _, payload, capsule } = root;
+    let SmallChunk { address, version, flags: _, payload, capsule, is_first: _ } = root;
     let mut buffer = Buffer::heap(RECORD_HEAD_BYTES + payload.len());
     if let Some(place) = buffer.as_mut_slice().get_mut(RECORD_HEAD_BYTES..) {
         place.copy_from_slice(&payload);

@@ -14,6 +14,8 @@ use crate::format::segment::FooterEntry;
 /// What a record does to the index.
 pub(super) enum Effect {
     None,
+    /// None either; of a reference: the first by its version.
+    First,
     /// A `removed` record that compaction carries along: known already.
     Carry,
     /// A chunk appears; the copies that it replaces (cached only, or quarantined) go.
@@ -76,7 +78,7 @@ pub(super) fn abandon<D: Disk>(context: &Rc<Context<D>>, segment: u64, records: 
             Effect::Drop { place } => {
                 context.shared.index.quarantine(&address, place.segment, place.offset);
             }
-            Effect::None | Effect::Carry | Effect::Retire { .. } | Effect::Quarantine { .. } => {}
+            Effect::None | Effect::First | Effect::Carry | Effect::Retire { .. } | Effect::Quarantine { .. } => {}
         }
     }
     strays
@@ -95,9 +97,10 @@ pub(super) fn finish<D: Disk>(
         let effect = std::mem::replace(&mut record.effect, Effect::None);
         let tells =
             !matches!(effect, Effect::Carry | Effect::Move { .. } | Effect::Retire { .. } | Effect::Quarantine { .. });
+        let is_first = matches!(effect, Effect::First);
         locks.extend(apply(context, segment, &record, effect));
         if tells {
-            events.extend(event(record));
+            events.extend(event(record, is_first));
         }
     }
     (context.observer)(Applied { segment, end_offset, events });
@@ -108,7 +111,7 @@ fn apply<D: Disk>(context: &Rc<Context<D>>, segment: u64, record: &Durable, effe
     let shared = &context.shared;
     let address = record.entry.address;
     match effect {
-        Effect::None | Effect::Carry => None,
+        Effect::None | Effect::First | Effect::Carry => None,
         Effect::Retire { place } => {
             shared.note(&place, false);
             None
@@ -145,12 +148,12 @@ fn apply<D: Disk>(context: &Rc<Context<D>>, segment: u64, record: &Durable, effe
     }
 }
 
-fn event(record: Durable) -> Option<AppliedEvent> {
+fn event(record: Durable, is_first: bool) -> Option<AppliedEvent> {
     let Durable { entry, payload, .. } = record;
     let FooterEntry { address, version, flags, .. } = entry;
     Some(match RecordKind::parse(entry.kind)? {
         RecordKind::Chunk => AppliedEvent::Chunk { address, version, flags },
-        RecordKind::Reference => AppliedEvent::Reference { address, version, capsule: payload },
+        RecordKind::Reference => AppliedEvent::Reference { address, version, capsule: payload, is_first },
         RecordKind::Name => AppliedEvent::Name { payload },
         RecordKind::Death => AppliedEvent::Death { payload },
         RecordKind::Document => AppliedEvent::Document { payload },

@@ -189,6 +189,8 @@ pub enum AppliedEvent {
         address: Address,
         version: VersionId,
         capsule: Vec<u8>,
+        /// Nothing but this chunk was ever referred to by this version.
+        is_first: bool,
     },
     Name {
         payload: Vec<u8>,

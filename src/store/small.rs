@@ -35,6 +35,8 @@ pub struct SmallChunk {
     pub payload: Vec<u8>,
     /// Of a root: sealed, for its reference.
     pub capsule: Option<Vec<u8>>,
+    /// The version was minted for this chunk: nothing refers to anything by it yet.
+    pub is_first: bool,
 }
 
 /// What one round writes.
@@ -89,7 +91,7 @@ impl<D: Disk> Store<D> {
 
     /// Decides about one chunk under its lock, and adds what has to be written.
     async fn join(&self, round: &mut Round, at: usize, chunk: SmallChunk, lock: AddressLock) -> Result<(), StoreError> {
-        let SmallChunk { address, version, flags, payload, capsule } = chunk;
+        let SmallChunk { address, version, flags, payload, capsule, is_first } = chunk;
         if !(CHUNK_BYTES_MIN..BULK_PAYLOAD_BYTES_MIN).contains(&payload.len()) {
             return Err(StoreError::Length {
                 what: "small chunk",
@@ -101,6 +103,9 @@ impl<D: Disk> Store<D> {
         let reference = |capsule: Option<Vec<u8>>| {
             let mut op = reference_op(&address, &version);
             op.payload = capsule.unwrap_or_default();
+            if is_first {
+                op.effect = Effect::First;
+            }
             op
         };
         match self.superseded(&address).await? {

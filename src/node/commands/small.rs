@@ -129,7 +129,14 @@ impl Item {
         };
         let sealed = vault.seal_capsule(&shard.node.network_id(), &self.version, &root, &capsule);
         self.result = PutResult { root, root_key, depth: 0, length: length as u64, bytes_new: 0, chunks: 1 };
-        Some(SmallChunk { address: root, version: self.version, flags: 0, payload, capsule: Some(sealed) })
+        Some(SmallChunk {
+            address: root,
+            version: self.version,
+            flags: 0,
+            payload,
+            capsule: Some(sealed),
+            is_first: true,
+        })
     }
 
     fn body(&self) -> NameBody {

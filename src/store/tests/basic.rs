@@ -70,7 +70,8 @@ fn capsule_of_a_reference_is_told_and_replayed() {
         let record = SmallRecord::Reference { address, version: version(1), capsule: b"sealed".to_vec() };
         first.store.append(record).await.unwrap();
         let told = first.observed.try_recv().unwrap().events;
-        assert_eq!(told, [AppliedEvent::Reference { address, version: version(1), capsule: b"sealed".to_vec() }]);
+        let capsule = b"sealed".to_vec();
+        assert_eq!(told, [AppliedEvent::Reference { address, version: version(1), capsule, is_first: false }]);
         first.store.close().await.unwrap();
         assert_eq!(opened(&disk).await.told.events, told);
     });

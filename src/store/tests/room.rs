@@ -93,7 +93,7 @@ fn small_chunks_are_refused_too() {
             assert!(number < 1000, "it is bounded");
             let chunks = chunks.into_iter().map(|payload| {
                 let address = address_of(&payload);
-                SmallChunk { address, version: version(1), flags: 0, payload, capsule: None }
+                SmallChunk { address, version: version(1), flags: 0, payload, capsule: None, is_first: false }
             });
             refused = store.hold_small(chunks.collect()).await.iter().filter(|answer| is_at_capacity(answer)).count();
         }

@@ -9,7 +9,14 @@ use crate::store::simulated::{Faults, SimulatedDisk};
 use crate::store::{AppliedEvent, SmallChunk, StoreError};
 
 fn chunk(payload: &[u8], version: VersionId) -> SmallChunk {
-    SmallChunk { address: address_of(payload), version, flags: 0, payload: payload.to_vec(), capsule: None }
+    SmallChunk {
+        address: address_of(payload),
+        version,
+        flags: 0,
+        payload: payload.to_vec(),
+        capsule: None,
+        is_first: false,
+    }
 }
 
 fn root(payload: &[u8], version: VersionId) -> SmallChunk {

@@ -44,7 +44,7 @@ impl Told {
         self.events.push(match replayed {
             Replayed::Chunk { address, version, flags } => AppliedEvent::Chunk { address, version, flags },
             Replayed::Reference { address, version, capsule } => {
-                AppliedEvent::Reference { address, version, capsule: capsule.to_vec() }
+                AppliedEvent::Reference { address, version, capsule: capsule.to_vec(), is_first: false }
             }
             Replayed::Name { payload } => AppliedEvent::Name { payload: payload.to_vec() },
             Replayed::Death { payload } => AppliedEvent::Death { payload: payload.to_vec() },
