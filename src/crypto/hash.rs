@@ -1,9 +1,18 @@
 //! Addresses: BLAKE3 of a chunk's ciphertext. Whoever holds a chunk can check it without any key.
 
+mod many;
+
 use crate::format::Address;
+
+pub use many::keyed_hashes;
 
 pub fn address_of(ciphertext: &[u8]) -> Address {
     Address(*blake3::hash(ciphertext).as_bytes())
+}
+
+/// The addresses of short chunks, in less time than one by one.
+pub fn addresses_of(ciphertexts: &[&[u8]]) -> Vec<Address> {
+    many::hashes(ciphertexts).into_iter().map(Address).collect()
 }
 
 /// Answers a request to prove that a range of a chunk is at hand: both sides hash the bytes under the asker's nonce.

@@ -24,7 +24,7 @@ use super::shard::Shard;
 use super::shared::lock;
 use super::strangers::PlaceId;
 use crate::catalog::CatalogError;
-use crate::crypto::hash::{address_of, proof_of_holding};
+use crate::crypto::hash::{addresses_of, proof_of_holding};
 use crate::crypto::identity::CheckedCertificate;
 use crate::crypto::keys::VaultKey;
 use crate::format::frame::{FrameKind, Status};
@@ -191,8 +191,9 @@ fn answer(body: Vec<u8>) -> Result<Reply, Refusal> {
 /// An answer to each chunk of a frame as if it were taken, unless it must not be; which ones may, and their places.
 fn judge(chunks: Vec<message::SmallChunk<'_>>, dead: &[VersionId]) -> (Vec<u8>, Vec<usize>, Vec<SmallChunk>) {
     let (mut answers, mut places, mut taken) = (Vec::with_capacity(chunks.len()), Vec::new(), Vec::new());
-    for message::SmallChunk { address, version, flags, bytes } in chunks {
-        let is_sound = bytes.len() >= CHUNK_BYTES_MIN && flags & !FLAG_STAND_IN == 0 && address_of(bytes) == address;
+    let found = addresses_of(&chunks.iter().map(|chunk| chunk.bytes).collect::<Vec<_>>());
+    for (message::SmallChunk { address, version, flags, bytes }, found) in chunks.into_iter().zip(found) {
+        let is_sound = bytes.len() >= CHUNK_BYTES_MIN && flags & !FLAG_STAND_IN == 0 && found == address;
         let status = match (is_sound, dead.contains(&version)) {
             (false, _) => Status::Malformed,
             (true, true) => Status::Dead,
@@ -427,6 +428,7 @@ impl Serve {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::hash::address_of;
     use crate::format::Address;
 
     #[test]

@@ -27,10 +27,10 @@ use super::get::{Found, find};
 use super::put::{Put, publish, read_earlier, reserve_death};
 use super::{Client, Failure, Requests, code, vault_key};
 use crate::catalog::CatalogError;
-use crate::crypto::cipher::{ScopeKey, open_chunk, seal_chunk};
+use crate::crypto::cipher::{ChunkKey, ScopeKey, open_chunk, seal_chunk, seal_chunks};
 use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::name::{Capsule, Metadata, Name, NameBody, NameRecord};
-use crate::format::{BucketId, NameId, VersionId};
+use crate::format::{Address, BucketId, NameId, VersionId};
 use crate::io::{Buffer, BufferPool, spawn, yield_now};
 use crate::key_locks::KeyLock;
 use crate::limits::{
@@ -112,15 +112,15 @@ impl Item {
         Ok(Self { put, name, bucket_id, name_id, version, contents, result: PutResult::empty() })
     }
 
-    /// Makes the chunk of the contents, its own root; none of an empty file.
-    fn seal(&mut self, shard: &Rc<Shard>, vault: &VaultKey, scope: &ScopeKey) -> Option<SmallChunk> {
-        let mut payload = std::mem::take(&mut self.contents);
-        let length = payload.len();
-        if length == 0 {
-            return None;
-        }
-        payload.resize(length.max(CHUNK_BYTES_MIN), 0);
-        let (root, root_key) = seal_chunk(scope, 0, &mut payload, length);
+    /// The chunk that the contents, `length` bytes of them, were made: its own root.
+    fn sealed(
+        &mut self,
+        shard: &Rc<Shard>,
+        vault: &VaultKey,
+        length: usize,
+        (root, root_key): (Address, ChunkKey),
+    ) -> SmallChunk {
+        let payload = std::mem::take(&mut self.contents);
         let capsule = Capsule {
             root_key: *root_key.as_bytes(),
             depth: 0,
@@ -129,14 +129,7 @@ impl Item {
         };
         let sealed = vault.seal_capsule(&shard.node.network_id(), &self.version, &root, &capsule);
         self.result = PutResult { root, root_key, depth: 0, length: length as u64, bytes_new: 0, chunks: 1 };
-        Some(SmallChunk {
-            address: root,
-            version: self.version,
-            flags: 0,
-            payload,
-            capsule: Some(sealed),
-            is_first: true,
-        })
+        SmallChunk { address: root, version: self.version, flags: 0, payload, capsule: Some(sealed), is_first: true }
     }
 
     fn body(&self) -> NameBody {
@@ -241,6 +234,33 @@ async fn put_all(shard: &Rc<Shard>, files: Puts) -> Result<Vec<Outcome>, Failure
 
 /// Sealing this much takes as long as one long chunk.
 const SEALED_BYTES_AT_ONCE: usize = 512 << 10;
+/// As many as are hashed side by side.
+const SEALED_TOGETHER: usize = 16;
+
+/// Makes the chunk of each item's contents, its own root; none of an empty file.
+fn seal(shard: &Rc<Shard>, vault: &VaultKey, mut items: Vec<&mut Item>) -> Vec<Option<SmallChunk>> {
+    let spans: Vec<usize> = items.iter().map(|item| item.contents.len()).collect();
+    let (mut shared, mut own) = (Vec::with_capacity(items.len()), Vec::new());
+    for (item, span) in items.iter_mut().zip(&spans).filter(|(_, span)| **span > 0) {
+        item.contents.resize((*span).max(CHUNK_BYTES_MIN), 0);
+        let chunk = item.contents.as_mut_slice();
+        if item.put.no_dedup {
+            own.push(seal_chunk(&ScopeKey::random(), 0, chunk, *span));
+        } else {
+            shared.push((chunk, *span));
+        }
+    }
+    let (mut shared, mut own) = (seal_chunks(vault.scope(), 0, &mut shared).into_iter(), own.into_iter());
+    let seal_one = |(item, span): (&mut Item, usize)| {
+        let sealed = match (span, item.put.no_dedup) {
+            (0, _) => None,
+            (_, true) => own.next(),
+            (_, false) => shared.next(),
+        };
+        sealed.map(|sealed| item.sealed(shard, vault, span, sealed))
+    };
+    items.into_iter().zip(spans).map(seal_one).collect()
+}
 
 /// Files that are at the same step, and the outcomes of those that are not any more.
 struct Batch {
@@ -321,21 +341,23 @@ impl Batch {
 
     /// Steps 2 and 3.
     async fn store_contents(&mut self, shard: &Rc<Shard>, vault: &VaultKey) {
-        let shared = vault.scope();
         let (mut roots, mut of) = (Vec::with_capacity(self.items.len()), Vec::with_capacity(self.items.len()));
         let mut sealed_bytes = 0;
-        for (place, (_, item)) in self.items.iter_mut().enumerate() {
-            sealed_bytes += item.contents.len();
+        let mut place = 0;
+        for items in self.items.chunks_mut(SEALED_TOGETHER) {
+            sealed_bytes += items.iter().map(|(_, item)| item.contents.len()).sum::<usize>();
             if sealed_bytes > SEALED_BYTES_AT_ONCE {
                 // Other tasks of this thread, and its ring, get their turn.
                 yield_now().await;
                 sealed_bytes = 0;
             }
-            let own = item.put.no_dedup.then(ScopeKey::random);
-            if let Some(root) = item.seal(shard, vault, own.as_ref().unwrap_or(shared)) {
-                of.push((place, root.payload.len() as u64));
-                roots.push(root);
+            for (place, root) in (place..).zip(seal(shard, vault, items.iter_mut().map(|(_, item)| item).collect())) {
+                if let Some(root) = root {
+                    of.push((place, root.payload.len() as u64));
+                    roots.push(root);
+                }
             }
+            place += items.len();
         }
         let mut failed = Vec::new();
         for ((place, bytes), outcome) in of.into_iter().zip(small::store_roots(shard, roots).await) {
@@ -500,8 +522,7 @@ async fn look_up(shard: &Rc<Shard>, names: Vec<(BucketId, NameId)>) -> Result<Lo
 async fn put_by_quorum(shard: &Rc<Shard>, vault: &VaultKey, mut item: Item) -> Outcome {
     let earlier = read_earlier(shard, &item.put, &item.name, &item.bucket_id, &item.name_id).await?;
     let _room = reserve_death(shard, earlier.as_ref())?;
-    let own = item.put.no_dedup.then(ScopeKey::random);
-    if let Some(root) = item.seal(shard, vault, own.as_ref().unwrap_or(vault.scope())) {
+    if let Some(root) = seal(shard, vault, vec![&mut item]).pop().flatten() {
         let bytes = root.payload.len() as u64;
         let stored = small::store_roots(shard, vec![root]).await.pop().unwrap_or(Err(ChunkError::Cancelled))?;
         item.result.bytes_new = if stored.new { bytes } else { 0 };
@@ -642,7 +663,7 @@ pub fn takes(length: u64, metadata: &Metadata) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::Address;
+
     use crate::limits::{CONTROL_MESSAGE_BYTES_MAX, KEY_BYTES_MAX, SYMLINK_BYTES_MAX};
 
     #[test]
