@@ -64,7 +64,7 @@ impl Engine {
         if known.is_none_or(|known| known < (document.serial, document.value.clone())) {
             let mut value = document.serial.to_le_bytes().to_vec();
             value.extend_from_slice(&document.value);
-            self.draft.put(row, value);
+            self.draft.put(row, &value);
         }
         Ok(())
     }

@@ -4,10 +4,10 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::CatalogCounts;
-use super::rows::{Row, Rows, TOTALS};
+use super::rows::{Bytes, Row, Rows, TOTALS, key};
 
 /// Key -> the new value, or that the row goes.
-pub(super) type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+pub(super) type Changes = BTreeMap<Bytes, Option<Bytes>>;
 
 /// Changes that are not committed yet; what reads a single row sees them.
 #[derive(Default)]
@@ -22,7 +22,7 @@ impl Draft {
 
     pub fn get(&self, rows: &Rows, key: &[u8]) -> Result<Option<Vec<u8>>, fjall::Error> {
         match self.changes.get(key) {
-            Some(value) => Ok(value.clone()),
+            Some(value) => Ok(value.as_deref().map(<[u8]>::to_vec)),
             None => rows.get(key),
         }
     }
@@ -34,17 +34,17 @@ impl Draft {
         }
     }
 
-    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.changes.insert(key, Some(value));
+    pub fn put(&mut self, key: Bytes, value: &[u8]) {
+        self.changes.insert(key, Some(value.into()));
     }
 
-    pub fn remove(&mut self, key: Vec<u8>) {
+    pub fn remove(&mut self, key: Bytes) {
         self.changes.insert(key, None);
     }
 
     pub fn put_totals(&mut self, totals: &CatalogCounts) {
         let numbers = [totals.names, totals.versions, totals.references, totals.deaths];
-        self.put(vec![TOTALS], numbers.iter().flat_map(|number| number.to_le_bytes()).collect());
+        self.put(key(TOTALS, &[]), numbers.map(u64::to_le_bytes).as_flattened());
     }
 
     pub fn into_changes(self) -> Changes {
@@ -55,7 +55,7 @@ impl Draft {
 /// The rows of the database as `changes` leave them. Both ascend by key.
 pub(super) fn merged<'a>(
     database: Result<impl Iterator<Item = Result<Row, fjall::Error>>, fjall::Error>,
-    changes: impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>,
+    changes: impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>,
 ) -> impl Iterator<Item = Result<Row, fjall::Error>> {
     let (database, mut failed) = match database {
         Ok(database) => (Some(database), None),
@@ -68,7 +68,7 @@ pub(super) fn merged<'a>(
         }
         loop {
             let order = match (database.peek(), changes.peek()) {
-                (Some(Ok((key, _))), Some((changed, _))) => key.cmp(changed),
+                (Some(Ok((key, _))), Some((changed, _))) => key.as_slice().cmp(changed),
                 (Some(_), _) => Ordering::Less,
                 (None, _) => Ordering::Greater,
             };
@@ -80,7 +80,7 @@ pub(super) fn merged<'a>(
             }
             let (key, value) = changes.next()?;
             if let Some(value) = value {
-                return Some(Ok((key.clone(), value.clone())));
+                return Some(Ok((key.to_vec(), value.to_vec())));
             }
         }
     })

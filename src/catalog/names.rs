@@ -37,7 +37,7 @@ impl Engine {
         if wins {
             let lived = known.is_some_and(|known| !known.tombstone);
             self.totals.names = self.totals.names + u64::from(!record.tombstone) - u64::from(lived);
-            self.draft.put(row, encoded);
+            self.draft.put(row, &encoded);
             self.recent.keep(&record.bucket, &record.name, Some(&record));
         }
         Ok(())
@@ -64,7 +64,7 @@ impl Engine {
         after: Option<(BucketId, NameId)>,
         limit: usize,
     ) -> Result<Vec<NameRecord>, CatalogError> {
-        let prefix = bucket.map_or_else(|| vec![NAME], |bucket| key(NAME, &[&bucket.0]));
+        let prefix = bucket.map_or_else(|| key(NAME, &[]), |bucket| key(NAME, &[&bucket.0]));
         let start = after.map_or_else(|| prefix.clone(), |(bucket, name)| key(NAME, &[&bucket.0, &name.0]));
         // A place in an earlier bucket is before all of this one's names.
         let start = start.max(prefix.clone());

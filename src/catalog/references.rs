@@ -114,14 +114,14 @@ impl Engine {
         let is_new = known.is_none();
         // The greater of two capsules, so that their order does not matter (in truth there is one).
         if known.is_none_or(|known| known < capsule) {
-            self.draft.put(reference, capsule);
+            self.draft.put(reference, &capsule);
         }
         if !is_new {
             return Ok(());
         }
         let counted = match counted {
             Some(Counted { count, first }) => {
-                self.draft.put(key(CHUNK, &[version.as_bytes(), &address.0]), Vec::new());
+                self.draft.put(key(CHUNK, &[version.as_bytes(), &address.0]), &[]);
                 Counted { count: count + 1, first }
             }
             None => {
@@ -130,7 +130,7 @@ impl Engine {
             }
         };
         self.totals.references += 1;
-        self.draft.put(counter, counted.row());
+        self.draft.put(counter, &counted.row());
         // Most stores know of few deaths, and many of none: then there is no row to look for.
         if self.totals.deaths > 0 && self.draft.contains(&self.rows, &key(DEAD, &[version.as_bytes()]))? {
             self.sweep(version);
@@ -150,18 +150,18 @@ impl Engine {
                 }
             }
             if known.is_none_or(|known| id.0.as_slice() < known.as_slice()) {
-                self.draft.put(dead, id.0.to_vec());
+                self.draft.put(dead, &id.0);
             }
         }
         let stored = key(DEATH, &[&id.0]);
         if !self.draft.contains(&self.rows, &stored)? {
-            self.draft.put(stored, death);
+            self.draft.put(stored, &death);
         }
         Ok(())
     }
 
     fn sweep(&mut self, version: &VersionId) {
-        self.draft.put(key(SWEEP, &[version.as_bytes()]), Vec::new());
+        self.draft.put(key(SWEEP, &[version.as_bytes()]), &[]);
         self.sweeps.add(*version);
     }
 
@@ -197,7 +197,7 @@ impl Engine {
             let Some(version) = self.sweeps.next() else { break };
             let (before, left) = (dropped, CATALOG_SWEEP_REFERENCES - dropped);
             let drop_reference = |draft: &mut Draft, address: Address| {
-                draft.put(key(GARBAGE, &[&address.0]), since.clone());
+                draft.put(key(GARBAGE, &[&address.0]), &since);
                 draft.remove(key(REFERENCE, &[&address.0, version.as_bytes()]));
             };
             let counter = key(VERSION, &[version.as_bytes()]);
@@ -207,7 +207,7 @@ impl Engine {
                 for row in self.rows.prefix(&key(CHUNK, &[version.as_bytes()])).take(left) {
                     let (chunk, _) = row?;
                     drop_reference(&mut draft, address_at(&chunk, 17)?);
-                    draft.remove(chunk);
+                    draft.remove(chunk.into());
                     dropped += 1;
                 }
             }
@@ -250,7 +250,7 @@ impl Engine {
         after: Option<DeathId>,
         limit: usize,
     ) -> Result<Vec<(DeathId, Vec<u8>)>, CatalogError> {
-        let start = after.map_or_else(|| vec![DEATH], |after| key(DEATH, &[&after.0]));
+        let start = after.map_or_else(|| key(DEATH, &[]), |after| key(DEATH, &[&after.0]));
         self.read(|_, rows| {
             let deaths = rows.after(&[DEATH], &start).take(limit);
             deaths.map(|row| row.and_then(|(key, death)| Ok((DeathId(rows::part(&key, 1)?), death)))).collect()
@@ -300,7 +300,7 @@ impl Engine {
     }
 
     pub(super) fn versions(&mut self, after: Option<VersionId>, limit: usize) -> Result<Vec<VersionId>, CatalogError> {
-        let start = after.map_or_else(|| vec![VERSION], |after| key(VERSION, &[after.as_bytes()]));
+        let start = after.map_or_else(|| key(VERSION, &[]), |after| key(VERSION, &[after.as_bytes()]));
         self.read(|_, rows| rows.after(&[VERSION], &start).take(limit).map(|row| version_at(&row?.0, 1)).collect())
     }
 
@@ -325,7 +325,7 @@ impl Engine {
             let address = address_at(&mark, 1)?;
             cursor.clone_from(&mark);
             if rows.prefix(&key(REFERENCE, &[&address.0])).next().transpose()?.is_some() {
-                stale.remove(mark);
+                stale.remove(mark.into());
                 continue;
             }
             let same_run = rows::number(&since, 0)? == self.run;

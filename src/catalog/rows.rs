@@ -10,6 +10,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,12 +47,31 @@ const DATABASE_DIRECTORY: &str = "database";
 /// Between two looks at whether its threads have written a table.
 const TABLES_LOOK: Duration = Duration::from_millis(2);
 
+/// Bytes of a row, as the database takes them: made once, and shared from then on.
+pub(super) type Bytes = fjall::Slice;
+
+/// All keys but those of documents.
+const KEY_BYTES_USUAL: usize = 1 + 32 + 32;
+
 /// A row's key: its kind and its parts.
-pub(super) fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
-    key.push(kind);
-    parts.iter().for_each(|part| key.extend_from_slice(part));
-    key
+pub(super) fn key(kind: u8, parts: &[&[u8]]) -> Bytes {
+    let len = 1 + parts.iter().map(|part| part.len()).sum::<usize>();
+    let (mut usual, mut long) = ([0; KEY_BYTES_USUAL], Vec::new());
+    let room = match usual.get_mut(..len) {
+        Some(room) => room,
+        None => {
+            long.resize(len, 0);
+            long.as_mut_slice()
+        }
+    };
+    let bytes = std::iter::once(std::slice::from_ref(&kind)).chain(parts.iter().copied());
+    let mut rest = &mut *room;
+    for part in bytes {
+        let (place, behind) = rest.split_at_mut(part.len());
+        place.copy_from_slice(part);
+        rest = behind;
+    }
+    Bytes::from(&*room)
 }
 
 /// The fixed-size part of a key at `at`.
@@ -226,7 +246,7 @@ impl Rows {
 
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, fjall::Error> {
         match self.waiting.get(key) {
-            Some(value) => Ok(value.clone()),
+            Some(value) => Ok(value.as_deref().map(<[u8]>::to_vec)),
             None => Ok(self.opened()?.keyspace.get(key)?.map(|value| value.to_vec())),
         }
     }
@@ -241,16 +261,17 @@ impl Rows {
     pub fn prefix(&self, prefix: &[u8]) -> impl Iterator<Item = Result<Row, fjall::Error>> + use<'_> {
         let prefix = prefix.to_vec();
         let database = self.opened().map(|opened| opened.keyspace.prefix(prefix.clone()).map(row));
-        let waiting = self.waiting.range(prefix.clone()..).take_while(move |(key, _)| key.starts_with(&prefix));
+        let from = (Bound::Included(prefix.as_slice()), Bound::Unbounded);
+        let waiting = self.waiting.range::<[u8], _>(from).take_while(move |(key, _)| key.starts_with(&prefix));
         merged(database, waiting)
     }
 
     /// Rows of one prefix behind a key.
     pub fn after(&self, prefix: &[u8], after: &[u8]) -> impl Iterator<Item = Result<Row, fjall::Error>> + use<'_> {
         let prefix = prefix.to_vec();
-        let start = (std::ops::Bound::Excluded(after.to_vec()), std::ops::Bound::Unbounded);
-        let database = self.opened().map(|opened| opened.keyspace.range(start.clone()).map(row));
-        merged(database, self.waiting.range(start))
+        let start = (Bound::Excluded(after), Bound::Unbounded);
+        let database = self.opened().map(|opened| opened.keyspace.range::<&[u8], _>(start).map(row));
+        merged(database, self.waiting.range::<[u8], _>(start))
             .take_while(move |row| row.as_ref().map_or(true, |(key, _)| key.starts_with(&prefix)))
     }
 
@@ -359,8 +380,8 @@ impl Rows {
         let mut batch = opened.database.batch().durability(Some(PersistMode::Buffer));
         for (key, value) in changes {
             match value {
-                Some(value) => batch.insert(&opened.keyspace, key.as_slice(), value.as_slice()),
-                None => batch.remove(&opened.keyspace, key.as_slice()),
+                Some(value) => batch.insert(&opened.keyspace, key.clone(), value.clone()),
+                None => batch.remove(&opened.keyspace, key.clone()),
             }
         }
         batch.insert(&opened.keyspace, [COMMITS], commits.to_le_bytes());

@@ -168,10 +168,10 @@ impl Engine {
     }
 
     /// With the last of the events that it covers, or in a later commit.
-    fn put_position(&mut self, key: Vec<u8>, offset: u64) -> Result<(), fjall::Error> {
+    fn put_position(&mut self, key: rows::Bytes, offset: u64) -> Result<(), fjall::Error> {
         let known = self.draft.get(&self.rows, &key)?.map(|value| rows::number(&value, 0)).transpose()?;
         if known.is_none_or(|known| known < offset) {
-            self.draft.put(key, offset.to_le_bytes().to_vec());
+            self.draft.put(key, &offset.to_le_bytes());
         }
         Ok(())
     }
