@@ -109,6 +109,24 @@ fn tiny_files_that_differ_in_trailing_zeros_have_keys_and_addresses_of_their_own
 }
 
 #[test]
+fn chunks_that_are_sealed_together_are_those_sealed_one_by_one() {
+    let scope = scope();
+    let lengths = [1, 31, 32, 33, 1024, 4096, 4095, 5000, 40_000, 100];
+    let mut together: Vec<(Vec<u8>, usize)> =
+        lengths.iter().cycle().take(35).map(|len| (padded(&noise(*len)), *len)).collect();
+    let mut chunks: Vec<(&mut [u8], usize)> =
+        together.iter_mut().map(|(chunk, span)| (chunk.as_mut_slice(), *span)).collect();
+    let outcomes = seal_chunks(&scope, 0, &mut chunks);
+    assert_eq!(outcomes.len(), together.len());
+    for ((chunk, span), (address, key)) in together.into_iter().zip(outcomes) {
+        let (alone, address_alone, key_alone) = sealed(&scope, 0, &noise(span));
+        assert_eq!((chunk, address), (alone, address_alone), "{span} bytes");
+        assert_eq!(key.as_bytes(), key_alone.as_bytes(), "{span} bytes");
+    }
+    assert!(seal_chunks(&scope, 0, &mut []).is_empty());
+}
+
+#[test]
 fn a_mismatch_decrypts_nothing() {
     let (chunk, address, key) = sealed(&scope(), 0, b"what only its owner reads");
     for bit in 0..chunk.len() * 8 {
