@@ -344,7 +344,17 @@ impl VaultKey {
     /// ([`Metadata::check`](crate::format::name::Metadata::check)), its bucket and key come from a
     /// [`Name`](crate::format::name::Name).
     pub fn seal_name(&self, network: &NetworkId, stamp: NameStamp, body: &NameBody) -> NameRecord {
-        let (bucket, name) = self.ids(&body.bucket, &body.key);
+        self.seal_name_of(network, self.ids(&body.bucket, &body.key), stamp, body)
+    }
+
+    /// The same for who has the name's ids already. With others the record would be refused wherever it is opened.
+    pub fn seal_name_of(
+        &self,
+        network: &NetworkId,
+        (bucket, name): (BucketId, NameId),
+        stamp: NameStamp,
+        body: &NameBody,
+    ) -> NameRecord {
         let mut record = NameRecord {
             tombstone: stamp.tombstone,
             vault: VaultId::ZERO,

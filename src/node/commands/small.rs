@@ -101,7 +101,8 @@ struct Item {
 }
 
 impl Item {
-    fn new(shard: &Rc<Shard>, vault: &VaultKey, put: Put, contents: Vec<u8>) -> Result<Self, Failure> {
+    /// In a box, since it goes from list to list.
+    fn new(shard: &Rc<Shard>, vault: &VaultKey, put: Put, contents: Vec<u8>) -> Result<Box<Self>, Failure> {
         let name = Name::new(&put.bucket, &put.key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
         if contents.len() > SMALL_CHUNK_BYTES_MAX {
             let message = format!("{name} has {} bytes: at most {SMALL_CHUNK_BYTES_MAX} are small", contents.len());
@@ -109,7 +110,7 @@ impl Item {
         }
         let (bucket_id, name_id) = vault.ids(name.bucket(), name.key());
         let version = shard.node.mint(bucket_id.slot());
-        Ok(Self { put, name, bucket_id, name_id, version, contents, result: PutResult::empty() })
+        Ok(Box::new(Self { put, name, bucket_id, name_id, version, contents, result: PutResult::empty() }))
     }
 
     /// The chunk that the contents, `length` bytes of them, were made: its own root.
@@ -141,7 +142,7 @@ type Outcome = Result<PutResult, Failure>;
 type Puts = Vec<(Put, Vec<u8>)>;
 type Looked = Result<Option<NameRecord>, CatalogError>;
 /// A file whose name is written, and what the name was before.
-type Named = (usize, Item, NameRecord, Option<NameRecord>);
+type Named = (usize, Box<Item>, NameRecord, Option<NameRecord>);
 
 /// What a shard does for several requests together.
 pub struct SmallWork {
@@ -264,7 +265,7 @@ fn seal(shard: &Rc<Shard>, vault: &VaultKey, mut items: Vec<&mut Item>) -> Vec<O
 
 /// Files that are at the same step, and the outcomes of those that are not any more.
 struct Batch {
-    items: Vec<(usize, Item)>,
+    items: Vec<(usize, Box<Item>)>,
     outcomes: Vec<Option<Outcome>>,
 }
 
@@ -351,7 +352,9 @@ impl Batch {
                 yield_now().await;
                 sealed_bytes = 0;
             }
-            for (place, root) in (place..).zip(seal(shard, vault, items.iter_mut().map(|(_, item)| item).collect())) {
+            for (place, root) in
+                (place..).zip(seal(shard, vault, items.iter_mut().map(|(_, item)| &mut **item).collect()))
+            {
                 if let Some(root) = root {
                     of.push((place, root.payload.len() as u64));
                     roots.push(root);
@@ -395,7 +398,8 @@ impl Batch {
             match later_clock(shard, after).await {
                 Ok(clock) => {
                     let stamp = NameStamp { clock, version: item.version, tombstone: false };
-                    let record = vault.seal_name(&network, stamp, &item.body());
+                    let ids = (item.bucket_id, item.name_id);
+                    let record = vault.seal_name_of(&network, ids, stamp, &item.body());
                     named.push((at, item, record, earlier));
                 }
                 Err(error) => self.settle(at, Err(error.into())),
@@ -498,7 +502,7 @@ impl Batch {
         .await;
     }
 
-    async fn each<F: Future<Output = Outcome> + 'static>(&mut self, work: impl Fn(Item) -> F) {
+    async fn each<F: Future<Output = Outcome> + 'static>(&mut self, work: impl Fn(Box<Item>) -> F) {
         let items = std::mem::take(&mut self.items);
         let running: Vec<_> = items.into_iter().map(|(at, item)| (at, in_task(work(item)))).collect();
         for (at, task) in running {
@@ -519,7 +523,7 @@ async fn look_up(shard: &Rc<Shard>, names: Vec<(BucketId, NameId)>) -> Result<Lo
     Ok(LookedUp { locked, earlier: names.into_iter().zip(records).collect() })
 }
 
-async fn put_by_quorum(shard: &Rc<Shard>, vault: &VaultKey, mut item: Item) -> Outcome {
+async fn put_by_quorum(shard: &Rc<Shard>, vault: &VaultKey, mut item: Box<Item>) -> Outcome {
     let earlier = read_earlier(shard, &item.put, &item.name, &item.bucket_id, &item.name_id).await?;
     let _room = reserve_death(shard, earlier.as_ref())?;
     if let Some(root) = seal(shard, vault, vec![&mut item]).pop().flatten() {
@@ -530,7 +534,7 @@ async fn put_by_quorum(shard: &Rc<Shard>, vault: &VaultKey, mut item: Item) -> O
     name_by_quorum(shard, vault, item, earlier).await
 }
 
-async fn name_by_quorum(shard: &Rc<Shard>, vault: &VaultKey, item: Item, earlier: Option<NameRecord>) -> Outcome {
+async fn name_by_quorum(shard: &Rc<Shard>, vault: &VaultKey, item: Box<Item>, earlier: Option<NameRecord>) -> Outcome {
     let name = (&item.bucket_id, &item.name_id);
     publish(shard, vault, name, earlier.as_ref(), item.put.no_clobber, item.version, &item.body()).await?;
     Ok(item.result)
