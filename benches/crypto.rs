@@ -4,7 +4,7 @@
 //!
 //! | group | decides |
 //! | --- | --- |
-//! | `hash` | the ceiling of everything that verifies; whether short chunks cost more per byte |
+//! | `hash` | the ceiling of everything that verifies; whether short chunks cost more per byte, and how much of that hashing many of them together takes away |
 //! | `aes-256-ctr` | the counter of [`apply_keystream`]: with a zero IV the bytes are the same, so the faster one is used. The function itself stands beside them: see below |
 //! | `put` | whether [`seal_chunk`] costs more than its three stages, and whether walking a chunk once, in pieces that fit the first-level cache, beats one stage after the other over a chunk in the second-level cache |
 //! | `get` | the same for [`open_chunk`]. It has no variant in pieces: no byte is decrypted before the whole chunk is verified |
@@ -25,7 +25,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ctr::cipher::{KeyIvInit, StreamCipher};
 use ctr::{Ctr64BE, Ctr128BE};
 use gabion::crypto::cipher::{ChunkKey, ScopeKey, apply_keystream, check_chunk, open_chunk, seal_chunk};
-use gabion::crypto::hash::address_of;
+use gabion::crypto::hash::{address_of, addresses_of};
 use gabion::format::Address;
 use gabion::io::Buffer;
 use gabion::limits::{KIB, MIB};
@@ -64,6 +64,15 @@ fn hash(criterion: &mut Criterion) {
             bencher.iter(|| scope.chunk_key(0, black_box(bytes)));
         });
     }
+    let buffer = plaintext(16 * 4 * KIB);
+    let chunks: Vec<&[u8]> = buffer.as_slice().chunks(4 * KIB).collect();
+    group.throughput(Throughput::Bytes(buffer.len() as u64));
+    group.bench_function("16 addresses of 4 KiB, one by one", |bencher| {
+        bencher.iter(|| black_box(&chunks).iter().map(|chunk| address_of(chunk)).collect::<Vec<_>>());
+    });
+    group.bench_function("16 addresses of 4 KiB, together", |bencher| {
+        bencher.iter(|| addresses_of(black_box(&chunks)));
+    });
     group.finish();
 }
 
