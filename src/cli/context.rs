@@ -69,11 +69,19 @@ impl Context {
     /// A request that is answered by one event alone, encoded. `held`: the connection that the one before it used, and the
     /// next one can.
     pub fn exchange(&self, held: &mut Option<Connection>, message: &[u8]) -> Result<ControlEvent, Failure> {
-        let mut connection = match held.take() {
+        // The node may have been started anew since; of a message that did not go out whole it does nothing.
+        let still_there = held.take().and_then(|mut connection| {
+            let sent = connection.client.send_encoded(message);
+            sent.is_ok().then_some(connection)
+        });
+        let mut connection = match still_there {
             Some(connection) => connection,
-            None => self.connect()?,
+            None => {
+                let mut connection = self.connect()?;
+                connection.client.send_encoded(message).map_err(failure_of)?;
+                connection
+            }
         };
-        connection.client.send_encoded(message).map_err(failure_of)?;
         let event = connection.client.next_event().map_err(failure_of)?;
         *held = Some(connection);
         Ok(event)

@@ -126,7 +126,10 @@ fn ask(
     let request = ControlRequest::GetSmall { targets: entries.iter().map(target).collect() };
     match context.exchange(connection, &request.encode())? {
         ControlEvent::FetchedSmall { outcomes } => Ok(outcomes),
-        _ => Err(unanswered()),
+        _ => {
+            *connection = None; // what comes next on it is anybody's guess
+            Err(unanswered())
+        }
     }
 }
 

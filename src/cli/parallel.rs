@@ -71,6 +71,15 @@ impl<T> Queue<T> {
     }
 }
 
+/// Ends the search, however it ends.
+struct Finding<'a, T>(&'a Queue<T>);
+
+impl<T> Drop for Finding<'_, T> {
+    fn drop(&mut self) {
+        self.0.all_found();
+    }
+}
+
 /// Counts one worker, however its item ends.
 struct AtWork<'a, T>(&'a Queue<T>);
 
@@ -99,9 +108,8 @@ pub fn each<T: Send, S, R>(
                 }
             });
         }
-        let found = find(&mut |item| queue.add(item));
-        queue.all_found();
-        found
+        let _all_found = Finding(&queue);
+        find(&mut |item| queue.add(item))
     })
 }
 

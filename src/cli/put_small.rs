@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::context::{Connection, Context, unanswered};
 use super::exit::Failure;
+use super::interrupt;
 use super::put::{PutChoices, Stored, metadata_of};
 use super::put_tree::{Directory, Found, symlink_metadata};
 use crate::format::name::{Metadata, Name};
@@ -58,6 +59,9 @@ impl Worker {
     pub fn put(&mut self, batch: Vec<Found>, mut putting: Putting<'_>) {
         let mut request = self.begin(&putting);
         for found in batch {
+            if interrupt::requested() {
+                return;
+            }
             let named = Name::new(putting.bucket, &found.key()).map_err(|error| Failure::usage(error.to_string()));
             let opened = named.and_then(|name| self.open(&found).map(|opened| (name, opened)));
             match opened {
@@ -193,7 +197,10 @@ impl Request {
 fn ask(context: &Context, connection: &mut Option<Connection>, message: &[u8]) -> Result<Vec<SmallStored>, Failure> {
     match context.exchange(connection, message)? {
         ControlEvent::StoredSmall { outcomes } => Ok(outcomes),
-        _ => Err(unanswered()),
+        _ => {
+            *connection = None; // what comes next on it is anybody's guess
+            Err(unanswered())
+        }
     }
 }
 

@@ -346,11 +346,12 @@ impl Batch {
         let mut sealed_bytes = 0;
         let mut place = 0;
         for items in self.items.chunks_mut(SEALED_TOGETHER) {
-            sealed_bytes += items.iter().map(|(_, item)| item.contents.len()).sum::<usize>();
+            let bytes = items.iter().map(|(_, item)| item.contents.len()).sum::<usize>();
+            sealed_bytes += bytes;
             if sealed_bytes > SEALED_BYTES_AT_ONCE {
                 // Other tasks of this thread, and its ring, get their turn.
                 yield_now().await;
-                sealed_bytes = 0;
+                sealed_bytes = bytes;
             }
             for (place, root) in
                 (place..).zip(seal(shard, vault, items.iter_mut().map(|(_, item)| &mut **item).collect()))
