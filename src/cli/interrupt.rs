@@ -33,8 +33,10 @@ fn connections() -> std::sync::MutexGuard<'static, Vec<Weak<HangUp>>> {
     CONNECTIONS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts to listen for signals. Without it Ctrl-C just ends the process, which the node notices as well.
+/// Starts to listen for signals, and returns once it does. Without it Ctrl-C just ends the process, which the node notices as well.
 pub fn listen() {
+    // Gone unused when the listener cannot listen.
+    let (listens, is_listening) = std::sync::mpsc::channel();
     let listener = std::thread::Builder::new().name("signals".to_owned()).spawn(|| {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         runtime.block_on(async {
@@ -44,6 +46,7 @@ pub fn listen() {
             else {
                 return;
             };
+            let _ = listens.send(());
             loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}
@@ -56,6 +59,7 @@ pub fn listen() {
     if let Err(error) = listener {
         super::output::warn(&format!("Ctrl-C will end the command without a word: {error}"), false);
     }
+    let _ = is_listening.recv();
 }
 
 fn on_signal() {
