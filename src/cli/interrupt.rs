@@ -37,7 +37,7 @@ fn connections() -> std::sync::MutexGuard<'static, Vec<Weak<HangUp>>> {
 pub fn listen() {
     // Gone unused when the listener cannot listen.
     let (listens, is_listening) = std::sync::mpsc::channel();
-    let listener = std::thread::Builder::new().name("signals".to_owned()).spawn(|| {
+    let listener = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         runtime.block_on(async {
             use tokio::signal::unix::{SignalKind, signal};
