@@ -290,6 +290,31 @@ fn each_small_file_of_a_tree_is_stored_or_refused_by_itself() {
 }
 
 #[test]
+fn files_of_a_tree_that_fill_many_requests_are_each_stored_once() {
+    let node = FakeNode::start();
+    let (_guard, dir) = scratch();
+    let tree = dir.join("tree");
+    fs::create_dir(&tree).unwrap();
+    let contents = |number: usize| vec![number as u8; 60_000 + number];
+    // More than all workers' requests hold together, and between them what goes by itself.
+    for number in 0..300 {
+        fs::write(tree.join(number.to_string()), contents(number)).unwrap();
+    }
+    for number in 0..20 {
+        fs::write(tree.join(format!("long {number}")), vec![7; 70_000]).unwrap();
+    }
+    let output = node.run(&["put", "-r", tree.to_str().unwrap(), "--name", "b/t"]);
+    assert_eq!((code(&output), stderr(&output)), (0, String::new()));
+    assert!(stdout(&output).contains("b/t: 320 files"), "{}", stdout(&output));
+    let lines = stdout(&output).lines().map(str::to_owned).collect::<std::collections::HashSet<_>>();
+    assert_eq!((lines.len(), stdout(&output).lines().count()), (321, 321), "a line for each, and one for all");
+    for number in 0..300 {
+        assert_eq!(node.stored("b", &format!("t/{number}")).unwrap().bytes, contents(number));
+    }
+    assert_eq!(node.stored("b", "t/long 19").unwrap().bytes, vec![7; 70_000]);
+}
+
+#[test]
 fn each_small_file_of_a_tree_is_fetched_or_refused_by_itself() {
     let node = FakeNode::start();
     let (_guard, dir) = scratch();

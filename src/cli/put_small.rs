@@ -1,7 +1,8 @@
 //! Small files of a tree: read here, sent many in one request.
 //!
 //! A file that changes while it is read is refused, as everywhere: its times are compared before and after. What turns
-//! out to be no small regular file is handed back, to go alone, through its descriptor.
+//! out to be no small regular file is handed back, to go alone, through its descriptor. So is what does not fit into the
+//! request any more: whoever is free reads it while this one is answered.
 //!
 //! Of 100,000 files of 4 KiB each takes the kernel 6 us here: open, stat, read, stat, close. What files are is not asked
 //! before they are open, and not by their whole paths: that took it 2 us more.
@@ -52,13 +53,16 @@ pub(super) struct Putting<'a> {
     pub bucket: &'a str,
     pub choices: PutChoices,
     pub settle: &'a mut dyn FnMut(Found, Outcome),
+    /// Takes what is left of a batch when a request is full.
+    pub hand_back: &'a dyn Fn(Vec<Found>),
 }
 
 impl Worker {
-    /// Puts every file of the batch and tells each outcome.
+    /// Puts the files of the batch that one request holds, and tells each outcome.
     pub fn put(&mut self, batch: Vec<Found>, mut putting: Putting<'_>) {
         let mut request = self.begin(&putting);
-        for found in batch {
+        let mut left = batch.into_iter();
+        while let Some(found) = left.next() {
             if interrupt::requested() {
                 return;
             }
@@ -68,9 +72,9 @@ impl Worker {
                 Err(failure) => (putting.settle)(found, Outcome::Failed(failure)),
                 Ok((_, Opened::Other)) => (putting.settle)(found, Outcome::Other),
                 Ok((name, Opened::Small(source))) => {
-                    if !request.has_room(&name, &source) {
-                        self.room = request.send(&mut self.connection, &mut putting);
-                        request = self.begin(&putting);
+                    if !request.message.is_empty() && !request.has_room(&name, &source) {
+                        (putting.hand_back)(std::iter::once(found).chain(left).collect());
+                        break;
                     }
                     if let Err((found, failure)) = request.add(found, name, source) {
                         (putting.settle)(found, Outcome::Failed(failure));

@@ -3,7 +3,7 @@
 //! ```text
 //! walk --names, many at once--> worker --small: many in one request--> node
 //!                                 |  ^
-//!                                 +--+ anything else: handed back, whoever is free puts it by itself
+//!                                 +--+ handed back: what is more than a request holds; anything else, to go by itself
 //! ```
 //! Small files go many in one request: a connection and a descriptor for each would cost more than their bytes. Whatever is
 //! longer than a small file goes alone, as its own descriptor. Which is which shows when it is opened.
@@ -21,6 +21,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
+use super::parallel::Queue;
 use super::put::{PutChoices, Stored, line_of, metadata_of, open_file, print, store, unreadable};
 use super::put_small::{BATCH_FILES_MAX, Outcome, Putting, Worker};
 use super::target::Prefix;
@@ -102,10 +103,7 @@ pub fn run(context: &Context, path: &Path, name: Option<&str>, choices: PutChoic
     };
     parallel::each(found, Worker::default, |worker, work, queue| match work {
         Work::Other(found) => put_found(context, &prefix.bucket, &found, choices, &tally),
-        Work::Batch(batch) => {
-            let hand_back = &mut |found| queue.hand_back(Work::Other(found));
-            put_batch(context, &prefix.bucket, worker, batch, choices, &tally, hand_back);
-        }
+        Work::Batch(batch) => put_batch(context, &prefix.bucket, worker, batch, choices, &tally, queue),
     });
     finish(context, &prefix, &tally, choices)
 }
@@ -167,7 +165,7 @@ fn put_batch(
     batch: Vec<Found>,
     choices: PutChoices,
     tally: &Tally,
-    hand_back: &mut dyn FnMut(Found),
+    queue: &Queue<Work>,
 ) {
     if interrupt::requested() {
         return;
@@ -180,9 +178,10 @@ fn put_batch(
             tally.stored(&stored);
         }
         Outcome::Failed(failure) => not_stored(context, tally, &found.path(), failure),
-        Outcome::Other => hand_back(found),
+        Outcome::Other => queue.hand_back(Work::Other(found)),
     };
-    worker.put(batch, Putting { context, bucket, choices, settle });
+    let hand_back = &|left| queue.hand_back(Work::Batch(left));
+    worker.put(batch, Putting { context, bucket, choices, settle, hand_back });
     if let Err(failure) = context.display.suspend(|| output::lines(&lines)) {
         failed(context, tally, &failure);
     }

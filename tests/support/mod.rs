@@ -131,11 +131,16 @@ pub fn scratch() -> (tempfile::TempDir, PathBuf) {
 
 async fn serve(stream: UnixStream, memory: Arc<Mutex<Memory>>) {
     let stream = Rc::new(stream);
-    let Some((request, descriptor)) = receive(&stream).await else { return };
-    let events = answer(&mut memory.lock().unwrap(), request, descriptor.map(File::from));
-    for event in events {
-        // A command that hung up wants no more.
-        if stream.send_all(SendSource::Bytes(event.encode()), STALL).await.is_err() {
+    while let Some((request, descriptor)) = receive(&stream).await {
+        let may_follow = matches!(request, ControlRequest::PutSmall { .. } | ControlRequest::GetSmall { .. });
+        let events = answer(&mut memory.lock().unwrap(), request, descriptor.map(File::from));
+        for event in events {
+            // A command that hung up wants no more.
+            if stream.send_all(SendSource::Bytes(event.encode()), STALL).await.is_err() {
+                return;
+            }
+        }
+        if !may_follow {
             return;
         }
     }
