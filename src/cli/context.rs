@@ -107,3 +107,47 @@ pub fn failure_of(error: ClientError) -> Failure {
         error => error.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::cli::args::ProgressChoice;
+    use crate::node::control::{LENGTH_BYTES, SOCKET_NAME, message_len};
+
+    /// Takes one request and answers it.
+    fn answer(stream: &mut UnixStream) {
+        let mut head = [0; LENGTH_BYTES];
+        stream.read_exact(&mut head).unwrap();
+        stream.read_exact(&mut vec![0; message_len(head).unwrap()]).unwrap();
+        stream.write_all(&ControlEvent::Done.encode()).unwrap();
+    }
+
+    #[test]
+    fn a_held_connection_serves_again_and_one_that_is_gone_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+        let (gone, is_gone) = channel();
+        let node = std::thread::spawn(move || {
+            let (mut first, _) = listener.accept().unwrap();
+            answer(&mut first);
+            answer(&mut first);
+            drop(first);
+            gone.send(()).unwrap();
+            answer(&mut listener.accept().unwrap().0);
+        });
+        let display = Display::new(ProgressChoice::Never);
+        let context = Context { data_dir: dir.path().to_owned(), json: false, display };
+        let (mut held, request) = (None, ControlRequest::Status.encode());
+        let mut ask = || context.exchange(&mut held, &request).map_err(|failure| failure.message);
+        assert_eq!(ask(), Ok(ControlEvent::Done));
+        assert_eq!(ask(), Ok(ControlEvent::Done));
+        is_gone.recv().unwrap();
+        assert_eq!(ask(), Ok(ControlEvent::Done));
+        node.join().unwrap();
+        assert!(ask().is_err(), "it is gone, and so is the node");
+    }
+}
