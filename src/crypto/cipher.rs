@@ -118,8 +118,9 @@ fn plaintext_of(chunk: &[u8], span: usize) -> &[u8] {
 /// As there.
 pub fn seal_chunks(scope: &ScopeKey, level: u8, chunks: &mut [(&mut [u8], usize)]) -> Vec<(Address, ChunkKey)> {
     let plaintexts: Vec<&[u8]> = chunks.iter().map(|(chunk, span)| plaintext_of(chunk, *span)).collect();
-    let keys = keyed_hashes(scope.level_key(level), &plaintexts);
-    let keys: Vec<ChunkKey> = keys.into_iter().map(ChunkKey::from_bytes).collect();
+    let mut hashes = keyed_hashes(scope.level_key(level), &plaintexts);
+    let keys: Vec<ChunkKey> = hashes.iter().copied().map(ChunkKey::from_bytes).collect();
+    hashes.zeroize();
     chunks.iter_mut().zip(&keys).for_each(|((chunk, _), key)| apply_keystream(chunk, key));
     let ciphertexts: Vec<&[u8]> = chunks.iter().map(|(chunk, _)| &**chunk).collect();
     addresses_of(&ciphertexts).into_iter().zip(keys).collect()

@@ -4,7 +4,10 @@ mod many;
 
 use crate::format::Address;
 
-pub use many::keyed_hashes;
+pub(super) use many::keyed_hashes;
+
+/// Short chunks that are hashed as one.
+pub const SIDE_BY_SIDE: usize = many::LANES;
 
 pub fn address_of(ciphertext: &[u8]) -> Address {
     Address(*blake3::hash(ciphertext).as_bytes())

@@ -18,6 +18,7 @@
 use blake3::hazmat::HasherExt;
 use blake3::platform::Platform;
 use blake3::{BLOCK_LEN, CHUNK_LEN, IncrementCounter, OUT_LEN};
+use zeroize::Zeroize;
 
 /// Of a block, of two values, of a message.
 type Value = [u8; OUT_LEN];
@@ -34,15 +35,15 @@ const ROOT: u8 = 1 << 3;
 const KEYED_HASH: u8 = 1 << 4;
 
 /// Inputs that fill the widest vectors.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// `blake3::hash` of each message.
 pub(super) fn hashes(messages: &[&[u8]]) -> Vec<[u8; 32]> {
     Hashing { platform: Platform::detect(), key: None, words: IV, flags: 0 }.all(messages)
 }
 
-/// `blake3::keyed_hash` of each message.
-pub fn keyed_hashes(key: &[u8; 32], messages: &[&[u8]]) -> Vec<[u8; 32]> {
+/// `blake3::keyed_hash` of each message. They may be keys: nothing of them is left in freed memory.
+pub(in crate::crypto) fn keyed_hashes(key: &[u8; 32], messages: &[&[u8]]) -> Vec<[u8; 32]> {
     let mut words = [0; 8];
     words.iter_mut().zip(key.as_chunks().0).for_each(|(word, bytes)| *word = u32::from_le_bytes(*bytes));
     Hashing { platform: Platform::detect(), key: Some(key), words, flags: KEYED_HASH }.all(messages)
@@ -57,10 +58,12 @@ struct Hashing<'a> {
 
 impl Hashing<'_> {
     fn all(&self, messages: &[&[u8]]) -> Vec<Value> {
-        messages.chunks(LANES).flat_map(|some| self.some(some)).collect()
+        let mut values = Vec::with_capacity(messages.len());
+        messages.chunks(LANES).for_each(|some| self.some(some, &mut values));
+        values
     }
 
-    fn some(&self, messages: &[&[u8]]) -> Vec<Value> {
+    fn some(&self, messages: &[&[u8]], values: &mut Vec<Value>) {
         let mut trees: Vec<Vec<Value>> = messages.iter().map(|message| self.short(message)).collect();
         let longest = messages.iter().map(|message| message.len() / CHUNK_LEN).max().unwrap_or(0);
         for number in 0..longest {
@@ -71,15 +74,18 @@ impl Hashing<'_> {
                     of.push(tree);
                 }
             }
-            let values = self.side_by_side(&blocks, number as u64, 0, [CHUNK_START, CHUNK_END]);
+            let of_blocks = self.side_by_side(&blocks, number as u64, 0, [CHUNK_START, CHUNK_END]);
             // The last block stands there already, where it is short.
-            of.into_iter().zip(values).for_each(|(tree, value)| tree.insert(number, value));
+            of.into_iter().zip(of_blocks).for_each(|(tree, value)| tree.insert(number, value));
         }
         while trees.iter().any(|tree| tree.len() > 1) {
             self.join(&mut trees, |height| height > 2, PARENT);
             self.join(&mut trees, |height| height == 2, PARENT | ROOT);
         }
-        trees.into_iter().flatten().collect()
+        values.extend(trees.iter().flatten());
+        if self.key.is_some() {
+            trees.zeroize();
+        }
     }
 
     /// The value of a message that is one block; else of its last block, where that is short; else none.
@@ -103,16 +109,17 @@ impl Hashing<'_> {
             .filter(|tree| is_high(tree.len()))
             .flat_map(|tree| tree.as_flattened().as_chunks().0)
             .collect();
-        let mut values = pairs
-            .chunks(LANES)
-            .flat_map(|pairs| self.side_by_side(pairs, 0, flags, [0, 0]))
-            .collect::<Vec<_>>()
-            .into_iter();
+        let mut joined = Vec::with_capacity(pairs.len());
+        pairs.chunks(LANES).for_each(|pairs| joined.extend(self.side_by_side(pairs, 0, flags, [0, 0])));
+        let mut values = joined.iter().copied();
         for tree in trees.iter_mut().filter(|tree| is_high(tree.len())) {
             let odd = (tree.len() % 2 == 1).then(|| tree.last().copied()).flatten();
             let count = tree.len() / 2;
             tree.clear();
             tree.extend(values.by_ref().take(count).chain(odd));
+        }
+        if self.key.is_some() {
+            joined.zeroize();
         }
     }
 

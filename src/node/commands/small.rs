@@ -28,6 +28,7 @@ use super::put::{Put, publish, read_earlier, reserve_death};
 use super::{Client, Failure, Requests, code, vault_key};
 use crate::catalog::CatalogError;
 use crate::crypto::cipher::{ChunkKey, ScopeKey, open_chunk, seal_chunk, seal_chunks};
+use crate::crypto::hash::SIDE_BY_SIDE;
 use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::name::{Capsule, Metadata, Name, NameBody, NameRecord};
 use crate::format::{Address, BucketId, NameId, VersionId};
@@ -235,8 +236,19 @@ async fn put_all(shard: &Rc<Shard>, files: Puts) -> Result<Vec<Outcome>, Failure
 
 /// Sealing this much takes as long as one long chunk.
 const SEALED_BYTES_AT_ONCE: usize = 512 << 10;
-/// As many as are hashed side by side.
-const SEALED_TOGETHER: usize = 16;
+
+/// The next items from `place` on that are sealed without a pause, as many as are hashed side by side, and their bytes.
+fn together(items: &mut [(usize, Box<Item>)], place: usize) -> Option<(Vec<&mut Item>, usize)> {
+    let mut bytes = 0;
+    let is_near = |item: &&mut Item| {
+        bytes += item.contents.len();
+        bytes <= SEALED_BYTES_AT_ONCE
+    };
+    let near = items.get_mut(place..)?.iter_mut().map(|(_, item)| &mut **item);
+    let near: Vec<&mut Item> = near.take(SIDE_BY_SIDE).take_while(is_near).collect();
+    let bytes = near.iter().map(|item| item.contents.len()).sum();
+    (!near.is_empty()).then_some((near, bytes))
+}
 
 /// Makes the chunk of each item's contents, its own root; none of an empty file.
 fn seal(shard: &Rc<Shard>, vault: &VaultKey, mut items: Vec<&mut Item>) -> Vec<Option<SmallChunk>> {
@@ -345,23 +357,21 @@ impl Batch {
         let (mut roots, mut of) = (Vec::with_capacity(self.items.len()), Vec::with_capacity(self.items.len()));
         let mut sealed_bytes = 0;
         let mut place = 0;
-        for items in self.items.chunks_mut(SEALED_TOGETHER) {
-            let bytes = items.iter().map(|(_, item)| item.contents.len()).sum::<usize>();
-            sealed_bytes += bytes;
-            if sealed_bytes > SEALED_BYTES_AT_ONCE {
+        while let Some((items, bytes)) = together(&mut self.items, place) {
+            if sealed_bytes + bytes > SEALED_BYTES_AT_ONCE {
                 // Other tasks of this thread, and its ring, get their turn.
                 yield_now().await;
-                sealed_bytes = bytes;
+                sealed_bytes = 0;
             }
-            for (place, root) in
-                (place..).zip(seal(shard, vault, items.iter_mut().map(|(_, item)| &mut **item).collect()))
-            {
+            sealed_bytes += bytes;
+            let count = items.len();
+            for (place, root) in (place..).zip(seal(shard, vault, items)) {
                 if let Some(root) = root {
                     of.push((place, root.payload.len() as u64));
                     roots.push(root);
                 }
             }
-            place += items.len();
+            place += count;
         }
         let mut failed = Vec::new();
         for ((place, bytes), outcome) in of.into_iter().zip(small::store_roots(shard, roots).await) {
@@ -668,7 +678,6 @@ pub fn takes(length: u64, metadata: &Metadata) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
     use crate::limits::{CONTROL_MESSAGE_BYTES_MAX, KEY_BYTES_MAX, SYMLINK_BYTES_MAX};
 
     #[test]
