@@ -33,7 +33,8 @@ fn connections() -> std::sync::MutexGuard<'static, Vec<Weak<HangUp>>> {
     CONNECTIONS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts to listen for signals, and returns once it does. Without it Ctrl-C just ends the process, which the node notices as well.
+/// Starts to listen for signals, and returns once it does. Without it Ctrl-C just ends the process, which the node notices
+/// as well.
 pub fn listen() {
     // Gone unused when the listener cannot listen.
     let (listens, is_listening) = std::sync::mpsc::channel();
