@@ -27,18 +27,18 @@ class Fio(System):
         return Facts(NONE, NONE, durable.get(stage, NONE), "nothing")
 
     def put(self) -> Own:
-        return self._big("write")
+        return self.big("write", self.given.file_bytes)
 
     def get_cold(self) -> Own:
-        return self._big("read")
+        return self.big("read", self.given.file_bytes)
 
     def value_set(self) -> Own:
         own = self._fio("write", "values", self.given.values * self.given.value_bytes, f"--bs={self.given.value_bytes}",
                         "--iodepth=1", "--fdatasync=1", f"--runtime={self.value_seconds_max}")
         return dataclasses.replace(own, amount=own.amount // self.given.value_bytes)
 
-    def _big(self, direction: str) -> Own:
-        return self._fio(direction, "fio", self.given.file_bytes, "--bs=1M", "--iodepth=16", "--end_fsync=1")
+    def big(self, direction: str, file_bytes: int) -> Own:
+        return self._fio(direction, "fio", file_bytes, "--bs=1M", "--iodepth=16", "--end_fsync=1")
 
     def _fio(self, direction: str, file: str, file_bytes: int, *options: str) -> Own:
         self.meter.call(
@@ -58,7 +58,7 @@ class Fio(System):
 
     def prepare(self, stage: str) -> None:
         if stage == "get_cold" and not (self.scratch / "fio").exists():
-            self._big("write")
+            self.put()
 
 
 class BareLoop(System):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 from gabion import Gabion
+from limits import Fio
 from measure import Failed, Own
 from system import Facts, Finder, System
 
@@ -112,6 +113,34 @@ class Piped(Gabion):
             self._get(self.given.pipe_source)
 
 
+class PipedDisk(Fio):
+    """What the disk takes and gives of one length: it may be slower the longer it lasts."""
+
+    piped_bytes = 0
+
+    @classmethod
+    def takes_part(cls, stage: str) -> bool:
+        return stage in ("piped_put", "piped_get")
+
+    def facts_of(self, stage: str) -> Facts:
+        return super().facts_of({"piped_put": "put", "piped_get": "get_cold"}[stage])
+
+    def piped_put(self) -> Own:
+        return self.big("write", self.piped_bytes)
+
+    def piped_get(self) -> Own:
+        return self.big("read", self.piped_bytes)
+
+    def prepare(self, stage: str) -> None:
+        if stage == "piped_get" and not (self.scratch / "fio").exists():
+            self.piped_put()
+
+
 def piped_systems(lengths: tuple[int, ...]) -> list[type[System]]:
-    """One for each length: a data directory of its own, gone before the next begins."""
-    return [type("Piped", (Piped,), {"name": f"gabion, {human(length)}", "piped_bytes": length}) for length in lengths]
+    """Two for each length, one after the other: a directory of its own, gone before the next begins."""
+    systems: list[type[System]] = []
+    for length in lengths:
+        disk = type("PipedDisk", (PipedDisk,), {"name": f"fio, {human(length)}", "piped_bytes": length})
+        systems += [disk, type("Piped", (Piped,), {"name": f"gabion, {human(length)}", "piped_bytes": length,
+                                                   "limit": disk.name})]
+    return systems

@@ -38,6 +38,8 @@ class Row:
     stage: Stage
     system: str
     is_limit: bool
+    # The limit that its ratios name, where that is not the first of the stage.
+    limit: str
     facts: Facts
     # By round; nothing where the system failed.
     runs: list[Run | None] = dataclasses.field(default_factory=list)
@@ -111,17 +113,24 @@ def cached(row: Row) -> str:
 
 
 def table(stage: Stage, rows: list[Row]) -> list[str]:
-    limit = next((row for row in rows if row.is_limit), None)
+    first = next((row for row in rows if row.is_limit), None)
+    named = {row.system: row for row in rows if row.is_limit}
+    heading = f"time, times that of {first.system if first else 'a limit'}"
+    if any(row.limit for row in rows):
+        heading = "time, times that of its limit"
     reference = next((row for row in rows if row.system == REFERENCE), None)
 
     def ratio(row: Row, other: Row | None, cost: Callable[[Run], float]) -> str:
         return "1" if row is other else spread(row.times(other, cost))
 
+    def limit_of(row: Row) -> Row | None:
+        return named.get(row.limit) if row.limit else first
+
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("", lambda row: f"limit: {row.system}" if row.is_limit else row.system),
         ("rate", lambda row: rate(stage, row.middle())),
         ("seconds", seconds),
-        (f"time, times that of {limit.system if limit else 'a limit'}", lambda row: ratio(row, limit, its_seconds))]
+        (heading, lambda row: ratio(row, limit_of(row), its_seconds))]
     if reference:
         columns.append(("time, times gabion's", lambda row: ratio(row, reference, its_seconds)))
         if stage.writes:
@@ -147,14 +156,22 @@ def memory(row: Row) -> str:
 
 
 def flatness(stage: Stage, rows: list[Row]) -> list[str]:
-    """How far apart the rates for different lengths are, in the middle round."""
-    rounds = zip(*(row.runs for row in rows if not row.is_limit), strict=False)
-    rates = [[run.amount / run.seconds for run in runs] for runs in rounds if all(runs) and len(runs) > 1]
-    if not stage.name.startswith("piped") or not rates:
+    """How far apart the rates for different lengths are, in the middle round, and those of the disk for the same."""
+    if not stage.name.startswith("piped"):
         return []
+    limits = {row.limit for row in rows if row.limit}
+    said = [("these lengths", [row for row in rows if not row.is_limit]),
+            ("the same lengths on the disk alone", [row for row in rows if row.system in limits])]
+    apart = [(what, rates_apart(of)) for what, of in said]
+    return [line for what, spreads in apart if spreads for line in
+            (f"The fastest of {what} has {spread(spreads)} times the rate of the slowest.", "")]
+
+
+def rates_apart(rows: list[Row]) -> tuple[float, float, float] | None:
+    rounds = zip(*(row.runs for row in rows), strict=False)
+    rates = [[run.amount / run.seconds for run in runs] for runs in rounds if all(runs) and len(runs) > 1]
     apart = sorted(max(each) / min(each) for each in rates)
-    return [f"The fastest of these lengths has {spread((statistics.median_low(apart), apart[0], apart[-1]))} times the "
-            "rate of the slowest.", ""]
+    return (statistics.median_low(apart), apart[0], apart[-1]) if apart else None
 
 
 def by_stage(rows: list[Row]) -> dict[Stage, list[Row]]:
@@ -183,7 +200,7 @@ def as_json(
         "absent": absent,
         "failed": failed,
         "rows": [{"stage": dataclasses.asdict(row.stage), "system": row.system, "is_limit": row.is_limit,
-                  "facts": dataclasses.asdict(row.facts),
+                  "limit": row.limit, "facts": dataclasses.asdict(row.facts),
                   "syscalls_per_gib": row.syscalls_per_gib,
                   "runs": [dataclasses.asdict(run) if run else None for run in row.runs]} for row in rows],
     }
@@ -204,7 +221,7 @@ def merge(reports: list[dict]) -> tuple[list[Row], list[str], dict[str, str], di
         for each in said["rows"]:
             stage = Stage(**each["stage"])
             row = rows.setdefault((stage.name, each["system"]), Row(stage, each["system"], each["is_limit"],
-                                                                    Facts(**each["facts"])))
+                                                                    each["limit"], Facts(**each["facts"])))
             # Who was not there earlier has no runs of those rounds.
             row.runs += [None] * (before.get(stage.name, 0) - len(row.runs))
             row.runs += [Run(**run) if run else None for run in each["runs"]]

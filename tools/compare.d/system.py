@@ -114,6 +114,8 @@ class System:
     name = ""
     # A limit of the machine, or something to compare with.
     is_limit = False
+    # The limit that its ratios name, where that is not the first of the stage.
+    limit = ""
     programs: tuple[str, ...] = ()
     version_arguments: tuple[str, ...] = ("--version",)
     facts = Facts("no", "no", "no", "-")
