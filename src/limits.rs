@@ -277,6 +277,8 @@ pub const SMALL_PUTS_AT_ONCE_MAX: usize = 4;
 pub const SMALL_REQUESTS_GATHERED_MAX: usize = 128;
 /// Requests whose chunks are read at the same time without making a buffer for each.
 pub const SMALL_BUFFERS_PER_SHARD: usize = 16;
+/// Small files that one shard gets from other nodes at once, for all requests.
+pub const SMALL_GETS_AT_ONCE_MAX: usize = 12;
 /// Names of one request to remove many: they share one death.
 pub const REMOVALS_MAX: usize = 1000;
 /// Small files in one request of the control socket.

@@ -77,10 +77,11 @@ pub(super) fn get(
     context: &Context,
     connection: &mut Option<Connection>,
     batch: Batch,
+    remote: bool,
     place: &dyn Fn(&Entry) -> Result<PathBuf, Failure>,
     settle: &mut dyn FnMut(&Entry, Outcome),
 ) {
-    let answered = ask(context, connection, &batch.entries)
+    let answered = ask(context, connection, &batch.entries, remote)
         .and_then(|outcomes| if outcomes.len() == batch.entries.len() { Ok(outcomes) } else { Err(unanswered()) });
     let outcomes = match answered {
         Ok(outcomes) => outcomes,
@@ -121,9 +122,10 @@ fn ask(
     context: &Context,
     connection: &mut Option<Connection>,
     entries: &[Entry],
+    remote: bool,
 ) -> Result<Vec<SmallFetched>, Failure> {
     let target = |entry: &Entry| Target::Name { bucket: entry.bucket.clone(), key: entry.key.clone() };
-    let request = ControlRequest::GetSmall { targets: entries.iter().map(target).collect() };
+    let request = ControlRequest::GetSmall { targets: entries.iter().map(target).collect(), remote };
     match context.exchange(connection, &request.encode())? {
         ControlEvent::FetchedSmall { outcomes } => Ok(outcomes),
         _ => {

@@ -77,7 +77,7 @@ pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetC
     let sorted = |work: &mut dyn FnMut(Work)| {
         let mut batch = Batch::default();
         let listed = tree.list(false, &mut |entry| {
-            if choices.remote || !get_small::takes(&entry) {
+            if !get_small::takes(&entry) {
                 return work(Work::Large(entry));
             }
             batch.add(entry);
@@ -152,7 +152,7 @@ impl Tree<'_> {
         }
         let mut lines = String::new();
         let place = |entry: &Entry| self.make_way(self.prefix.relative(&entry.key).unwrap_or_default());
-        get_small::get(self.context, connection, batch, &place, &mut |entry, outcome| match outcome {
+        let settle = &mut |entry: &Entry, outcome| match outcome {
             Outcome::Fetched(path, fetched) => {
                 self.fetched(fetched);
                 lines.push_str(&line_of(self.context, &format!("{}/{}", entry.bucket, entry.key), &path, fetched));
@@ -160,7 +160,8 @@ impl Tree<'_> {
             }
             Outcome::Failed(failure) => self.failed(entry, failure),
             Outcome::Other => hand_back(entry.clone()),
-        });
+        };
+        get_small::get(self.context, connection, batch, self.choices.remote, &place, settle);
         if let Err(failure) = self.context.display.suspend(|| output::lines(&lines)) {
             self.tally.failed.fetch_add(1, Ordering::Relaxed);
             self.context.display.suspend(|| output::failure(&failure, self.context.json));

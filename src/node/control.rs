@@ -42,7 +42,7 @@ use field::{Field, structure, tagged};
 pub use field::{Bytes, SecretText};
 pub use small_files::SmallFiles;
 
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 
 /// The socket's file name in the data directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -141,7 +141,11 @@ tagged! {
         /// `StoredSmall` alone, once each file that it calls stored is durable.
         13 => PutSmall { bucket: String, no_dedup: bool, no_clobber: bool, files: Vec<SmallFile>, },
         /// At most [`limits::SMALL_FILES_MAX`] targets. Answers: `FetchedSmall` alone.
-        14 => GetSmall { targets: Vec<Target>, },
+        14 => GetSmall {
+            targets: Vec<Target>,
+            /// Read past local copies and the cache.
+            remote: bool,
+        },
         /// Answers: `Removed` for each of at most [`limits::REMOVALS_MAX`] keys, `Done`. What they held is declared dead
         /// together, before any of them is answered.
         15 => RemoveMany { bucket: String, keys: Vec<String>, },

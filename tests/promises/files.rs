@@ -1,8 +1,10 @@
 //! What a user types: files, trees, ranges, links, and Ctrl-C.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -139,14 +141,35 @@ fn a_tree_comes_back_on_another_node_with_links_modes_and_times() {
     network[0].ok(&["put", "-r", tree.to_str().unwrap(), "--name", "backup/t"]);
     network[1].ok(&["get", "-r", "backup/t", "-o", copy.to_str().unwrap()]);
     assert!(listing(&tree) == listing(&copy), "{}", text(&network[1].ok(&["ls", "backup/"]).stdout));
+    // Past what the reader holds itself, too.
+    let remote = network.path("remote");
+    network[1].ok(&["get", "-r", "backup/t", "--remote", "-o", remote.to_str().unwrap()]);
+    assert!(listing(&tree) == listing(&remote));
     network[1].ok(&["rm", "-r", "backup/t"]);
     assert!(network[0].ok(&["ls", "backup/"]).stdout.is_empty());
     network[0].fails(4, &["get", "-r", "backup/t", "-o", &network.file("never")]);
 }
 
+#[test]
+fn a_tree_that_only_the_reader_holds_does_not_come_from_elsewhere() {
+    let mut random = random();
+    let network = Network::one();
+    let tree = network.path("tree");
+    make_small_files(&tree, &mut random);
+    fs::remove_file(tree.join(OsStr::from_bytes(b"not \xff utf-8"))).unwrap();
+    network[0].ok(&["put", "-r", tree.to_str().unwrap(), "--name", "t"]);
+    let output = network[0].run(&["get", "-r", "t", "--remote", "-o", &network.file("remote")]);
+    // Empty files and the link are in their names.
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    let complaints = text(&output.stderr);
+    assert!(complaints.contains("main/t/deep/001: ") && complaints.contains("leave --remote out"), "{complaints}");
+    assert!(!network.path("remote").join("deep/001").exists());
+    network[0].ok(&["get", "-r", "t", "-o", &network.file("remote")]);
+    assert!(listing(&tree) == listing(&network.path("remote")));
+}
+
 /// Many small files of every length that matters, some of the same content, and one that cannot be put.
 fn make_small_files(tree: &Path, random: &mut impl rand::Rng) {
-    use std::os::unix::ffi::OsStrExt;
     const LENGTHS: [usize; 9] = [0, 1, 31, 32, 4096, 20_000, 65_468, 65_469, 70_000];
     fs::create_dir_all(tree.join("deep")).unwrap();
     for number in 0..300 {
@@ -155,7 +178,7 @@ fn make_small_files(tree: &Path, random: &mut impl rand::Rng) {
     }
     let _ = fs::remove_file(tree.join("link"));
     symlink("deep/001", tree.join("link")).unwrap();
-    fs::write(tree.join(std::ffi::OsStr::from_bytes(b"not \xff utf-8")), b"x").unwrap();
+    fs::write(tree.join(OsStr::from_bytes(b"not \xff utf-8")), b"x").unwrap();
 }
 
 #[test]

@@ -207,7 +207,7 @@ fn answer(memory: &mut Memory, request: ControlRequest, descriptor: Option<File>
             let outcomes = files.into_iter().map(|file| put_small(memory, &bucket, no_clobber, file)).collect();
             return vec![ControlEvent::StoredSmall { outcomes }];
         }
-        ControlRequest::GetSmall { targets } => {
+        ControlRequest::GetSmall { targets, .. } => {
             let outcomes = targets.iter().map(|target| get_small(memory, target)).collect();
             return vec![ControlEvent::FetchedSmall { outcomes }];
         }

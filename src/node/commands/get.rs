@@ -52,6 +52,14 @@ impl Found {
         self.depth == 0 && self.length <= SMALL_CHUNK_BYTES_MAX as u64
     }
 
+    /// What messages call it.
+    pub fn label(&self) -> String {
+        match self.key.as_str() {
+            "" => ContentId(self.root).to_string(),
+            key => format!("{}/{key}", self.bucket),
+        }
+    }
+
     fn from_body(body: NameBody, stamp_ms: u64) -> Self {
         Self {
             root: body.root,
@@ -156,10 +164,7 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
     let found = find(shard, &get.target).await?;
     let link_root = matches!(get.target, Target::Link { .. }).then_some(found.root);
     let info = ControlEvent::Info { metadata: found.metadata.clone(), length: found.length, content: found.root };
-    let label = match found.key.as_str() {
-        "" => ContentId(found.root).to_string(),
-        key => format!("{}/{key}", found.bucket),
-    };
+    let label = found.label();
     let is_symlink = found.metadata.symlink_target.is_some();
     if is_symlink {
         client.send_with_next(&info);
@@ -277,7 +282,7 @@ pub(super) fn node_stops(label: &str) -> Failure {
 }
 
 /// `link_root`: of a link, which nobody was asked about before. `remote`: what is here was not looked at.
-fn get_failure(error: GetError, label: &str, link_root: Option<Address>, remote: bool) -> Failure {
+pub(super) fn get_failure(error: GetError, label: &str, link_root: Option<Address>, remote: bool) -> Failure {
     let reason = error.to_string();
     let (code, way_out) = match error {
         GetError::Chunk(ChunkError::NotFound { address }) if link_root == Some(address) => {

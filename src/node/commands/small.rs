@@ -20,8 +20,10 @@
 //!
 //! Requests of one connection follow each other; a client that hangs up leaves a request that runs to its end.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
+
+use tokio::sync::Semaphore;
 
 use super::get::{Found, find};
 use super::put::{Put, publish, read_earlier, reserve_death};
@@ -36,7 +38,7 @@ use crate::io::{Buffer, BufferPool, spawn, yield_now};
 use crate::key_locks::KeyLock;
 use crate::limits::{
     CHUNK_BYTES_MIN, RECORD_HEAD_BYTES, SMALL_BUFFERS_PER_SHARD, SMALL_CHUNK_BYTES_MAX, SMALL_FILES_BYTES_MAX,
-    SMALL_FILES_MAX, SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX,
+    SMALL_FILES_MAX, SMALL_GETS_AT_ONCE_MAX, SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX,
 };
 use crate::node::chunks::ClusterSource;
 use crate::node::control::{Bytes, ControlEvent, ControlRequest, SmallFetched, SmallFile, SmallStored, Target};
@@ -61,9 +63,9 @@ pub async fn serve(
                 let outcomes = put_files(shard, &bucket, no_dedup, no_clobber, files).await?;
                 ControlEvent::StoredSmall { outcomes: outcomes.into_iter().map(told).collect() }
             }
-            ControlRequest::GetSmall { targets } => {
+            ControlRequest::GetSmall { targets, remote } => {
                 check_count(targets.len())?;
-                ControlEvent::FetchedSmall { outcomes: get_files(shard, targets).await? }
+                ControlEvent::FetchedSmall { outcomes: get_files(shard, targets, remote).await }
             }
             _ => return Err(Failure::new(code::USAGE, "only small files can be put and got on this connection")),
         };
@@ -151,6 +153,8 @@ pub struct SmallWork {
     names: Rc<Gather<(BucketId, NameId), Looked>>,
     /// That chunks are read to; who finds none makes one.
     buffers: BufferPool,
+    /// A permit for each file that may be got from other nodes at once.
+    gets: Semaphore,
 }
 
 impl Default for SmallWork {
@@ -159,6 +163,7 @@ impl Default for SmallWork {
             puts: Gather::new(SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX),
             names: Gather::new(1, SMALL_REQUESTS_GATHERED_MAX),
             buffers: BufferPool::plain(SMALL_BUFFERS_PER_SHARD, RECORD_HEAD_BYTES + SMALL_CHUNK_BYTES_MAX),
+            gets: Semaphore::new(SMALL_GETS_AT_ONCE_MAX),
         }
     }
 }
@@ -574,15 +579,38 @@ fn alone(shard: &Rc<Shard>) -> Option<u32> {
     (layouts.earlier().is_empty() && node.node == shard.node.id()).then(|| layout.number())
 }
 
-async fn get_files(shard: &Rc<Shard>, targets: Vec<Target>) -> Result<Vec<SmallFetched>, Failure> {
-    let source = ClusterSource::new(shard.clone(), false);
+async fn get_files(shard: &Rc<Shard>, targets: Vec<Target>, remote: bool) -> Vec<SmallFetched> {
+    let source = Rc::new(ClusterSource::new(shard.clone(), remote));
     let (mut outcomes, mut bytes) = (Vec::with_capacity(targets.len()), 0);
-    for target in targets {
-        let outcome = get_file(shard, &source, &target).await;
+    let mut settle = |outcome: Result<SmallFetched, Failure>| {
         let outcome = outcome.unwrap_or_else(|Failure { code, message }| SmallFetched::Failed { code, message });
         outcomes.push(if_it_fits(outcome, &mut bytes));
+    };
+    if !remote && alone(shard).is_some() {
+        // Nobody is waited for but this node's own catalog and disk.
+        for target in targets {
+            settle(get_file(shard, &source, &target, remote).await);
+        }
+        return outcomes;
     }
-    Ok(outcomes)
+    let mut running = VecDeque::with_capacity(SMALL_GETS_AT_ONCE_MAX);
+    for target in targets {
+        if running.len() >= SMALL_GETS_AT_ONCE_MAX
+            && let Some(first) = running.pop_front()
+        {
+            settle(ended(first).await);
+        }
+        let (shard, source) = (shard.clone(), source.clone());
+        running.push_back(in_task(async move {
+            // A chunk that comes from elsewhere takes a buffer that long transfers share.
+            let _place = shard.small.gets.acquire().await;
+            get_file(&shard, &source, &target, remote).await
+        }));
+    }
+    for last in running {
+        settle(ended(last).await);
+    }
+    outcomes
 }
 
 /// Contents and metadata together must fit the answer's message; what does not is asked for by itself.
@@ -597,15 +625,18 @@ fn if_it_fits(outcome: SmallFetched, bytes: &mut usize) -> SmallFetched {
     outcome
 }
 
-async fn get_file(shard: &Rc<Shard>, source: &ClusterSource, target: &Target) -> Result<SmallFetched, Failure> {
+async fn get_file(
+    shard: &Rc<Shard>,
+    source: &ClusterSource,
+    target: &Target,
+    remote: bool,
+) -> Result<SmallFetched, Failure> {
     let found = find_small(shard, target).await?;
     if !found.is_small() {
         return Ok(SmallFetched::Large { length: found.length });
     }
-    let contents = read_contents(shard, source, &found).await.map_err(|error| match error {
-        GetError::Chunk(error) => Failure::from(error),
-        error => Failure::new(code::INTEGRITY, error.to_string()),
-    })?;
+    let contents = read_contents(shard, source, &found).await;
+    let contents = contents.map_err(|error| super::get::get_failure(error, &found.label(), None, remote))?;
     Ok(SmallFetched::Contents { metadata: found.metadata, content: found.root, contents: Bytes(contents) })
 }
 

@@ -64,7 +64,7 @@ fn request() -> impl Strategy<Value = ControlRequest> {
                 ControlRequest::PutSmall { bucket, no_dedup, no_clobber, files: files.into_iter().map(file).collect() }
             }
         ),
-        vec(target(), 0..4).prop_map(|targets| ControlRequest::GetSmall { targets }),
+        (vec(target(), 0..4), any::<bool>()).prop_map(|(targets, remote)| ControlRequest::GetSmall { targets, remote }),
         Just(ControlRequest::Status),
         Just(ControlRequest::Peers),
         Just(ControlRequest::Verify),

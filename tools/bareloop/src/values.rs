@@ -124,7 +124,7 @@ impl Client {
 
     async fn get(&mut self, number: u64) -> Result<(), String> {
         let target = Target::Name { bucket: BUCKET.to_owned(), key: number.to_string() };
-        match self.ask(&ControlRequest::GetSmall { targets: vec![target] }).await? {
+        match self.ask(&ControlRequest::GetSmall { targets: vec![target], remote: false }).await? {
             ControlEvent::FetchedSmall { outcomes } => match outcomes.as_slice() {
                 [SmallFetched::Contents { contents: Bytes(contents), .. }] if *contents == self.value(number) => Ok(()),
                 [SmallFetched::Contents { .. }] => Err("WRONG BYTE".to_owned()),
