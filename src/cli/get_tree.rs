@@ -64,7 +64,7 @@ pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetC
             root.display()
         )));
     }
-    raise_fd_limit(); // each worker has a batch of files open
+    let files_max = get_small::batch_files_max(raise_fd_limit());
     let tree = Tree {
         context,
         prefix,
@@ -81,7 +81,7 @@ pub fn run(context: &Context, target: &str, output: Option<&Path>, choices: GetC
                 return work(Work::Large(entry));
             }
             batch.add(entry);
-            if batch.is_full() {
+            if batch.is_full(files_max) {
                 work(Work::Small(std::mem::take(&mut batch)));
             }
         });

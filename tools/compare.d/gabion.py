@@ -32,7 +32,9 @@ class Gabion(System):
         cached = {"get_cold": "the index in RAM", "fetch": "the sender's chunks; the receiver keeps a copy on its disk",
                   "value_get": "chunks in the page cache, the index in RAM"}
         chunks = "the sender's chunks" if stage in BETWEEN_NODES else "chunks in the page cache"
-        durable = "the copies kept; what comes out is not" if stage == "fetch" else "no"
+        durable = {"fetch": "the copies kept; what comes out is not"}.get(stage, "before it says so")
+        if stage in ("get_cold", "get_hot", "wire", "value_get"):
+            durable = "no"
         return Facts(where, "BLAKE3, each chunk", durable, cached.get(stage, chunks))
 
     def node(self, name: str, *arguments: object) -> list[object]:

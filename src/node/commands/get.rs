@@ -52,14 +52,6 @@ impl Found {
         self.depth == 0 && self.length <= SMALL_CHUNK_BYTES_MAX as u64
     }
 
-    /// What messages call it.
-    pub fn label(&self) -> String {
-        match self.key.as_str() {
-            "" => ContentId(self.root).to_string(),
-            key => format!("{}/{key}", self.bucket),
-        }
-    }
-
     fn from_body(body: NameBody, stamp_ms: u64) -> Self {
         Self {
             root: body.root,
@@ -164,7 +156,10 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
     let found = find(shard, &get.target).await?;
     let link_root = matches!(get.target, Target::Link { .. }).then_some(found.root);
     let info = ControlEvent::Info { metadata: found.metadata.clone(), length: found.length, content: found.root };
-    let label = found.label();
+    let label = match found.key.as_str() {
+        "" => ContentId(found.root).to_string(),
+        key => format!("{}/{key}", found.bucket),
+    };
     let is_symlink = found.metadata.symlink_target.is_some();
     if is_symlink {
         client.send_with_next(&info);
@@ -180,7 +175,10 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
     let failed = |error| match error {
         // What the stopping cuts off looks like a cancelled write, or a cancelled get.
         GetError::Output(_) | GetError::Cancelled if shard.node.is_stopping() => node_stops(&label),
-        error => get_failure(error, &label, link_root, get.remote),
+        error => {
+            let Failure { code, message } = get_failure(error, link_root, get.remote);
+            Failure::new(code, format!("{label}: {message}"))
+        }
     };
     if found.is_small() && !get.resume {
         client.send_with_next(&info);
@@ -282,7 +280,7 @@ pub(super) fn node_stops(label: &str) -> Failure {
 }
 
 /// `link_root`: of a link, which nobody was asked about before. `remote`: what is here was not looked at.
-pub(super) fn get_failure(error: GetError, label: &str, link_root: Option<Address>, remote: bool) -> Failure {
+pub(super) fn get_failure(error: GetError, link_root: Option<Address>, remote: bool) -> Failure {
     let reason = error.to_string();
     let (code, way_out) = match error {
         GetError::Chunk(ChunkError::NotFound { address }) if link_root == Some(address) => {
@@ -299,7 +297,7 @@ pub(super) fn get_failure(error: GetError, label: &str, link_root: Option<Addres
         GetError::OutputClosed => (OUTPUT_CLOSED, ""),
         _ => (code::OTHER, ""),
     };
-    Failure::new(code, format!("{label}: {reason}{way_out}"))
+    Failure::new(code, format!("{reason}{way_out}"))
 }
 
 fn progress_event(job: &GetJob) -> ControlEvent {
@@ -370,7 +368,7 @@ mod tests {
         let (root, leaf) = (Address([1; 32]), Address([2; 32]));
         let code = |address, link_root| {
             let missing = GetError::Chunk(ChunkError::NotFound { address });
-            get_failure(missing, "a file", link_root, false).code
+            get_failure(missing, link_root, false).code
         };
         assert_eq!(code(root, Some(root)), code::NOT_FOUND);
         assert_eq!(code(leaf, Some(root)), code::INTEGRITY);

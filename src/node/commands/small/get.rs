@@ -1,0 +1,256 @@
+//! `GetSmall`: the names of all targets are read, then what they name.
+//!
+//! | step | on a node alone | with others |
+//! | --- | --- | --- |
+//! | 1 | names that are not in memory by one question to the catalog | each name by quorum, all at once |
+//! | 2 | what is not small, or does not fit the answer any more, is said to be so | the same |
+//! | 3 | contents from this node's disk, one after the other | contents from anywhere, several at once |
+//!
+//! What does not fit is not fetched, so that a request holds no more than one answer.
+
+use std::rc::Rc;
+
+use super::{Looked, alone, ended, in_task, vault_key};
+use crate::crypto::cipher::{apply_keystream, open_chunk};
+use crate::crypto::keys::VaultKey;
+use crate::format::name::Name;
+use crate::format::{BucketId, NameId};
+use crate::io::Buffer;
+use crate::limits::{CHUNK_BYTES_MIN, FETCH_ATTEMPTS_MAX, RECORD_HEAD_BYTES, SMALL_FILES_BYTES_MAX};
+use crate::node::chunks::ClusterSource;
+use crate::node::commands::get::{Found, find, found_name, get_failure};
+use crate::node::commands::{Failure, code};
+use crate::node::control::{Bytes, SmallFetched, Target};
+use crate::node::shard::Shard;
+use crate::vault::{ChunkError, ChunkSource, Fetched, GetError, check_padding};
+
+/// One outcome for each target, in their order.
+pub(super) async fn get_files(shard: &Rc<Shard>, targets: Vec<Target>, remote: bool) -> Vec<SmallFetched> {
+    let is_alone = alone(shard).is_some();
+    let found = if is_alone { find_here(shard, targets).await } else { find_each(shard, targets).await };
+    let mut bytes = 0;
+    let planned = found.into_iter().map(|found| Planned::new(found, &mut bytes));
+    let source = Rc::new(ClusterSource::new(shard.clone(), remote));
+    let mut outcomes = Vec::with_capacity(planned.len());
+    if is_alone {
+        for planned in planned {
+            outcomes.push(planned.outcome(shard, &source, remote).await);
+        }
+        return outcomes;
+    }
+    let begin = |planned: Planned| {
+        let (shard, source) = (shard.clone(), source.clone());
+        in_task(async move {
+            // A chunk that comes from elsewhere takes a buffer that long transfers share.
+            let _place = shard.small.gets.acquire().await;
+            Ok(planned.outcome(&shard, &source, remote).await)
+        })
+    };
+    let begun: Vec<_> = planned.map(begin).collect();
+    for begun in begun {
+        outcomes.push(ended(begun).await.unwrap_or_else(failed));
+    }
+    outcomes
+}
+
+fn failed(Failure { code, message }: Failure) -> SmallFetched {
+    SmallFetched::Failed { code, message }
+}
+
+/// Step 1, with others.
+async fn find_each(shard: &Rc<Shard>, targets: Vec<Target>) -> Vec<Result<Found, Failure>> {
+    let begin = |target: Target| {
+        let shard = shard.clone();
+        in_task(async move { find(&shard, &target).await })
+    };
+    let begun: Vec<_> = targets.into_iter().map(begin).collect();
+    let mut found = Vec::with_capacity(begun.len());
+    for begun in begun {
+        found.push(ended(begun).await);
+    }
+    found
+}
+
+/// Step 1, on a node alone: the same as for any get, but for the one question.
+async fn find_here(shard: &Rc<Shard>, targets: Vec<Target>) -> Vec<Result<Found, Failure>> {
+    let vault = vault_key(shard);
+    let ids = |target: &Target| match (target, &vault) {
+        (Target::Name { bucket, key }, Ok(vault)) => Some(vault.ids(bucket, key)),
+        _ => None,
+    };
+    let ids: Vec<Option<(BucketId, NameId)>> = targets.iter().map(ids).collect();
+    let at_once = |(bucket, name): (BucketId, NameId)| shard.node.catalog.name_at_once(&bucket, &name);
+    let mut looked: Vec<Option<Looked>> = ids.iter().map(|ids| ids.and_then(at_once).map(Ok)).collect();
+    let unknown = || looked.iter().zip(&ids).filter(|(looked, _)| looked.is_none()).filter_map(|(_, ids)| *ids);
+    let mut answers = look_up(shard, unknown().collect()).await.into_iter();
+    for (looked, _) in looked.iter_mut().zip(&ids).filter(|(looked, ids)| looked.is_none() && ids.is_some()) {
+        *looked = answers.next();
+    }
+    let mut found = Vec::with_capacity(targets.len());
+    for (target, looked) in targets.iter().zip(looked) {
+        found.push(match (target, looked, &vault) {
+            (Target::Name { bucket, key }, Some(looked), Ok(vault)) => open(shard, vault, (bucket, key), looked),
+            _ => find(shard, target).await,
+        });
+    }
+    found
+}
+
+fn open(shard: &Rc<Shard>, vault: &VaultKey, (bucket, key): (&str, &str), looked: Looked) -> Result<Found, Failure> {
+    let name = Name::new(bucket, key).map_err(|error| Failure::new(code::USAGE, error.to_string()))?;
+    found_name(shard, vault, &name, looked?)
+}
+
+/// What the catalog knows of names that are not in memory.
+async fn look_up(shard: &Rc<Shard>, names: Vec<(BucketId, NameId)>) -> Vec<Looked> {
+    if let [name] = *names {
+        // Together with those of other requests.
+        let own = shard.clone();
+        let run = move |names: Vec<(BucketId, NameId)>| {
+            let shard = own.clone();
+            async move { ask_catalog(&shard, names).await }
+        };
+        return shard.small.names.join(name, run).await.into_iter().collect();
+    }
+    if names.is_empty() { Vec::new() } else { ask_catalog(shard, names).await }
+}
+
+async fn ask_catalog(shard: &Rc<Shard>, names: Vec<(BucketId, NameId)>) -> Vec<Looked> {
+    let count = names.len();
+    match shard.node.catalog.names_of(names).await {
+        Ok(records) => records.into_iter().map(Ok).collect(),
+        Err(error) => vec![Err(error); count],
+    }
+}
+
+/// A target, once it is known what it names.
+enum Planned {
+    Answer(SmallFetched),
+    Read(Box<Found>),
+}
+
+impl Planned {
+    /// `bytes`: of the answer so far.
+    fn new(found: Result<Found, Failure>, bytes: &mut usize) -> Self {
+        let found = match found {
+            Ok(found) => found,
+            Err(failure) => return Self::Answer(failed(failure)),
+        };
+        let target = found.metadata.symlink_target.as_ref().map_or(0, Vec::len);
+        let metadata = target + found.metadata.content_type.as_ref().map_or(0, String::len);
+        let fits = |length: u64| *bytes + length as usize + metadata <= SMALL_FILES_BYTES_MAX;
+        if !found.is_small() || !fits(found.length) {
+            return Self::Answer(SmallFetched::Large { length: found.length });
+        }
+        *bytes += found.length as usize + metadata;
+        Self::Read(Box::new(found))
+    }
+
+    async fn outcome(self, shard: &Rc<Shard>, source: &ClusterSource, remote: bool) -> SmallFetched {
+        let found = match self {
+            Self::Answer(outcome) => return outcome,
+            Self::Read(found) => found,
+        };
+        match read_contents(shard, source, &found).await {
+            Ok(contents) => {
+                SmallFetched::Contents { metadata: found.metadata, content: found.root, contents: Bytes(contents) }
+            }
+            Err(error) => failed(get_failure(error, None, remote)),
+        }
+    }
+}
+
+/// All of what is small.
+pub async fn read_contents(shard: &Rc<Shard>, source: &ClusterSource, found: &Found) -> Result<Vec<u8>, GetError> {
+    let (address, key, length) = (found.root, &found.root_key, found.length as usize);
+    if length == 0 {
+        return Ok(Vec::new());
+    }
+    let len = length.max(CHUNK_BYTES_MIN);
+    for attempt in 0..FETCH_ATTEMPTS_MAX {
+        let mut buffer = shard.small.buffers.try_take().unwrap_or_else(|| Buffer::heap(RECORD_HEAD_BYTES + len));
+        let is_checked;
+        (buffer, is_checked) = match source.fetch(address, len, buffer, attempt).await? {
+            Fetched::Checked(buffer) => (buffer, true),
+            Fetched::Unchecked(buffer, _turn) => (buffer, false),
+        };
+        let payload = buffer.as_slice().get(RECORD_HEAD_BYTES..).and_then(|payload| payload.get(..len));
+        let mut payload = payload.unwrap_or_default().to_vec();
+        let opened = if is_checked {
+            apply_keystream(&mut payload, key);
+            Ok(())
+        } else {
+            open_chunk(&mut payload, &address, key)
+        };
+        match opened {
+            Ok(()) => {
+                check_padding(&payload, length)?;
+                payload.truncate(length);
+                return Ok(payload);
+            }
+            Err(mismatch) => {
+                tracing::warn!(attempt, %mismatch, "a fetched chunk is not what was asked for");
+                source.damaged(&address);
+            }
+        }
+    }
+    Err(ChunkError::Damaged { address }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::cipher::ChunkKey;
+    use crate::format::Address;
+    use crate::format::name::Metadata;
+    use crate::limits::{
+        CONTROL_MESSAGE_BYTES_MAX, KEY_BYTES_MAX, SMALL_CHUNK_BYTES_MAX, SMALL_FILES_MAX, SYMLINK_BYTES_MAX,
+    };
+    use crate::node::control::{ControlEvent, SmallStored};
+
+    fn found(length: usize, target: usize) -> Found {
+        Found {
+            bucket: "main".into(),
+            key: "key".into(),
+            root: Address::ZERO,
+            root_key: ChunkKey::from_bytes([0; 32]),
+            depth: 0,
+            length: length as u64,
+            metadata: Metadata { symlink_target: Some(vec![b'a'; target]), ..Metadata::default() },
+            stamp_ms: 0,
+        }
+    }
+
+    #[test]
+    fn an_answer_is_never_longer_than_a_message_whatever_is_asked_for() {
+        for (length, target) in [(SMALL_CHUNK_BYTES_MAX, 0), (0, SYMLINK_BYTES_MAX), (100, SYMLINK_BYTES_MAX)] {
+            let mut bytes = 0;
+            let outcomes: Vec<SmallFetched> = (0..SMALL_FILES_MAX)
+                .map(|_| match Planned::new(Ok(found(length, target)), &mut bytes) {
+                    Planned::Answer(outcome) => outcome,
+                    Planned::Read(found) => SmallFetched::Contents {
+                        metadata: found.metadata,
+                        content: found.root,
+                        contents: Bytes(vec![0; found.length as usize]),
+                    },
+                })
+                .collect();
+            assert!(outcomes.iter().any(|outcome| matches!(outcome, SmallFetched::Contents { .. })));
+            assert!(outcomes.iter().any(|outcome| matches!(outcome, SmallFetched::Large { .. })));
+            assert!(ControlEvent::FetchedSmall { outcomes }.encode().len() <= CONTROL_MESSAGE_BYTES_MAX);
+        }
+        let message = "x".repeat(KEY_BYTES_MAX + 512);
+        let outcomes = vec![SmallStored::Failed { code: 1, message }; SMALL_FILES_MAX];
+        assert!(ControlEvent::StoredSmall { outcomes }.encode().len() <= CONTROL_MESSAGE_BYTES_MAX);
+    }
+
+    #[test]
+    fn what_is_too_long_takes_no_room_from_what_is_small() {
+        let mut bytes = 0;
+        let large = Planned::new(Ok(found(SMALL_CHUNK_BYTES_MAX + 1, 0)), &mut bytes);
+        assert!(matches!(large, Planned::Answer(SmallFetched::Large { .. })));
+        assert_eq!(bytes, 0);
+        assert!(matches!(Planned::new(Ok(found(100, 5)), &mut bytes), Planned::Read(_)));
+        assert_eq!(bytes, 105);
+    }
+}
