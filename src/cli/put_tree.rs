@@ -22,11 +22,12 @@ use serde_json::json;
 use super::context::Context;
 use super::exit::{Exit, Failure};
 use super::parallel::Queue;
-use super::put::{PutChoices, Stored, line_of, metadata_of, open_file, print, store, unreadable};
+use super::put::{PutChoices, Source, Stored, line_of, metadata_of, print, store, unreadable};
 use super::put_small::{BATCH_FILES_MAX, Outcome, Putting, Worker};
 use super::target::Prefix;
 use super::{interrupt, output, parallel};
 use crate::format::name::{BUCKET_DEFAULT, Metadata, Name};
+use crate::io::{open_in, set_blocking};
 
 /// One whose files are put.
 pub(super) struct Directory {
@@ -203,9 +204,22 @@ fn not_stored(context: &Context, tally: &Tally, path: &Path, failure: Failure) {
 
 fn try_put(context: &Context, bucket: &str, found: &Found, choices: PutChoices) -> Result<Stored, Failure> {
     let name = Name::new(bucket, &found.key()).map_err(|error| Failure::usage(error.to_string()))?;
-    let source = open_file(&found.path())?;
+    let source = open(found)?;
     let mut progress = context.display.start(&name.to_string());
     store(context, &name, &source, choices, &mut progress)
+}
+
+/// What was found as a file, and still is one: whoever puts a link or a pipe in its place gets neither followed.
+fn open(found: &Found) -> Result<Source, Failure> {
+    let fail = |error: &std::io::Error| unreadable(&found.path(), error);
+    let directory = fs::File::open(&found.directory.path).map_err(|error| fail(&error))?;
+    let file = open_in(&directory, found.name.as_ref()).map_err(|error| fail(&error))?;
+    let metadata = file.metadata().map_err(|error| fail(&error))?;
+    if !metadata.is_file() {
+        return Err(Failure::other("it was a file when the tree was listed, and is none any more; put it again"));
+    }
+    set_blocking(&file).map_err(|error| fail(&error))?;
+    Ok(Source { descriptor: Some(file.into()), metadata: metadata_of(&metadata), length: Some(metadata.len()) })
 }
 
 /// A link's metadata, its target among them.

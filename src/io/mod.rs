@@ -50,7 +50,7 @@ pub use signal::{StopSignals, stop_requested};
 pub use socket::SendSource;
 pub use system::{
     DirLock, FdKind, Memory, Space, dup_fd, fd_kind, filesystem_space, lock_directory, open_in, peer_is_regular,
-    read_cached, restrict_new_files, rss, sync_filesystem, thread_count_default,
+    read_cached, restrict_new_files, rss, set_blocking, sync_filesystem, thread_count_default,
 };
 pub use tcp::{TcpListener, TcpStream};
 pub use turn::Turn;

@@ -159,14 +159,24 @@ pub fn read_cached(fd: impl AsFd, bytes: &mut [u8], offset: u64) -> bool {
     true
 }
 
-/// Opens a file of a directory for reading, by its name there: nobody has to walk the path to it again.
+/// Opens a file of a directory for reading, by its name there: nobody has to walk the path to it again. What has become a
+/// symbolic link is an error, and what has become a pipe is not waited for. Of the file, [`set_blocking`] before it goes to a
+/// ring: some file systems would have reads of it tried again instead of waiting.
 pub fn open_in(directory: impl AsFd, name: &OsStr) -> io::Result<File> {
     let name = CString::new(name.as_bytes())?;
     // SAFETY: a number and a name that ends in zero.
-    let fd = unsafe { libc::openat(directory.as_fd().as_raw_fd(), name.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    let fd = unsafe { libc::openat(directory.as_fd().as_raw_fd(), name.as_ptr(), OPEN_FLAGS) };
     let fd = check(fd)?;
     // SAFETY: just opened, and nobody else's.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+const OPEN_FLAGS: i32 = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+
+/// Takes O_NONBLOCK, and whatever else can be changed of an open file, off it.
+pub fn set_blocking(file: impl AsFd) -> io::Result<()> {
+    // SAFETY: numbers alone.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETFL, 0) }).map(drop)
 }
 
 /// Space of the file system that holds `path`.

@@ -95,6 +95,12 @@ impl UnixStream {
         // The task holds the descriptor only, so dropping the last stream still cancels it.
         run_to_end(entries::recv_with_fds(Rc::clone(self.socket.fd()), buffer, range)).await
     }
+
+    /// Ends once the other end sends nothing any more. Takes nothing of what it has sent, and is safe to drop, but the kernel
+    /// goes on waiting until the stream is dropped, too: to be begun once for a stream.
+    pub async fn closed(&self) {
+        let _ = entries::poll(self.socket.fd(), libc::POLLRDHUP).await;
+    }
 }
 
 /// A path to the same file that is short enough for a socket address; valid while the directory is open.

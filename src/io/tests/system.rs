@@ -1,6 +1,13 @@
-use std::os::fd::AsFd;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
 
-use crate::io::{FdKind, dup_fd, fd_kind, filesystem_space, lock_directory, peer_is_regular, raise_fd_limit, rss};
+use crate::io::{
+    FdKind, dup_fd, fd_kind, filesystem_space, lock_directory, open_in, peer_is_regular, raise_fd_limit, rss,
+    set_blocking,
+};
 
 #[test]
 fn a_directory_is_locked_once() {
@@ -31,4 +38,32 @@ fn the_machine_answers() {
     let memory = rss();
     assert!(memory.anon_bytes > 0 && memory.hwm_bytes >= memory.anon_bytes);
     assert!(raise_fd_limit() > 2);
+}
+
+#[test]
+fn of_a_directory_only_what_is_there_is_opened_and_nobody_is_waited_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("file"), b"mine").expect("written");
+    std::os::unix::fs::symlink("file", directory.path().join("link")).expect("a link");
+    assert!(Command::new("mkfifo").arg(directory.path().join("pipe")).status().expect("mkfifo").success());
+    let opened = File::open(directory.path()).expect("opened");
+    let open = |name: &str| open_in(&opened, OsStr::new(name));
+    assert_eq!(open("link").expect_err("a link is not followed").raw_os_error(), Some(libc::ELOOP));
+    assert!(open("missing").is_err() && open("a\0b").is_err());
+    let pipe = open("pipe").expect("without a writer");
+    assert_eq!(fd_kind(pipe.as_fd()), FdKind::Pipe);
+    let mut file = open("file").expect("a file");
+    let flags = |file: &File| {
+        std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))
+            .expect("of this process")
+            .lines()
+            .find_map(|line| i32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok())
+            .expect("its flags")
+    };
+    assert_ne!(flags(&file) & libc::O_NONBLOCK, 0);
+    set_blocking(&file).expect("any file");
+    assert_eq!(flags(&file) & libc::O_NONBLOCK, 0);
+    let mut contents = String::new();
+    file.read_to_string(&mut contents).expect("read");
+    assert_eq!(contents, "mine");
 }
