@@ -277,14 +277,19 @@ pub const SMALL_PUTS_AT_ONCE_MAX: usize = 4;
 pub const SMALL_REQUESTS_GATHERED_MAX: usize = 128;
 /// Requests whose chunks are read at the same time without making a buffer for each.
 pub const SMALL_BUFFERS_PER_SHARD: usize = 16;
-/// Small files that one shard gets from other nodes at once, for all requests.
-pub const SMALL_GETS_AT_ONCE_MAX: usize = 12;
+/// Names that one shard reads by quorum at once for requests of many small files.
+pub const SMALL_NAMES_AT_ONCE_MAX: usize = 64;
+/// Chunks of small files that one shard fetches from other nodes at once, for all requests; each takes a buffer meanwhile.
+pub const SMALL_FETCHES_AT_ONCE_MAX: usize = 12;
 /// Names of one request to remove many: they share one death.
 pub const REMOVALS_MAX: usize = 1000;
 /// Small files in one request of the control socket.
 pub const SMALL_FILES_MAX: usize = 256;
 /// Their contents, keys and metadata together, as a command gathers them before it sends.
 pub const SMALL_FILES_BYTES_MAX: usize = 640 * KIB;
+
+/// Why one small file of many could not be put or got, in words; what is longer is cut.
+pub const SMALL_FAILURE_BYTES_MAX: usize = 1280;
 
 // Puts and gets
 
@@ -342,6 +347,8 @@ pub const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
 pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 12;
 /// The same for a put: a chunk that is written and waits for its sync holds no buffer, so there are more of them.
 pub const PUT_CHUNKS_IN_FLIGHT_PER_SHARD: usize = 64;
+/// An output of at least this length is written past the page cache.
+pub const DIRECT_OUTPUT_BYTES_MIN: u64 = 16 * MIB as u64;
 pub const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
 
@@ -375,4 +382,6 @@ const _: () = assert!(2 * CATALOG_FREE_BYTES_MIN <= FREE_BYTES_RESERVE);
 const _: () = assert!(2 * CLOCK_RESERVE.as_secs() < CLOCK_AHEAD_MAX.as_secs());
 const _: () = assert!(SMALL_CHUNK_BYTES_MAX < BULK_PAYLOAD_BYTES_MIN);
 const _: () = assert!(SMALL_FILES_BYTES_MAX + SMALL_CHUNK_BYTES_MAX + 8 * KIB < CONTROL_MESSAGE_BYTES_MAX);
+const _: () =
+    assert!(SMALL_FILES_BYTES_MAX + SMALL_FILES_MAX * (SMALL_FAILURE_BYTES_MAX + 128) < CONTROL_MESSAGE_BYTES_MAX);
 const _: () = assert!(DOCUMENT_VALUE_BYTES_MAX + DOCUMENT_KEY_BYTES_MAX + BLOCK_BYTES < BATCH_BYTES_MAX);

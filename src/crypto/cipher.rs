@@ -163,7 +163,8 @@ pub fn apply_keystream(bytes: &mut [u8], key: &ChunkKey) {
 /// | this | 0.168 |
 /// | both with `-C target-cpu=native` | 0.165, 0.096 |
 ///
-/// With the narrow vectors of AES-NI it is an eighth slower than `ctr`.
+/// With the narrow vectors of AES-NI it is an eighth slower than `ctr`. To count by XOR of four blocks at a time, without a
+/// branch or a byte of its own for any, made sealing and opening 3 to 6 % slower here.
 struct WideKeystream<'a> {
     bytes: &'a mut [u8],
 }

@@ -408,6 +408,8 @@ pub struct ClusterSource {
     shard: Rc<Shard>,
     /// Reads past local copies and the cache.
     remote: bool,
+    /// See [`Self::of_small`].
+    is_small: bool,
     /// Holders that gave wrong bytes for a chunk: not asked for it again.
     liars: RefCell<HashMap<Address, Vec<NodeId>>>,
     /// Who gave the chunks that the vault may still be verifying, the latest last.
@@ -416,7 +418,12 @@ pub struct ClusterSource {
 
 impl ClusterSource {
     pub fn new(shard: Rc<Shard>, remote: bool) -> Self {
-        Self { shard, remote, liars: RefCell::default(), given: RefCell::default() }
+        Self { shard, remote, is_small: false, liars: RefCell::default(), given: RefCell::default() }
+    }
+
+    /// Of chunks of small files: those of all requests of the shard are fetched from others a few at a time.
+    pub fn of_small(shard: Rc<Shard>, remote: bool) -> Self {
+        Self { is_small: true, ..Self::new(shard, remote) }
     }
 
     fn note_given(&self, address: Address, holder: NodeId) {
@@ -463,6 +470,8 @@ impl ChunkSource for ClusterSource {
             is_damaged_here = self.is_liar(&address, &me);
             drop(buffer);
         }
+        // The semaphore is never closed.
+        let _place = if self.is_small { self.shard.small.fetches.acquire().await.ok() } else { None };
         let mut holders = self.shard.node.chunk_holders(&address);
         holders.retain(|holder| !self.is_liar(&address, holder));
         let (holder, payload) = fetch_planned(&self.shard, &holders, address, is_damaged_here).await?;

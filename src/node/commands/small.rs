@@ -1,14 +1,15 @@
 //! Small files, many at once: `PutSmall` ([`put`]) and `GetSmall` ([`get`]).
 //!
 //! A node that is alone in its network asks itself: that needs no quorum machinery, and the names of all files are read by
-//! one question. With other nodes each file has its own reads and writes, all files under way at once, so that what they
-//! send shares frames and system calls.
+//! one question. With other nodes each file has its own reads and writes, many under way at once, so that what they send
+//! shares frames and system calls.
 //!
-//! Requests of one connection follow each other; a client that hangs up leaves a request that runs to its end.
+//! Requests of one connection follow each other; a client that hangs up leaves a put that runs to its end.
 
 mod get;
 mod put;
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use tokio::sync::{Semaphore, oneshot};
@@ -21,8 +22,9 @@ use crate::format::name::{Metadata, NameRecord};
 use crate::format::{BucketId, NameId};
 use crate::io::{BufferPool, spawn};
 use crate::limits::{
-    RECORD_HEAD_BYTES, SMALL_BUFFERS_PER_SHARD, SMALL_CHUNK_BYTES_MAX, SMALL_FILES_MAX, SMALL_GETS_AT_ONCE_MAX,
-    SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX,
+    RECORD_HEAD_BYTES, SMALL_BUFFERS_PER_SHARD, SMALL_CHUNK_BYTES_MAX, SMALL_FAILURE_BYTES_MAX,
+    SMALL_FETCHES_AT_ONCE_MAX, SMALL_FILES_MAX, SMALL_NAMES_AT_ONCE_MAX, SMALL_PUTS_AT_ONCE_MAX,
+    SMALL_REQUESTS_GATHERED_MAX,
 };
 use crate::node::control::{ControlEvent, ControlRequest, SmallStored};
 use crate::node::gather::Gather;
@@ -36,6 +38,7 @@ pub async fn serve(
     requests: &mut Requests,
     mut request: ControlRequest,
 ) -> Result<(), Failure> {
+    let mut closed = pin!(client.stream.closed());
     loop {
         let event = match request {
             ControlRequest::PutSmall { bucket, no_dedup, no_clobber, files } => {
@@ -45,7 +48,17 @@ pub async fn serve(
             }
             ControlRequest::GetSmall { targets, remote } => {
                 check_count(targets.len())?;
-                ControlEvent::FetchedSmall { outcomes: get::get_files(shard, targets, remote).await }
+                let stop = shard.node.stopping();
+                let gone = async {
+                    tokio::select! {
+                        () = &mut closed => {}
+                        () = stop.wait() => {}
+                    }
+                };
+                match get::get_files(shard, targets, remote, gone).await {
+                    Some(outcomes) => ControlEvent::FetchedSmall { outcomes },
+                    None => return Err(stopping()),
+                }
             }
             _ => return Err(Failure::new(code::USAGE, "only small files can be put and got on this connection")),
         };
@@ -67,8 +80,17 @@ fn check_count(count: usize) -> Result<(), Failure> {
 fn told(outcome: Result<PutResult, Failure>) -> SmallStored {
     match outcome {
         Ok(result) => SmallStored::Stored { content: result.root, bytes: result.length, bytes_new: result.bytes_new },
-        Err(Failure { code, message }) => SmallStored::Failed { code, message },
+        Err(failure) => {
+            let Failure { code, message } = cut(failure);
+            SmallStored::Failed { code, message }
+        }
     }
+}
+
+/// As long as many of them fit an answer.
+fn cut(Failure { code, mut message }: Failure) -> Failure {
+    message.truncate(message.floor_char_boundary(SMALL_FAILURE_BYTES_MAX));
+    Failure { code, message }
 }
 
 type Looked = Result<Option<NameRecord>, CatalogError>;
@@ -79,8 +101,10 @@ pub struct SmallWork {
     names: Rc<Gather<(BucketId, NameId), Looked>>,
     /// That chunks are read to; who finds none makes one.
     buffers: BufferPool,
-    /// A permit for each file that may be got from other nodes at once.
-    gets: Semaphore,
+    /// A permit for each name that may be read by quorum at once.
+    reads: Semaphore,
+    /// A permit for each chunk that may be fetched from other nodes at once.
+    pub fetches: Semaphore,
 }
 
 impl Default for SmallWork {
@@ -89,7 +113,8 @@ impl Default for SmallWork {
             puts: Gather::new(SMALL_PUTS_AT_ONCE_MAX, SMALL_REQUESTS_GATHERED_MAX),
             names: Gather::new(1, SMALL_REQUESTS_GATHERED_MAX),
             buffers: BufferPool::plain(SMALL_BUFFERS_PER_SHARD, RECORD_HEAD_BYTES + SMALL_CHUNK_BYTES_MAX),
-            gets: Semaphore::new(SMALL_GETS_AT_ONCE_MAX),
+            reads: Semaphore::new(SMALL_NAMES_AT_ONCE_MAX),
+            fetches: Semaphore::new(SMALL_FETCHES_AT_ONCE_MAX),
         }
     }
 }
@@ -98,10 +123,11 @@ fn stopping() -> Failure {
     Failure::new(code::OTHER, "the node stops: start it again and repeat")
 }
 
+/// A task that was started.
+type InTask<T> = oneshot::Receiver<Result<T, Failure>>;
+
 /// Starts a future as a task; its end is waited for by [`ended`].
-fn in_task<T: 'static>(
-    future: impl Future<Output = Result<T, Failure>> + 'static,
-) -> oneshot::Receiver<Result<T, Failure>> {
+fn in_task<T: 'static>(future: impl Future<Output = Result<T, Failure>> + 'static) -> InTask<T> {
     let (tell, told) = oneshot::channel();
     spawn(async move {
         let _ = tell.send(future.await);
@@ -109,7 +135,14 @@ fn in_task<T: 'static>(
     told
 }
 
-async fn ended<T>(task: oneshot::Receiver<Result<T, Failure>>) -> Result<T, Failure> {
+/// One that has nothing to do.
+fn settled<T>(outcome: T) -> InTask<T> {
+    let (tell, told) = oneshot::channel();
+    let _ = tell.send(Ok(outcome));
+    told
+}
+
+async fn ended<T>(task: InTask<T>) -> Result<T, Failure> {
     task.await.unwrap_or_else(|_| Err(stopping()))
 }
 

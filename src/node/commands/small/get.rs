@@ -6,69 +6,113 @@
 //! | 2 | what is not small, or does not fit the answer any more, is said to be so | the same |
 //! | 3 | contents from this node's disk, one after the other | contents from anywhere, several at once |
 //!
-//! What does not fit is not fetched, so that a request holds no more than one answer.
+//! What does not fit is not fetched, so that a request holds no more than one answer. With others, a request has a few
+//! tasks under way at a time, in the order of its targets, and a shard a few questions for all requests: who reads much from
+//! far away delays the others' next question, not all of them. Only those tasks go on when the client has hung up.
+//!
+//! Between the steps a name may get another content, and its old chunk may go. So who finds none looks at the name again.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::{Looked, alone, ended, in_task, vault_key};
+use super::{InTask, Looked, alone, cut, ended, in_task, settled, vault_key};
 use crate::crypto::cipher::{apply_keystream, open_chunk};
 use crate::crypto::keys::VaultKey;
 use crate::format::name::Name;
 use crate::format::{BucketId, NameId};
 use crate::io::Buffer;
-use crate::limits::{CHUNK_BYTES_MIN, FETCH_ATTEMPTS_MAX, RECORD_HEAD_BYTES, SMALL_FILES_BYTES_MAX};
+use crate::limits::{
+    CHUNK_BYTES_MIN, FETCH_ATTEMPTS_MAX, RECORD_HEAD_BYTES, SMALL_FETCHES_AT_ONCE_MAX, SMALL_FILES_BYTES_MAX,
+    SMALL_NAMES_AT_ONCE_MAX,
+};
 use crate::node::chunks::ClusterSource;
-use crate::node::commands::get::{Found, find, found_name, get_failure};
+use crate::node::commands::get::{Found, find, find_name, found_name, get_failure};
 use crate::node::commands::{Failure, code};
 use crate::node::control::{Bytes, SmallFetched, Target};
 use crate::node::shard::Shard;
 use crate::vault::{ChunkError, ChunkSource, Fetched, GetError, check_padding};
 
-/// One outcome for each target, in their order.
-pub(super) async fn get_files(shard: &Rc<Shard>, targets: Vec<Target>, remote: bool) -> Vec<SmallFetched> {
-    let is_alone = alone(shard).is_some();
-    let found = if is_alone { find_here(shard, targets).await } else { find_each(shard, targets).await };
-    let mut bytes = 0;
-    let planned = found.into_iter().map(|found| Planned::new(found, &mut bytes));
-    let source = Rc::new(ClusterSource::new(shard.clone(), remote));
-    let mut outcomes = Vec::with_capacity(planned.len());
-    if is_alone {
-        for planned in planned {
-            outcomes.push(planned.outcome(shard, &source, remote).await);
-        }
-        return outcomes;
+/// One outcome for each target, in their order. `None` when `gone` ended first, if other nodes had to be waited for.
+pub(super) async fn get_files(
+    shard: &Rc<Shard>,
+    targets: Vec<Target>,
+    remote: bool,
+    gone: impl Future<Output = ()>,
+) -> Option<Vec<SmallFetched>> {
+    if alone(shard).is_some() {
+        return Some(get_here(shard, targets, remote).await);
     }
-    let begin = |planned: Planned| {
-        let (shard, source) = (shard.clone(), source.clone());
-        in_task(async move {
-            // A chunk that comes from elsewhere takes a buffer that long transfers share.
-            let _place = shard.small.gets.acquire().await;
-            Ok(planned.outcome(&shard, &source, remote).await)
-        })
-    };
-    let begun: Vec<_> = planned.map(begin).collect();
-    for begun in begun {
-        outcomes.push(ended(begun).await.unwrap_or_else(failed));
+    // What runs in this task are waits for others alone, never a ring operation.
+    tokio::select! {
+        biased;
+        outcomes = get_anywhere(shard, targets, remote) => Some(outcomes),
+        () = gone => None,
+    }
+}
+
+async fn get_here(shard: &Rc<Shard>, targets: Vec<Target>, remote: bool) -> Vec<SmallFetched> {
+    let source = ClusterSource::of_small(shard.clone(), remote);
+    let (mut outcomes, mut bytes) = (Vec::with_capacity(targets.len()), 0);
+    for found in find_here(shard, targets).await {
+        outcomes.push(match Planned::new(found, &mut bytes) {
+            Planned::Answer(outcome) => outcome,
+            Planned::Read(found) => read(shard, &source, *found, remote).await,
+        });
     }
     outcomes
 }
 
-fn failed(Failure { code, message }: Failure) -> SmallFetched {
+async fn get_anywhere(shard: &Rc<Shard>, targets: Vec<Target>, remote: bool) -> Vec<SmallFetched> {
+    let begin_find = |target: Target| {
+        let shard = shard.clone();
+        in_task(async move {
+            // The semaphore is never closed.
+            let _place = shard.small.reads.acquire().await;
+            find_one(&shard, &target).await
+        })
+    };
+    let found = in_turn(targets.into_iter().map(begin_find), SMALL_NAMES_AT_ONCE_MAX).await;
+    let mut bytes = 0;
+    let source = Rc::new(ClusterSource::of_small(shard.clone(), remote));
+    let begin_read = |found| match Planned::new(found, &mut bytes) {
+        Planned::Answer(outcome) => settled(outcome),
+        Planned::Read(found) => {
+            let (shard, source) = (shard.clone(), source.clone());
+            in_task(async move { Ok(read(&shard, &source, *found, remote).await) })
+        }
+    };
+    let outcomes = in_turn(found.into_iter().map(begin_read), SMALL_FETCHES_AT_ONCE_MAX).await;
+    outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(failed)).collect()
+}
+
+/// Waits for tasks that begin when they are taken from `begun`, with at most `at_once` of them under way.
+async fn in_turn<T>(begun: impl Iterator<Item = InTask<T>>, at_once: usize) -> Vec<Result<T, Failure>> {
+    let (mut outcomes, mut running) = (Vec::new(), VecDeque::with_capacity(at_once));
+    for task in begun {
+        running.push_back(task);
+        if running.len() >= at_once
+            && let Some(first) = running.pop_front()
+        {
+            outcomes.push(ended(first).await);
+        }
+    }
+    for task in running {
+        outcomes.push(ended(task).await);
+    }
+    outcomes
+}
+
+fn failed(failure: Failure) -> SmallFetched {
+    let Failure { code, message } = cut(failure);
     SmallFetched::Failed { code, message }
 }
 
-/// Step 1, with others.
-async fn find_each(shard: &Rc<Shard>, targets: Vec<Target>) -> Vec<Result<Found, Failure>> {
-    let begin = |target: Target| {
-        let shard = shard.clone();
-        in_task(async move { find(&shard, &target).await })
-    };
-    let begun: Vec<_> = targets.into_iter().map(begin).collect();
-    let mut found = Vec::with_capacity(begun.len());
-    for begun in begun {
-        found.push(ended(begun).await);
+async fn find_one(shard: &Rc<Shard>, target: &Target) -> Result<Found, Failure> {
+    match target {
+        // What is wrong with one is told otherwise.
+        Target::Link { .. } => Err(Failure::new(code::USAGE, "links are not got many at once: ask for each by itself")),
+        _ => find(shard, target).await,
     }
-    found
 }
 
 /// Step 1, on a node alone: the same as for any get, but for the one question.
@@ -90,7 +134,7 @@ async fn find_here(shard: &Rc<Shard>, targets: Vec<Target>) -> Vec<Result<Found,
     for (target, looked) in targets.iter().zip(looked) {
         found.push(match (target, looked, &vault) {
             (Target::Name { bucket, key }, Some(looked), Ok(vault)) => open(shard, vault, (bucket, key), looked),
-            _ => find(shard, target).await,
+            _ => find_one(shard, target).await,
         });
     }
     found
@@ -145,19 +189,25 @@ impl Planned {
         *bytes += found.length as usize + metadata;
         Self::Read(Box::new(found))
     }
+}
 
-    async fn outcome(self, shard: &Rc<Shard>, source: &ClusterSource, remote: bool) -> SmallFetched {
-        let found = match self {
-            Self::Answer(outcome) => return outcome,
-            Self::Read(found) => found,
-        };
-        match read_contents(shard, source, &found).await {
-            Ok(contents) => {
-                SmallFetched::Contents { metadata: found.metadata, content: found.root, contents: Bytes(contents) }
-            }
-            Err(error) => failed(get_failure(error, None, remote)),
+async fn read(shard: &Rc<Shard>, source: &ClusterSource, found: Found, remote: bool) -> SmallFetched {
+    let error = match read_contents(shard, source, &found).await {
+        Ok(contents) => {
+            let Found { metadata, root, .. } = found;
+            return SmallFetched::Contents { metadata, content: root, contents: Bytes(contents) };
         }
+        Err(error) => error,
+    };
+    let is_missing = matches!(error, GetError::Chunk(ChunkError::NotFound { .. } | ChunkError::Damaged { .. }));
+    if is_missing
+        && !found.key.is_empty()
+        && let Ok(again) = find_name(shard, &found.bucket, &found.key).await
+        && again.root != found.root
+    {
+        return SmallFetched::Large { length: again.length };
     }
+    failed(get_failure(error, None, remote))
 }
 
 /// All of what is small.
