@@ -33,7 +33,7 @@ use tokio::sync::Notify;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::job::{Latch, Progress, lock, wait_for};
-use super::output::{OpenOutput, Output};
+use super::output::{OpenOutput, Output, ThreadOutput};
 use super::share::{self, Share, Use};
 use super::tree::{TreeError, check_padding};
 use super::walk::{Inner, Leaf, LeafRun, Root, Step, Walk};
@@ -42,7 +42,7 @@ use super::{ChunkError, ChunkSource, fetch_open, payload_mut};
 use crate::crypto::cipher::{ChunkKey, apply_keystream};
 use crate::crypto::hash::address_of;
 use crate::format::Address;
-use crate::io::{Buffer, BufferPool, File, Turn, spawn};
+use crate::io::{Buffer, BufferPool, Turn, spawn};
 use crate::limits::{CHUNK_BYTES_MAX, GET_LEAVES_AT_ONCE, GET_RUNS_AHEAD_MAX, RECORD_HEAD_BYTES};
 
 #[derive(Debug, thiserror::Error)]
@@ -160,11 +160,7 @@ impl GetJob {
     pub fn progress(&self) -> Progress {
         let (written, resumed) =
             (self.bytes_written.load(Ordering::Relaxed), self.bytes_resumed.load(Ordering::Relaxed));
-        Progress {
-            bytes_done: written + resumed,
-            bytes_total: Some(self.range.end - self.range.start),
-            bytes_new: written,
-        }
+        Progress { bytes_done: written + resumed, bytes_total: Some(self.len()), bytes_new: written }
     }
 
     /// Stops the job; `walk` then says so at once.
@@ -182,7 +178,7 @@ impl GetJob {
 
     /// Fetches and writes leaves, until there are no more. Runs on every shard; errors show up in `walk`.
     pub async fn work<S: ChunkSource>(self: &Arc<Self>, pool: &BufferPool, source: &Rc<S>) {
-        let file = match self.output.for_this_thread() {
+        let file = match self.output.for_this_thread(self.len()).await {
             Ok(file) => file,
             Err(error) => return self.stop(GetError::Output(error)),
         };
@@ -208,7 +204,7 @@ impl GetJob {
         wait_for(&self.finished, || self.latch.is_stopped().then_some(())).await;
     }
 
-    async fn lane<S: ChunkSource>(self: &Arc<Self>, file: &File, pool: &BufferPool, source: &Rc<S>) {
+    async fn lane<S: ChunkSource>(self: &Arc<Self>, file: &ThreadOutput, pool: &BufferPool, source: &Rc<S>) {
         let at_once = self.leaf_count.min(GET_LEAVES_AT_ONCE as u64) as usize;
         while self.leaf_is_available().await {
             let places = tokio::select! {
@@ -235,7 +231,7 @@ impl GetJob {
     async fn deliver<S: ChunkSource>(
         &self,
         claimed: Claimed,
-        file: &File,
+        file: &ThreadOutput,
         pool: &BufferPool,
         place: (Buffer, Share),
         source: &S,
@@ -301,7 +297,13 @@ impl GetJob {
     }
 
     /// Whether the output has this leaf already. A leaf of which only a part is wanted cannot be recognised.
-    async fn is_there(&self, leaf: &Leaf, wanted: &Range<usize>, file: &File, buffer: Buffer) -> (bool, Buffer) {
+    async fn is_there(
+        &self,
+        leaf: &Leaf,
+        wanted: &Range<usize>,
+        file: &ThreadOutput,
+        buffer: Buffer,
+    ) -> (bool, Buffer) {
         if !self.resume || wanted.len() < leaf.span {
             return (false, buffer);
         }
@@ -323,19 +325,22 @@ impl GetJob {
     async fn write_at_position<S: ChunkSource>(
         &self,
         leaf: &Leaf,
-        file: &File,
+        file: &ThreadOutput,
         (buffer, _share): (Buffer, Share),
         source: &S,
     ) -> Result<(), GetError> {
         let wanted = leaf.cut(&self.range);
         let (here, buffer) = self.is_there(leaf, &wanted, file, buffer).await;
+        let position = self.position(leaf, &wanted);
+        let end = position + wanted.len() as u64;
         if here {
+            self.output.reaches(end);
             self.bytes_resumed.fetch_add(wanted.len() as u64, Ordering::Relaxed);
             return Ok(());
         }
         let buffer = self.fetch_leaf(leaf, buffer, source).await?;
-        let position = self.position(leaf, &wanted);
         file.write_at(buffer.freeze(), payload_range(&wanted), position).await.map_err(GetError::output)?;
+        self.output.reaches(end);
         self.bytes_written.fetch_add(wanted.len() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -344,7 +349,7 @@ impl GetJob {
     async fn write_in_turn<S: ChunkSource>(
         &self,
         Claimed { leaf, number }: &Claimed,
-        file: &File,
+        file: &ThreadOutput,
         pool: &BufferPool,
         (buffer, share): (Buffer, Share),
         source: &S,
@@ -402,12 +407,19 @@ impl GetJob {
         if outcome.is_err() {
             // An error of the coordinator's own: the lanes must hear of it.
             self.stop(GetError::Cancelled);
+            self.output.give_up();
         }
         outcome
     }
 
+    /// Bytes that are wanted.
+    fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
     async fn queue_all<S: ChunkSource>(&self, pool: &BufferPool, source: &S) -> Result<(), GetError> {
         self.check_running()?;
+        self.output.reserve(self.len()).await.map_err(GetError::Output)?;
         let mut walk = Walk::new(&self.root, Some(self.range.clone()))?;
         loop {
             match walk.step()? {
@@ -459,7 +471,7 @@ impl GetJob {
         };
         wait_for(&self.finished, look).await;
         self.check_running()?;
-        self.output.cut_to(self.range.end - self.range.start).map_err(GetError::Output)?;
+        self.output.cut_to(self.len()).map_err(GetError::Output)?;
         Ok(GetResult {
             bytes_written: self.bytes_written.load(Ordering::Relaxed),
             bytes_resumed: self.bytes_resumed.load(Ordering::Relaxed),

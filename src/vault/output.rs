@@ -1,11 +1,22 @@
 //! Where a get's bytes go.
+//!
+//! A long file is written past the page cache: it is to be durable in the end, so its bytes go to the disk in any case, and
+//! through the cache each would be copied once more and written back by threads that nobody counts. Space for all of it is
+//! reserved before, so that a disk too small is found out at once, and that writes change no length. What needs blocks to be
+//! whole (the last one, a range that begins anywhere) and what file systems refuse goes through the cache.
+//!
+//! An output that is given up is cut back to what was written, or found.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::GetError;
-use crate::io::{self as ring_io, Buffer};
+use crate::io::{self as ring_io, Buffer, OpenOptions, SharedBuffer};
+use crate::limits::{BLOCK_BYTES, DIRECT_OUTPUT_BYTES_MIN};
 
 /// An open descriptor and how to write it.
 #[derive(Debug)]
@@ -20,7 +31,7 @@ pub enum Output {
 /// Writes what is whole in memory already.
 pub async fn write_whole(output: Output, contents: &[u8]) -> Result<(), GetError> {
     let output = OpenOutput::new(output);
-    let file = output.for_this_thread().map_err(GetError::Output)?;
+    let file = output.buffered().map_err(GetError::Output)?;
     let (buffer, range) = (Buffer::copy_of(contents).freeze(), 0..contents.len());
     let written = if output.in_order { file.write(buffer, range).await } else { file.write_at(buffer, range, 0).await };
     written.map_err(GetError::output)?;
@@ -30,27 +41,105 @@ pub async fn write_whole(output: Output, contents: &[u8]) -> Result<(), GetError
 pub(super) struct OpenOutput {
     file: File,
     in_order: bool,
+    /// Up to where it has something worth keeping.
+    end: AtomicU64,
 }
 
 impl OpenOutput {
     pub(super) fn new(output: Output) -> OpenOutput {
-        match output {
-            Output::File(fd) => OpenOutput { file: File::from(fd), in_order: false },
-            Output::Stream(fd) => OpenOutput { file: File::from(fd), in_order: true },
-        }
+        let (fd, in_order) = match output {
+            Output::File(fd) => (fd, false),
+            Output::Stream(fd) => (fd, true),
+        };
+        OpenOutput { file: File::from(fd), in_order, end: AtomicU64::new(0) }
     }
 
     pub(super) fn in_order(&self) -> bool {
         self.in_order
     }
 
-    /// A descriptor for the calling thread.
-    pub(super) fn for_this_thread(&self) -> io::Result<ring_io::File> {
+    fn is_direct(&self, len: u64) -> bool {
+        !self.in_order && len >= DIRECT_OUTPUT_BYTES_MIN
+    }
+
+    fn buffered(&self) -> io::Result<ring_io::File> {
         Ok(ring_io::File::from_fd(self.file.as_fd().try_clone_to_owned()?))
+    }
+
+    /// For the calling thread to write `len` bytes with others.
+    pub(super) async fn for_this_thread(&self, len: u64) -> io::Result<ThreadOutput> {
+        let buffered = self.buffered()?;
+        let mut direct = None;
+        if self.is_direct(len) {
+            // An open file of its own: what it is to the others does not change. Where that cannot be had, it is no loss.
+            let path = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+            let options = OpenOptions { write: true, direct: true, ..OpenOptions::default() };
+            direct = ring_io::File::open(&path, &options).await.ok().filter(ring_io::File::is_direct);
+        }
+        Ok(ThreadOutput { buffered, direct })
+    }
+
+    /// Space for `len` bytes, where that is worth it.
+    pub(super) async fn reserve(&self, len: u64) -> io::Result<()> {
+        if !self.is_direct(len) {
+            return Ok(());
+        }
+        let found = self.file.metadata()?.len();
+        self.end.fetch_max(found, Ordering::Relaxed);
+        let reserved = self.buffered()?.allocate(0, len).await;
+        if reserved.is_err() {
+            self.cut_to(found)?; // it may have got a part
+        }
+        reserved
+    }
+
+    /// Something up to here is right.
+    pub(super) fn reaches(&self, end: u64) {
+        self.end.fetch_max(end, Ordering::Relaxed);
+    }
+
+    /// Gives back what was reserved in vain. Nothing can be done where that fails; who comes later uses the space.
+    pub(super) fn give_up(&self) {
+        let _ = self.cut_to(self.end.load(Ordering::Relaxed));
     }
 
     /// Cuts off what an earlier, longer content left behind the last byte.
     pub(super) fn cut_to(&self, len: u64) -> io::Result<()> {
         if !self.in_order && self.file.metadata()?.len() > len { self.file.set_len(len) } else { Ok(()) }
+    }
+}
+
+/// An output, as one thread writes it.
+#[derive(Clone)]
+pub(super) struct ThreadOutput {
+    buffered: ring_io::File,
+    direct: Option<ring_io::File>,
+}
+
+impl ThreadOutput {
+    pub(super) async fn read_at(
+        &self,
+        buffer: Buffer,
+        range: Range<usize>,
+        offset: u64,
+    ) -> (io::Result<usize>, Buffer) {
+        self.buffered.read_at(buffer, range, offset).await
+    }
+
+    pub(super) async fn write(&self, buffer: SharedBuffer, range: Range<usize>) -> io::Result<()> {
+        self.buffered.write(buffer, range).await
+    }
+
+    pub(super) async fn write_at(&self, buffer: SharedBuffer, range: Range<usize>, offset: u64) -> io::Result<()> {
+        let is_whole = |position: u64| position.is_multiple_of(BLOCK_BYTES as u64);
+        let are_blocks = is_whole(range.start as u64) && is_whole(range.end as u64) && is_whole(offset);
+        if let Some(direct) = self.direct.as_ref().filter(|_| are_blocks) {
+            match direct.write_at(buffer.clone(), range.clone(), offset).await {
+                // Its blocks are longer than ours.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                outcome => return outcome,
+            }
+        }
+        self.buffered.write_at(buffer, range, offset).await
     }
 }

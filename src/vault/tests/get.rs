@@ -272,3 +272,58 @@ fn a_closed_output_is_told_from_a_failing_one() {
     let job = GetJob::new(get_options(&file, None, Output::Stream(full.into()), 4));
     assert!(matches!(run_get(&job, &chunks, WIDE), Err(GetError::Output(_))));
 }
+
+/// Long enough to be written past the page cache, with a last leaf that is no whole blocks.
+fn long() -> (Vec<u8>, Arc<Chunks>, PutResult) {
+    let bytes = content(DIRECT_OUTPUT_BYTES_MIN as usize + 3 * CHUNK / 2 + 77, 21);
+    let (chunks, file) = stored(&bytes);
+    (bytes, chunks, file)
+}
+
+#[test]
+fn a_long_output_is_right_wherever_it_begins_and_whatever_it_held() {
+    let (bytes, chunks, file) = long();
+    let len = bytes.len() as u64;
+    for range in [0..len, 4096..len - 77, 4096 + CHUNK as u64..len, 1..len - 1] {
+        let (got, result) = get_file(&file, Some(range.clone()), &chunks, WIDE);
+        assert_eq!(result.unwrap().bytes_written, range.end - range.start);
+        assert!(got == slice(&bytes, &range), "{range:?}");
+    }
+    let mut there = bytes.clone();
+    there[5 * CHUNK] ^= 1;
+    there[len as usize - 1] ^= 1;
+    there.extend_from_slice(b"the tail of something longer");
+    let (got, result) = resume(&file, &there, None, &chunks);
+    assert_eq!(result.unwrap().bytes_written, CHUNK as u64 + len % CHUNK as u64);
+    assert!(got == bytes);
+}
+
+/// What is in the output after a get of which the leaves from `failing` on cannot be had.
+fn cut_off(there: &[u8], failing: usize, (bytes, chunks, file): &(Vec<u8>, Arc<Chunks>, PutResult)) -> Vec<u8> {
+    let wrong: Vec<Address> = bytes.chunks(CHUNK).skip(failing).map(blake_of_leaf).collect();
+    let lie = move |address: &Address, _, _: &mut Vec<u8>| match wrong.contains(address) {
+        true => Err(ChunkError::NotFound { address: *address }),
+        false => Ok(()),
+    };
+    let output = file_of(there);
+    let fd = OwnedFd::from(output.try_clone().unwrap());
+    let options = GetOptions { resume: true, ..get_options(file, None, Output::File(fd), 4) };
+    let result = run_get(&GetJob::new(options), &chunks.with_lie(Box::new(lie)), WIDE);
+    assert!(matches!(result, Err(GetError::Chunk(ChunkError::NotFound { .. }))));
+    all_of(output)
+}
+
+#[test]
+fn a_long_output_that_is_given_up_keeps_what_came_and_no_reserved_space() {
+    let long = long();
+    assert!(cut_off(&[], 0, &long).is_empty());
+    let half = cut_off(&[], 8, &long);
+    assert!(half.len() <= 8 * CHUNK, "{} bytes", half.len());
+    // Each leaf has come or has not.
+    for (got, wanted) in half.chunks(CHUNK).zip(long.0.chunks(CHUNK)) {
+        assert!(got == wanted || got.iter().all(|byte| *byte == 0));
+    }
+    // What was there stays.
+    let there = &long.0[..10 * CHUNK + 5];
+    assert!(cut_off(there, 8, &long) == there);
+}

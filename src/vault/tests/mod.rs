@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::crypto::cipher::{ScopeKey, seal_chunk};
 use crate::io::{BufferPool, Ring, RingOptions, spawn, yield_now};
-use crate::limits::CHUNK_BYTES_MAX;
+use crate::limits::{CHUNK_BYTES_MAX, DIRECT_OUTPUT_BYTES_MIN};
 
 const CHUNK: usize = CHUNK_BYTES_MAX;
 
