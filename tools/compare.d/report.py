@@ -124,7 +124,9 @@ def table(stage: Stage, rows: list[Row]) -> list[str]:
         return "1" if row is other else spread(row.times(other, cost))
 
     def limit_of(row: Row) -> Row | None:
-        return named.get(row.limit) if row.limit else first
+        if row.is_limit and any(other.limit for other in rows):
+            return None  # each is one of its own
+        return named.get(row.limit, first) if row.limit else first
 
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("", lambda row: f"limit: {row.system}" if row.is_limit else row.system),
@@ -160,16 +162,18 @@ def flatness(stage: Stage, rows: list[Row]) -> list[str]:
     if not stage.name.startswith("piped"):
         return []
     limits = {row.limit for row in rows if row.limit}
-    said = [("these lengths", [row for row in rows if not row.is_limit]),
-            ("the same lengths on the disk alone", [row for row in rows if row.system in limits])]
+    own, disk = [row for row in rows if not row.is_limit], [row for row in rows if row.system in limits]
+    # Rounds that are complete: both lines are about the same ones.
+    rounds = [runs for runs in zip(*(row.runs for row in own + disk), strict=False) if all(runs)]
+    said = [("these lengths", [runs[:len(own)] for runs in rounds]),
+            ("the same lengths on the disk alone", [runs[len(own):] for runs in rounds])]
     apart = [(what, rates_apart(of)) for what, of in said]
     return [line for what, spreads in apart if spreads for line in
             (f"The fastest of {what} has {spread(spreads)} times the rate of the slowest.", "")]
 
 
-def rates_apart(rows: list[Row]) -> tuple[float, float, float] | None:
-    rounds = zip(*(row.runs for row in rows), strict=False)
-    rates = [[run.amount / run.seconds for run in runs] for runs in rounds if all(runs) and len(runs) > 1]
+def rates_apart(rounds: list[tuple[Run, ...]]) -> tuple[float, float, float] | None:
+    rates = [[run.amount / run.seconds for run in runs] for runs in rounds if len(runs) > 1]
     apart = sorted(max(each) / min(each) for each in rates)
     return (statistics.median_low(apart), apart[0], apart[-1]) if apart else None
 
@@ -221,7 +225,7 @@ def merge(reports: list[dict]) -> tuple[list[Row], list[str], dict[str, str], di
         for each in said["rows"]:
             stage = Stage(**each["stage"])
             row = rows.setdefault((stage.name, each["system"]), Row(stage, each["system"], each["is_limit"],
-                                                                    each["limit"], Facts(**each["facts"])))
+                                                                    each.get("limit", ""), Facts(**each["facts"])))
             # Who was not there earlier has no runs of those rounds.
             row.runs += [None] * (before.get(stage.name, 0) - len(row.runs))
             row.runs += [Run(**run) if run else None for run in each["runs"]]
