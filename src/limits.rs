@@ -279,7 +279,7 @@ pub const SMALL_REQUESTS_GATHERED_MAX: usize = 128;
 pub const SMALL_BUFFERS_PER_SHARD: usize = 16;
 /// Names that one shard reads by quorum at once for requests of many small files.
 pub const SMALL_NAMES_AT_ONCE_MAX: usize = 64;
-/// Chunks of small files that one shard fetches from other nodes at once, for all requests; each takes a buffer meanwhile.
+/// Chunks that one shard fetches from other nodes at once for requests of many small files; each takes a buffer meanwhile.
 pub const SMALL_FETCHES_AT_ONCE_MAX: usize = 12;
 /// Names of one request to remove many: they share one death.
 pub const REMOVALS_MAX: usize = 1000;

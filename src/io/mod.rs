@@ -21,8 +21,8 @@
 //! # Rules for users
 //! - Everything that awaits is bound to the thread of its [`ring::Ring`] and works only inside `block_on`.
 //! - Dropping a future never stops its operation: a receive still swallows the bytes that come next. Do not `select!`
-//!   or `timeout` one; give it a stall time, or call `cancel` and await its result. Two things are safe to drop and
-//!   start again: `accept` and [`buffers::BufferPool::take`].
+//!   or `timeout` one; give it a stall time, or call `cancel` and await its result. Three things are safe to drop:
+//!   `accept`, [`buffers::BufferPool::take`] and [`UnixStream::closed`].
 //! - Yield with [`ring::yield_now`], never with tokio's: operations are submitted only when the thread has nothing
 //!   left to run.
 //! - Await what you wrote before the ring goes: its tear-down cancels what is pending.
@@ -49,8 +49,8 @@ pub use ring::{JoinHandle, Ring, RingError, RingOptions, raise_fd_limit, spawn, 
 pub use signal::{StopSignals, stop_requested};
 pub use socket::SendSource;
 pub use system::{
-    DirLock, FdKind, Memory, Space, dup_fd, fd_kind, filesystem_space, lock_directory, open_in, peer_is_regular,
-    read_cached, restrict_new_files, rss, set_blocking, sync_filesystem, thread_count_default,
+    DirLock, FdKind, Memory, Space, data_end, dup_fd, fd_kind, filesystem_space, lock_directory, open_in,
+    peer_is_regular, read_cached, restrict_new_files, rss, set_blocking, sync_filesystem, thread_count_default,
 };
 pub use tcp::{TcpListener, TcpStream};
 pub use turn::Turn;

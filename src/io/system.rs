@@ -179,6 +179,25 @@ pub fn set_blocking(file: impl AsFd) -> io::Result<()> {
     check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETFL, 0) }).map(drop)
 }
 
+/// Where the last data of a file ends, before holes and space that was only reserved; its length, where the file system tells
+/// no difference.
+pub fn data_end(file: impl AsFd) -> io::Result<u64> {
+    let fd = file.as_fd().as_raw_fd();
+    let seek = |from: i64, whence: i32| {
+        // SAFETY: numbers alone. Whoever has the file writes it at positions.
+        let found = unsafe { libc::lseek(fd, from, whence) };
+        if found < 0 { Err(io::Error::last_os_error()) } else { Ok(found) }
+    };
+    let mut end = 0;
+    loop {
+        match seek(end, libc::SEEK_DATA) {
+            Ok(data) => end = seek(data, libc::SEEK_HOLE)?,
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(end.unsigned_abs()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Space of the file system that holds `path`.
 pub fn filesystem_space(path: &Path) -> io::Result<Space> {
     let path = CString::new(path.as_os_str().as_bytes())?;

@@ -421,7 +421,7 @@ impl ClusterSource {
         Self { shard, remote, is_small: false, liars: RefCell::default(), given: RefCell::default() }
     }
 
-    /// Of chunks of small files: those of all requests of the shard are fetched from others a few at a time.
+    /// Of requests for many small files: the chunks of all of them are fetched from others a few at a time.
     pub fn of_small(shard: Rc<Shard>, remote: bool) -> Self {
         Self { is_small: true, ..Self::new(shard, remote) }
     }

@@ -29,7 +29,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::job::{Latch, Progress, lock, wait_for};
@@ -304,11 +304,12 @@ impl GetJob {
         file: &ThreadOutput,
         buffer: Buffer,
     ) -> (bool, Buffer) {
-        if !self.resume || wanted.len() < leaf.span {
+        let position = self.position(leaf, wanted);
+        if !self.resume || wanted.len() < leaf.span || !self.output.had_data_from(position) {
             return (false, buffer);
         }
         let range = RECORD_HEAD_BYTES..RECORD_HEAD_BYTES + leaf.span;
-        let (result, mut buffer) = file.read_at(buffer, range, self.position(leaf, wanted)).await;
+        let (result, mut buffer) = file.read_at(buffer, range, position).await;
         // What cannot be read is written anew, and that says what is wrong.
         if !result.is_ok_and(|count| count == leaf.span) {
             return (false, buffer);
@@ -339,6 +340,9 @@ impl GetJob {
             return Ok(());
         }
         let buffer = self.fetch_leaf(leaf, buffer, source).await?;
+        if self.latch.is_stopped() {
+            return Err(GetError::Cancelled); // the output may be cut back by now
+        }
         file.write_at(buffer.freeze(), payload_range(&wanted), position).await.map_err(GetError::output)?;
         self.output.reaches(end);
         self.bytes_written.fetch_add(wanted.len() as u64, Ordering::Relaxed);
@@ -407,9 +411,25 @@ impl GetJob {
         if outcome.is_err() {
             // An error of the coordinator's own: the lanes must hear of it.
             self.stop(GetError::Cancelled);
-            self.output.give_up();
+            self.give_up().await;
         }
         outcome
+    }
+
+    /// On a thread of its own: it may wait for the disk.
+    async fn give_up(self: &Arc<Self>) {
+        if !self.output.is_reserved() {
+            return;
+        }
+        let (tell, told) = oneshot::channel();
+        let job = Arc::clone(self);
+        let begun = std::thread::Builder::new().name("output".into()).spawn(move || {
+            job.output.give_up();
+            let _ = tell.send(());
+        });
+        if begun.is_ok() {
+            let _ = told.await;
+        }
     }
 
     /// Bytes that are wanted.

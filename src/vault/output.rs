@@ -5,18 +5,20 @@
 //! reserved before, so that a disk too small is found out at once, and that writes change no length. What needs blocks to be
 //! whole (the last one, a range that begins anywhere) and what file systems refuse goes through the cache.
 //!
-//! An output that is given up is cut back to what was written, or found.
+//! An output that is given up is cut back to what was written, or found. What was reserved and not written is a hole to whoever
+//! asks where data ends, so a get that goes on after a crash neither reads nor keeps it. (Where a file system compresses,
+//! more is reserved than would be needed.)
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::GetError;
 use crate::io::{self as ring_io, Buffer, OpenOptions, SharedBuffer};
-use crate::limits::{BLOCK_BYTES, DIRECT_OUTPUT_BYTES_MIN};
+use crate::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX, DIRECT_OUTPUT_BYTES_MIN};
 
 /// An open descriptor and how to write it.
 #[derive(Debug)]
@@ -41,8 +43,12 @@ pub async fn write_whole(output: Output, contents: &[u8]) -> Result<(), GetError
 pub(super) struct OpenOutput {
     file: File,
     in_order: bool,
+    /// Space may have been reserved: then `end` tells what of it to keep.
+    is_reserved: AtomicBool,
     /// Up to where it has something worth keeping.
     end: AtomicU64,
+    /// Up to where it had data before this get.
+    found: AtomicU64,
 }
 
 impl OpenOutput {
@@ -51,7 +57,13 @@ impl OpenOutput {
             Output::File(fd) => (fd, false),
             Output::Stream(fd) => (fd, true),
         };
-        OpenOutput { file: File::from(fd), in_order, end: AtomicU64::new(0) }
+        OpenOutput {
+            file: File::from(fd),
+            in_order,
+            is_reserved: AtomicBool::new(false),
+            end: AtomicU64::new(0),
+            found: AtomicU64::new(u64::MAX),
+        }
     }
 
     pub(super) fn in_order(&self) -> bool {
@@ -59,7 +71,8 @@ impl OpenOutput {
     }
 
     fn is_direct(&self, len: u64) -> bool {
-        !self.in_order && len >= DIRECT_OUTPUT_BYTES_MIN
+        let is_regular = || self.file.metadata().is_ok_and(|metadata| metadata.is_file());
+        !self.in_order && len >= DIRECT_OUTPUT_BYTES_MIN && is_regular()
     }
 
     fn buffered(&self) -> io::Result<ring_io::File> {
@@ -84,13 +97,17 @@ impl OpenOutput {
         if !self.is_direct(len) {
             return Ok(());
         }
-        let found = self.file.metadata()?.len();
+        let found = ring_io::data_end(&self.file).or_else(|_| self.file.metadata().map(|metadata| metadata.len()))?;
         self.end.fetch_max(found, Ordering::Relaxed);
-        let reserved = self.buffered()?.allocate(0, len).await;
-        if reserved.is_err() {
-            self.cut_to(found)?; // it may have got a part
-        }
-        reserved
+        self.found.store(found, Ordering::Relaxed);
+        self.is_reserved.store(true, Ordering::Release);
+        // What an error leaves of it is given back like the rest.
+        self.buffered()?.allocate(0, len).await
+    }
+
+    /// Whether there may be something from here on that an earlier get has left.
+    pub(super) fn had_data_from(&self, position: u64) -> bool {
+        position < self.found.load(Ordering::Relaxed)
     }
 
     /// Something up to here is right.
@@ -98,9 +115,16 @@ impl OpenOutput {
         self.end.fetch_max(end, Ordering::Relaxed);
     }
 
-    /// Gives back what was reserved in vain. Nothing can be done where that fails; who comes later uses the space.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.is_reserved.load(Ordering::Acquire)
+    }
+
+    /// Gives back what was reserved in vain. May take long: it waits for writes that are under way. Nothing can be done where
+    /// it fails; who comes later uses the space.
     pub(super) fn give_up(&self) {
-        let _ = self.cut_to(self.end.load(Ordering::Relaxed));
+        if self.is_reserved() {
+            let _ = self.cut_to(self.end.load(Ordering::Relaxed));
+        }
     }
 
     /// Cuts off what an earlier, longer content left behind the last byte.
@@ -109,7 +133,7 @@ impl OpenOutput {
     }
 }
 
-/// An output, as one thread writes it.
+/// An output, as one thread writes it. The lock of its file is held through `buffered` alone.
 #[derive(Clone)]
 pub(super) struct ThreadOutput {
     buffered: ring_io::File,
@@ -132,7 +156,9 @@ impl ThreadOutput {
 
     pub(super) async fn write_at(&self, buffer: SharedBuffer, range: Range<usize>, offset: u64) -> io::Result<()> {
         let is_whole = |position: u64| position.is_multiple_of(BLOCK_BYTES as u64);
-        let are_blocks = is_whole(range.start as u64) && is_whole(range.end as u64) && is_whole(offset);
+        // In whole chunks, so that no page of the cache is shared with what goes through it.
+        let begins_chunk = offset.is_multiple_of(CHUNK_BYTES_MAX as u64);
+        let are_blocks = begins_chunk && is_whole(range.start as u64) && is_whole(range.end as u64);
         if let Some(direct) = self.direct.as_ref().filter(|_| are_blocks) {
             match direct.write_at(buffer.clone(), range.clone(), offset).await {
                 // Its blocks are longer than ours.

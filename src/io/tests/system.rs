@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 
 use crate::io::{
-    FdKind, dup_fd, fd_kind, filesystem_space, lock_directory, open_in, peer_is_regular, raise_fd_limit, rss,
+    FdKind, data_end, dup_fd, fd_kind, filesystem_space, lock_directory, open_in, peer_is_regular, raise_fd_limit, rss,
     set_blocking,
 };
 
@@ -66,4 +66,17 @@ fn of_a_directory_only_what_is_there_is_opened_and_nobody_is_waited_for() {
     let mut contents = String::new();
     file.read_to_string(&mut contents).expect("read");
     assert_eq!(contents, "mine");
+}
+
+#[test]
+fn data_ends_before_holes_at_the_end_and_not_before_others() {
+    use std::os::unix::fs::FileExt;
+    let file = tempfile::tempfile().expect("a file");
+    assert_eq!(data_end(&file).expect("empty"), 0);
+    file.set_len(1 << 20).expect("a hole");
+    assert_eq!(data_end(&file).expect("a hole alone"), 0);
+    file.write_all_at(&[1; 4096], 64 << 10).expect("written");
+    assert_eq!(data_end(&file).expect("holes on both sides"), 68 << 10);
+    file.write_all_at(b"x", (2 << 20) - 1).expect("written");
+    assert_eq!(data_end(&file).expect("to the end"), 2 << 20);
 }

@@ -233,7 +233,7 @@ async fn get_small(
     let (tell, told) = tokio::sync::oneshot::channel();
     let own = shard.clone();
     spawn(async move {
-        let source = ClusterSource::of_small(own.clone(), remote);
+        let source = ClusterSource::new(own.clone(), remote);
         let written = match small::read_contents(&own, &source, &found).await {
             Ok(contents) => {
                 let wanted = contents.get(range.start as usize..range.end as usize);

@@ -57,7 +57,8 @@ pub async fn serve(
                 };
                 match get::get_files(shard, targets, remote, gone).await {
                     Some(outcomes) => ControlEvent::FetchedSmall { outcomes },
-                    None => return Err(stopping()),
+                    None if shard.node.is_stopping() => return Err(stopping()),
+                    None => return Err(Failure::new(code::OTHER, "the command sends nothing any more")),
                 }
             }
             _ => return Err(Failure::new(code::USAGE, "only small files can be put and got on this connection")),

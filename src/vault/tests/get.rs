@@ -284,7 +284,7 @@ fn long() -> (Vec<u8>, Arc<Chunks>, PutResult) {
 fn a_long_output_is_right_wherever_it_begins_and_whatever_it_held() {
     let (bytes, chunks, file) = long();
     let len = bytes.len() as u64;
-    for range in [0..len, 4096..len - 77, 4096 + CHUNK as u64..len, 1..len - 1] {
+    for range in [0..len, 4096..len - 77, CHUNK as u64..len - 1, 1..len - 1] {
         let (got, result) = get_file(&file, Some(range.clone()), &chunks, WIDE);
         assert_eq!(result.unwrap().bytes_written, range.end - range.start);
         assert!(got == slice(&bytes, &range), "{range:?}");
@@ -298,14 +298,14 @@ fn a_long_output_is_right_wherever_it_begins_and_whatever_it_held() {
     assert!(got == bytes);
 }
 
-/// What is in the output after a get of which the leaves from `failing` on cannot be had.
-fn cut_off(there: &[u8], failing: usize, (bytes, chunks, file): &(Vec<u8>, Arc<Chunks>, PutResult)) -> Vec<u8> {
-    let wrong: Vec<Address> = bytes.chunks(CHUNK).skip(failing).map(blake_of_leaf).collect();
+/// What is in the output after a get of which the leaves from `failing` on cannot be had; from none on, the root neither.
+fn cut_off(output: File, failing: Option<usize>, (bytes, chunks, file): &(Vec<u8>, Arc<Chunks>, PutResult)) -> Vec<u8> {
+    let mut wrong: Vec<Address> = bytes.chunks(CHUNK).skip(failing.unwrap_or(0)).map(blake_of_leaf).collect();
+    wrong.extend(failing.is_none().then_some(file.root));
     let lie = move |address: &Address, _, _: &mut Vec<u8>| match wrong.contains(address) {
         true => Err(ChunkError::NotFound { address: *address }),
         false => Ok(()),
     };
-    let output = file_of(there);
     let fd = OwnedFd::from(output.try_clone().unwrap());
     let options = GetOptions { resume: true, ..get_options(file, None, Output::File(fd), 4) };
     let result = run_get(&GetJob::new(options), &chunks.with_lie(Box::new(lie)), WIDE);
@@ -316,14 +316,42 @@ fn cut_off(there: &[u8], failing: usize, (bytes, chunks, file): &(Vec<u8>, Arc<C
 #[test]
 fn a_long_output_that_is_given_up_keeps_what_came_and_no_reserved_space() {
     let long = long();
-    assert!(cut_off(&[], 0, &long).is_empty());
-    let half = cut_off(&[], 8, &long);
+    assert!(cut_off(file_of(&[]), Some(0), &long).is_empty());
+    assert!(cut_off(file_of(&[]), None, &long).is_empty());
+    let half = cut_off(file_of(&[]), Some(8), &long);
     assert!(half.len() <= 8 * CHUNK, "{} bytes", half.len());
     // Each leaf has come or has not.
     for (got, wanted) in half.chunks(CHUNK).zip(long.0.chunks(CHUNK)) {
         assert!(got == wanted || got.iter().all(|byte| *byte == 0));
     }
-    // What was there stays.
+}
+
+#[test]
+fn what_was_there_stays_when_a_get_is_given_up() {
+    let long = long();
     let there = &long.0[..10 * CHUNK + 5];
-    assert!(cut_off(there, 8, &long) == there);
+    assert!(cut_off(file_of(there), Some(8), &long) == there);
+    assert!(cut_off(file_of(there), None, &long) == there);
+    let bytes = content(10 * CHUNK, 22);
+    let (chunks, file) = stored(&bytes);
+    let short = (bytes, chunks, file);
+    assert!(cut_off(file_of(&short.0[..8 * CHUNK]), None, &short) == short.0[..8 * CHUNK]);
+}
+
+#[test]
+fn space_that_a_crash_left_reserved_is_neither_read_nor_kept() {
+    let long = long();
+    let (bytes, chunks, file) = &long;
+    let crashed = || {
+        let output = file_of(&bytes[..3 * CHUNK]);
+        output.set_len(bytes.len() as u64).unwrap();
+        output
+    };
+    assert!(cut_off(crashed(), None, &long) == bytes[..3 * CHUNK]);
+    let output = crashed();
+    let fd = OwnedFd::from(output.try_clone().unwrap());
+    let job = GetJob::new(GetOptions { resume: true, ..get_options(file, None, Output::File(fd), 4) });
+    let result = run_get(&job, chunks, WIDE).unwrap();
+    assert_eq!(result.bytes_resumed, 3 * CHUNK as u64);
+    assert!(all_of(output) == *bytes);
 }

@@ -42,7 +42,7 @@ pub(super) async fn get_files(
     if alone(shard).is_some() {
         return Some(get_here(shard, targets, remote).await);
     }
-    // What runs in this task are waits for others alone, never a ring operation.
+    // What waits here waits for other tasks: nothing that the kernel writes to is dropped half-way.
     tokio::select! {
         biased;
         outcomes = get_anywhere(shard, targets, remote) => Some(outcomes),
