@@ -19,7 +19,10 @@ test_speed() {
             "$(spread "$case.cpu") CPU s/GiB$(speed_remark "$case");"
     done
     [ -z "$small" ] || return 0
-    holds "$(middle put.ratio) <= 1.5" || fail "put takes $(spread put.ratio) times as long as fio"
+    for case in "put 1.15" "get 1.15" "fetch 2"; do
+        set -- $case
+        holds "$(middle "$1.ratio") <= $2" || fail "$(speed_case "$1") takes $(spread "$1.ratio") times as long as $(speed_limit "$1")"
+    done
 }
 
 speed_case() {

@@ -112,7 +112,11 @@ def cached(row: Row) -> str:
     return "; ".join([row.facts.cached, *([" to ".join([remarks[0], *remarks[1:][-1:]])] if remarks else [])])
 
 
-def table(stage: Stage, rows: list[Row]) -> list[str]:
+# What --brief leaves out.
+LONG = ("seconds", "time and the sync after it, times gabion's", "CPU, times gabion's", "cached")
+
+
+def table(stage: Stage, rows: list[Row], is_brief: bool) -> list[str]:
     first = next((row for row in rows if row.is_limit), None)
     named = {row.system: row for row in rows if row.is_limit}
     heading = f"time, times that of {first.system if first else 'a limit'}"
@@ -145,6 +149,8 @@ def table(stage: Stage, rows: list[Row]) -> list[str]:
                         lambda row: f"{row.syscalls_per_gib:,.0f}" if row.syscalls_per_gib else "-"))
     columns += [("memory", memory), ("durable", durable), ("encrypted", lambda row: row.facts.encrypted),
                 ("verified", lambda row: row.facts.verified), ("cached", cached)]
+    if is_brief:
+        columns = [column for column in columns if column[0] not in LONG]
     lines = [f"**{stage.title}**", "", "| " + " | ".join(heading for heading, _ in columns) + " |",
              "| --- " * len(columns) + "|"]
     lines += ["| " + " | ".join(cell(row) for _, cell in columns) + " |" for row in rows]
@@ -186,10 +192,12 @@ def by_stage(rows: list[Row]) -> dict[Stage, list[Row]]:
     return stages
 
 
-def markdown(rows: list[Row], about: list[str], absent: dict[str, str], failed: dict[str, str]) -> str:
+def markdown(
+    rows: list[Row], about: list[str], absent: dict[str, str], failed: dict[str, str], is_brief: bool
+) -> str:
     lines = [f"{line}  " for line in about] + [""]
     for stage, of_stage in by_stage(rows).items():
-        lines += table(stage, of_stage)
+        lines += table(stage, of_stage, is_brief)
     for what, names in (("Not here", absent), ("Failed", failed)):
         if names:
             lines += [f"{what}: " + "; ".join(f"{name} ({why})" for name, why in sorted(names.items())) + "."]
