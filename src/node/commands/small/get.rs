@@ -2,7 +2,7 @@
 //!
 //! | step | on a node alone | with others |
 //! | --- | --- | --- |
-//! | 1 | names that are not in memory by one question to the catalog | each name by quorum, all at once |
+//! | 1 | names that are not in memory by one question to the catalog | each name by quorum, many at once |
 //! | 2 | what is not small, or does not fit the answer any more, is said to be so | the same |
 //! | 3 | contents from this node's disk, one after the other | contents from anywhere, several at once |
 //!
