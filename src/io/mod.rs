@@ -30,6 +30,8 @@
 pub mod buffers;
 pub mod compute;
 pub mod file;
+#[cfg(test)]
+pub mod guarded;
 pub mod mmap;
 mod op;
 pub mod ring;
