@@ -45,6 +45,8 @@ pub const CONNECTIONS_PER_PEER_MAX: usize = 128;
 
 /// Entries of each shard thread's submission queue; a power of two, as the kernel would round it up anyway.
 pub const RING_ENTRIES: u32 = 512;
+/// Of the committer's, which has two batches under way and little else.
+pub const COMMITTER_RING_ENTRIES: u32 = 64;
 /// Where locked memory is short, a ring shrinks down to this many entries before it gives up.
 pub const RING_ENTRIES_MIN: u32 = 64;
 /// Buffers are registered only while a ring of this many entries would still fit into the limit on locked memory
@@ -353,6 +355,7 @@ pub const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = MIB;
 
 const _: () = assert!(RING_ENTRIES.is_power_of_two() && RING_ENTRIES_MIN.is_power_of_two());
+const _: () = assert!(COMMITTER_RING_ENTRIES >= RING_ENTRIES_MIN && COMMITTER_RING_ENTRIES.is_power_of_two());
 const _: () = assert!(BUFFERS_PER_SHARD <= BUFFERS_REGISTERED_MAX);
 const _: () =
     assert!(ANSWER_BUFFERS_PER_PEER < ANSWER_BUFFERS_PER_SHARD && ANSWER_BUFFERS_PER_SHARD < BUFFERS_PER_SHARD);

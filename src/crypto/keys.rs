@@ -390,7 +390,9 @@ impl VaultKey {
         let nonce = random_bytes();
         let associated = capsule_associated_data(network, version, root);
         let sealed = seal(&self.0.capsule_seal, &nonce, &associated, &capsule.encode());
-        Writer::new().u16(NAME_VERSION).u32(Self::GENERATION).bytes(&nonce).bytes(&sealed).finish()
+        let bytes = size_of_val(&NAME_VERSION) + size_of_val(&Self::GENERATION) + nonce.len() + sealed.len();
+        let mut writer = Writer::with_capacity(bytes);
+        writer.u16(NAME_VERSION).u32(Self::GENERATION).bytes(&nonce).bytes(&sealed).finish()
     }
 
     pub fn open_capsule(

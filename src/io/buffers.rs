@@ -72,13 +72,22 @@ impl Memory {
     }
 
     fn heap(len_bytes: usize) -> Memory {
+        // SAFETY: of a size that is not zero.
+        Memory::allocated(len_bytes, |layout| unsafe { std::alloc::alloc_zeroed(layout) })
+    }
+
+    /// Not initialised: to be written before anybody may see it.
+    fn unwritten(len_bytes: usize) -> Memory {
+        // SAFETY: of a size that is not zero.
+        Memory::allocated(len_bytes, |layout| unsafe { std::alloc::alloc(layout) })
+    }
+
+    fn allocated(len_bytes: usize, allocate: impl FnOnce(Layout) -> *mut u8) -> Memory {
         let alignment = if len_bytes < BLOCK_BYTES { SMALL_ALIGNMENT_BYTES } else { BLOCK_BYTES };
         let Ok(layout) = Layout::from_size_align(len_bytes.max(1), alignment) else {
             panic!("a buffer of {len_bytes} bytes is longer than the address space");
         };
-        // SAFETY: the size is not zero.
-        let base = unsafe { std::alloc::alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else { std::alloc::handle_alloc_error(layout) };
+        let Some(base) = NonNull::new(allocate(layout)) else { std::alloc::handle_alloc_error(layout) };
         Memory::Heap { base, layout, len_bytes }
     }
 
@@ -101,7 +110,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if let Memory::Heap { base, layout, .. } = self {
-            // SAFETY: allocated in `heap` with this layout, and freed only here.
+            // SAFETY: allocated with this layout, and freed only here.
             unsafe { std::alloc::dealloc(base.as_ptr(), *layout) };
         }
     }
@@ -259,6 +268,53 @@ fn register_with_reserve(registry: &FixedBufRegistry<Registered>) -> io::Result<
     }
     registry.unregister()?;
     Err(io::Error::from_raw_os_error(libc::ENOMEM))
+}
+
+/// A buffer that is written from its beginning to its end, which saves zeroing it before.
+pub struct BufferWriter {
+    memory: Memory,
+    /// So many bytes at the beginning are initialised.
+    written: usize,
+}
+
+impl BufferWriter {
+    /// Of a buffer without a pool, aligned like [`Buffer::heap`].
+    pub fn new(len_bytes: usize) -> BufferWriter {
+        BufferWriter { memory: Memory::unwritten(len_bytes), written: 0 }
+    }
+
+    /// Where the next byte goes.
+    pub fn position(&self) -> usize {
+        self.written
+    }
+
+    fn room(&self) -> usize {
+        self.memory.len_bytes() - self.written
+    }
+
+    /// # Panics
+    /// When there is no room for them.
+    pub fn put(&mut self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.room(), "{} bytes, and room for {}", bytes.len(), self.room());
+        // SAFETY: there is room, and nobody else has this memory.
+        unsafe { self.memory.base().add(self.written).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        self.written += bytes.len();
+    }
+
+    /// # Panics
+    /// When there is no room for them.
+    pub fn put_zeros(&mut self, count: usize) {
+        assert!(count <= self.room(), "{count} bytes, and room for {}", self.room());
+        // SAFETY: as above.
+        unsafe { self.memory.base().add(self.written).write_bytes(0, count) };
+        self.written += count;
+    }
+
+    /// What was not written is zero.
+    pub fn finish(mut self) -> Buffer {
+        self.put_zeros(self.room());
+        Buffer { memory: Arc::new(self.memory), registration: None, home: None }
+    }
 }
 
 /// Memory with one owner. A pool's buffer goes back to its pool when dropped.

@@ -43,7 +43,7 @@ pub mod tcp;
 pub mod turn;
 pub mod unix;
 
-pub use buffers::{Buffer, BufferPool, SharedBuffer};
+pub use buffers::{Buffer, BufferPool, BufferWriter, SharedBuffer};
 pub use compute::compute;
 pub use file::{File, FileKind, Metadata, OpenOptions, sync_directory};
 pub use mmap::{MappedRange, map};

@@ -3,7 +3,7 @@
 //! The observer runs before anybody is told of success, on the thread that made the record durable, and the catalog's
 //! queue keeps the order: whoever asks the catalog after an acknowledgement sees what was acknowledged.
 //!
-//! The observer never waits, since it runs on a shard's thread. Where the catalog cannot keep up, the log waits for room
+//! The observer never waits, since it runs on the thread that writes. Where the catalog cannot keep up, the log waits for room
 //! in its queue ([`backpressure`]) before it writes the next records, and lets the thread do other work meanwhile. Where
 //! only space on the disk would make room, the records are refused.
 //!

@@ -10,6 +10,7 @@
 //!          |             |              |
 //!        store        catalog        peers, layouts                (shared by all shards)
 //! ```
+//! The catalog and the store's committer have threads of their own (`threads`), and each shard has one that only computes.
 //!
 //! Start-up: lock the data directory; load the keys, or found or join a network; open the store, which replays what the
 //! catalog has not seen; listen; meet the other nodes. Nothing is served before a layout is known.
@@ -48,6 +49,7 @@ mod shared;
 mod small;
 mod start;
 mod strangers;
+mod threads;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

@@ -7,18 +7,18 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 
 use super::cache::Cache;
-use super::connections::Connections;
 use super::doubt::Doubt;
 use super::peers::Peers;
 use super::serve::Serve;
 use super::shard::{Job, Shard};
 use super::shared::{Shared, Stop};
+use super::threads::Thread;
 use super::{
     NodeError, Ready, bootstrap, checkpoints, chunks, commands, deaths, log, membership, mend_log, name_sync, names,
-    reclaim, wall_ms,
+    reclaim, threads, wall_ms,
 };
 use crate::catalog::{Catalog, Clock};
 use crate::cluster::{Layouts, PendingDeaths};
@@ -27,13 +27,13 @@ use crate::crypto::keyfile::KeyRing;
 use crate::crypto::replay::ReplayFilter;
 use crate::format::{Incarnation, Stamp};
 use crate::io::{
-    BufferPool, Ring, RingOptions, StopSignals, TcpListener, UnixListener, lock_directory, raise_fd_limit,
-    restrict_new_files, spawn, thread_count_default,
+    Ring, RingOptions, StopSignals, TcpListener, UnixListener, lock_directory, raise_fd_limit, restrict_new_files,
+    spawn, thread_count_default,
 };
 use crate::key_locks::KeyLocks;
-use crate::limits::{ANSWER_BUFFERS_PER_SHARD, BUFFERS_PER_SHARD, SHUTDOWN_MAX};
+use crate::limits::SHUTDOWN_MAX;
 use crate::node::control::SOCKET_NAME;
-use crate::store::{self, RingDisk, Store, StoreOptions};
+use crate::store::{self, RingDisk, StoreOptions};
 use crate::wire::{Admission, Connection, Identity};
 
 /// Version of the data directory as a whole; each file in it carries one of its own too.
@@ -64,8 +64,9 @@ pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), Node
     ring.block_on(async {
         let listener = listen(config.listen)?;
         let node = open(config, keys, &listener, senders).await?;
-        let others = start_threads(&node, receivers.collect())?;
-        let shard = attach(0, &node)?;
+        let committer = threads::start_committer(&node)?;
+        let others = threads::start_shards(&node, receivers)?;
+        let shard = threads::attach(0, &node)?;
         let ready = Ready {
             node_id: node.id(),
             listen: node.listen,
@@ -75,10 +76,10 @@ pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), Node
         };
         let outcome = serve_first(&shard, listener, first_jobs, move || on_ready(&ready)).await;
         let mut lost = Ok(());
-        for ended in others {
-            lost = lost.and(ended.await.unwrap_or(Err(NodeError::ThreadLost)));
+        for thread in others {
+            lost = lost.and(thread.ended().await);
         }
-        finish_first(&shard).await?;
+        finish_first(&shard, committer).await?;
         outcome.and(lost)
     })
 }
@@ -169,7 +170,7 @@ fn check_port(address: SocketAddr) -> Result<(), NodeError> {
 const PORT_FREE_WITHIN: std::time::Duration = std::time::Duration::from_secs(3);
 const PORT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
-fn listen(address: SocketAddr) -> Result<TcpListener, NodeError> {
+pub(super) fn listen(address: SocketAddr) -> Result<TcpListener, NodeError> {
     TcpListener::bind(address).map_err(|error| not_listening(address, &error))
 }
 
@@ -306,70 +307,8 @@ fn refuse_lost_layout(node: &Arc<Shared>) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// The threads of shards 1 and up. Each tells when it has ended.
-fn start_threads(
-    node: &Arc<Shared>,
-    jobs: Vec<mpsc::UnboundedReceiver<Job>>,
-) -> Result<Vec<oneshot::Receiver<Result<(), NodeError>>>, NodeError> {
-    let mut ended = Vec::new();
-    for (index, jobs) in (1..).zip(jobs) {
-        let (done, receiver) = oneshot::channel();
-        let node = node.clone();
-        std::thread::Builder::new()
-            .name(format!("shard-{index}"))
-            .spawn(move || {
-                let outcome = run_thread(index, &node, jobs);
-                if let Err(error) = &outcome {
-                    tracing::error!(index, %error, "a shard thread cannot run");
-                    node.stop.begin();
-                }
-                let _ = done.send(outcome);
-            })
-            .map_err(|source| NodeError::Io { what: "starting a thread", source })?;
-        ended.push(receiver);
-    }
-    Ok(ended)
-}
-
-fn run_thread(index: usize, node: &Arc<Shared>, jobs: mpsc::UnboundedReceiver<Job>) -> Result<(), NodeError> {
-    let mut ring = Ring::new(&RingOptions::default())?;
-    ring.block_on(async {
-        let listener = Rc::new(listen(node.listen)?);
-        let shard = attach(index, node)?;
-        start_shard(&shard, &listener, jobs);
-        node.stopping().wait().await;
-        stop_shard(&shard, &listener).await;
-        shard.store.close().await?;
-        Ok(())
-    })
-}
-
-fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> {
-    let pool = BufferPool::new(BUFFERS_PER_SHARD)
-        .map_err(|source| NodeError::Io { what: "allocating the buffers", source })?;
-    let disk = RingDisk::new(&node.config.data_dir)
-        .map_err(|source| NodeError::Io { what: "opening the data directory", source })?;
-    let catalog = node.catalog.clone();
-    let observer = Rc::new(move |applied| log::observe(&catalog, applied));
-    let backpressure = log::backpressure(&node.catalog);
-    let store = Store::attach_with(node.store.clone(), disk, index, observer, backpressure, |task| {
-        spawn(task);
-    });
-    Ok(Rc::new(Shard {
-        index,
-        node: node.clone(),
-        store,
-        pool,
-        connections: Connections::default(),
-        outbox: Default::default(),
-        small: Default::default(),
-        latencies: Default::default(),
-        answers: Arc::new(Semaphore::new(ANSWER_BUFFERS_PER_SHARD)),
-    }))
-}
-
 /// Jobs and accepted connections run from now on.
-fn start_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>, jobs: mpsc::UnboundedReceiver<Job>) {
+pub(super) fn start_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>, jobs: mpsc::UnboundedReceiver<Job>) {
     let (own, accepting, listener) = (shard.clone(), shard.clone(), listener.clone());
     spawn(async move { own.run_jobs(jobs).await });
     spawn(async move { accept(accepting, listener).await });
@@ -412,7 +351,7 @@ async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
 /// After a failed accept: no descriptors or no memory are left.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
-async fn stop_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>) {
+pub(super) async fn stop_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>) {
     listener.cancel().await;
     shard.connections.close_all("the node stops").await;
 }
@@ -468,9 +407,12 @@ fn mend_then_reclaim(shard: &Rc<Shard>) {
 }
 
 /// Closes the store behind the others and ends the catalog.
-async fn finish_first(shard: &Rc<Shard>) -> Result<(), NodeError> {
+async fn finish_first(shard: &Rc<Shard>, committer: Thread) -> Result<(), NodeError> {
     membership::save(&shard.node);
-    shard.store.close().await?;
+    let closed = shard.store.close().await;
+    // Why it ended before its time says more than that it is not there.
+    committer.ended().await?;
+    closed?;
     shard.node.catalog.close().await?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Writing to the open segment of one kind, group commit, rolling over, sealing.
 //!
-//! One appender fills one segment at a time: each shard thread has one for bulk chunks, shard 0 one for small records.
+//! One appender fills one segment at a time: each shard has one for bulk chunks, the committer one for small records.
 //!
 //! ```text
 //! reserve (in order) -> write (many in flight) -> prefix complete -> fdatasync (one in flight) -> finish (in order)
@@ -391,8 +391,8 @@ impl<D: Disk> OpenSegment<D> {
             state.entries.extend(batch.iter().flat_map(|pending| pending.records.iter().map(|record| record.entry)));
         }
         self.entry.durable_end.store(end, Ordering::Release);
-        let mut records = Vec::new();
-        let mut told = Vec::new();
+        let mut records = Vec::with_capacity(batch.iter().map(|pending| pending.records.len()).sum());
+        let mut told = Vec::with_capacity(batch.len());
         for pending in batch {
             records.extend(pending.records);
             told.push(pending.done);

@@ -28,7 +28,7 @@
 //! question came: drain first, then answer. References that are not durable yet are this layer's business (pins), also
 //! those that come and go while the question is answered.
 //!
-//! The observer runs on a shard's thread and never waits. Where what it tells cannot be taken in as fast,
+//! The observer runs on the thread that wrote, and never waits. Where what it tells cannot be taken in as fast,
 //! [`Backpressure`] holds the next records back before they are written.
 
 use std::io;
@@ -249,13 +249,36 @@ impl<D: Disk> Clone for Store<D> {
     }
 }
 
+/// Writes the small records of all shards, on the thread that runs this, until the store is closed.
+///
+/// # Panics
+/// When it runs twice for one store.
+pub async fn commit_small<D: Disk>(
+    shared: Arc<Shared>,
+    disk: D,
+    observer: Observer,
+    backpressure: Backpressure,
+    spawn: Spawn,
+) {
+    let context = Rc::new(Context::new(shared, disk, 0, (observer, backpressure), spawn));
+    let inbox = context.shared.committer_inbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    let inbox = inbox.unwrap_or_else(|| panic!("a store has one committer"));
+    Committer::new(context, inbox).run().await;
+}
+
 impl<D: Disk> Store<D> {
-    /// Shard 0 also runs the committer of small records: until it is attached, nothing small becomes durable.
+    /// One shard's handle. On the thread of shard 0 runs [`commit_small`] as well.
     pub fn attach(shared: Arc<Shared>, disk: D, shard: usize, observer: Observer, spawn: Spawn) -> Self {
-        Self::attach_with(shared, disk, shard, observer, Rc::new(|| Box::pin(async { Ok(()) })), spawn)
+        let backpressure: Backpressure = Rc::new(|| Box::pin(async { Ok(()) }));
+        if shard == 0 {
+            let (shared, disk, hears) = (shared.clone(), disk.clone(), observer.clone());
+            spawn(Box::pin(commit_small(shared, disk, hears, backpressure.clone(), spawn)));
+        }
+        Self::attach_with(shared, disk, shard, observer, backpressure, spawn)
     }
 
-    /// Records are written once `backpressure` has let them: what is durable is told at once, and never too much of it.
+    /// Chunks are written once `backpressure` has let them: what is durable is told at once, and never too much of it.
+    /// Nothing small becomes durable but while [`commit_small`] runs.
     pub fn attach_with(
         shared: Arc<Shared>,
         disk: D,
@@ -266,11 +289,6 @@ impl<D: Disk> Store<D> {
     ) -> Self {
         shared.attach();
         let context = Rc::new(Context::new(shared, disk, shard, (observer, backpressure), spawn));
-        if shard == 0 {
-            let inbox = context.shared.committer_inbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-            let inbox = inbox.unwrap_or_else(|| panic!("shard 0 was attached twice"));
-            spawn(Box::pin(Committer::new(context.clone(), inbox).run()));
-        }
         let bulk = Appender::new(context.clone(), crate::format::segment::SegmentClass::Bulk);
         Self(Rc::new(Inner { context, bulk }))
     }

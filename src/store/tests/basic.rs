@@ -10,7 +10,9 @@ use crate::format::record::{FLAG_CACHED, FLAG_STAND_IN};
 use crate::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 use crate::store::segment::name_of;
 use crate::store::simulated::SimulatedDisk;
-use crate::store::{AppliedEvent, Hold, Removal, SmallRecord, Store, StoreOptions, open};
+use crate::store::{
+    AppliedEvent, Backpressure, Hold, Observer, Removal, SmallRecord, Spawn, Store, StoreOptions, commit_small, open,
+};
 
 const LENGTHS: [usize; 6] = [CHUNK_BYTES_MIN, 5000, 65_535, 65_536, 70_001, CHUNK_BYTES_MAX];
 
@@ -344,20 +346,18 @@ fn records_wait_for_their_index_before_they_are_written_and_nobody_else_does() {
         let gate = Rc::new(tokio::sync::Semaphore::new(0));
         let (told, waiting) = (Rc::new(RefCell::new(0)), gate.clone());
         let hears = told.clone();
-        let store = Rc::new(Store::attach_with(
-            shared,
-            disk.clone(),
-            0,
-            Rc::new(move |applied| *hears.borrow_mut() += applied.events.len()),
-            Rc::new(move || {
-                let gate = waiting.clone();
-                Box::pin(async move {
-                    gate.acquire().await.unwrap().forget();
-                    Ok(())
-                })
-            }),
-            |task| drop(tokio::task::spawn_local(task)),
-        ));
+        let observer: Observer = Rc::new(move |applied| *hears.borrow_mut() += applied.events.len());
+        let backpressure: Backpressure = Rc::new(move || {
+            let gate = waiting.clone();
+            Box::pin(async move {
+                gate.acquire().await.unwrap().forget();
+                Ok(())
+            })
+        });
+        let spawn: Spawn = |task| drop(tokio::task::spawn_local(task));
+        let committer = commit_small(shared.clone(), disk.clone(), observer.clone(), backpressure.clone(), spawn);
+        spawn(Box::pin(committer));
+        let store = Rc::new(Store::attach_with(shared, disk.clone(), 0, observer, backpressure, spawn));
         let chunk = payload(1, 100_000);
         let syncs = disk.syncs();
         let (own, bytes) = (store.clone(), chunk.clone());
