@@ -354,6 +354,9 @@ const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 pub(super) async fn stop_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>) {
     listener.cancel().await;
     shard.connections.close_all("the node stops").await;
+    if tokio::time::timeout(commands::LAST_REPORT_MAX, shard.in_work.ended()).await.is_err() {
+        tracing::debug!(shard.index, "commands did not end in time");
+    }
 }
 
 /// Shard 0: what a shard does, and the work that is there once per node.

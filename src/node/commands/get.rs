@@ -327,7 +327,7 @@ pub async fn fetch_chunks(
             }
         };
         client.send(event).await?;
-        wanted = match requests.next(&client.stream).await {
+        wanted = match client.next_request(requests).await {
             Ok(Ok(ControlRequest::FetchChunk { address, len, remote })) => Some((address, len, remote)),
             Ok(_) => return Err(Failure::new(code::USAGE, "only chunks can be asked for on this connection")),
             Err(_) => None, // hung up: it has all it wanted

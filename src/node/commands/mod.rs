@@ -12,9 +12,10 @@
 //! | [`network`] | status, peers, ticket, key export |
 //! | [`upkeep`] | verify, reclaim |
 //!
-//! [`requests`] takes what the client asks for off its connection.
+//! [`requests`] takes what the client asks for off its connection; [`in_work`] counts what is not answered yet.
 
 mod get;
+mod in_work;
 mod names;
 mod network;
 mod put;
@@ -22,6 +23,7 @@ mod requests;
 mod small;
 mod upkeep;
 
+pub use in_work::InWork;
 pub use network::class;
 pub use small::SmallWork;
 
@@ -32,7 +34,8 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use requests::Requests;
+use in_work::AtWork;
+use requests::{Received, Requests};
 
 use super::control::{ControlEvent, ControlRequest};
 use super::shard::{Shard, send_job};
@@ -49,8 +52,8 @@ const CLIENT_STALL: Duration = if cfg!(test) { Duration::from_millis(200) } else
 const EVENTS_BYTES: usize = 64 << 10;
 /// How often a running command says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a node that stops waits for a client to take the report that is under way.
-const LAST_REPORT_MAX: Duration = Duration::from_secs(1);
+/// How long a node that stops waits for a client to take what is under way to it.
+pub const LAST_REPORT_MAX: Duration = Duration::from_secs(1);
 
 /// Exit codes, as the command line defines them.
 pub mod code {
@@ -124,11 +127,22 @@ pub struct Client {
     stream: UnixStream,
     /// Events that leave with the next one.
     held: RefCell<Vec<u8>>,
+    in_work: Rc<InWork>,
+    /// While a request of it is not answered.
+    at_work: RefCell<Option<AtWork>>,
 }
 
 impl Client {
-    fn new(stream: UnixStream) -> Self {
-        Self { stream, held: RefCell::default() }
+    fn new(stream: UnixStream, in_work: Rc<InWork>) -> Self {
+        Self { stream, held: RefCell::default(), in_work, at_work: RefCell::default() }
+    }
+
+    /// The request that follows one that was answered, for as long as it takes.
+    async fn next_request(&self, requests: &mut Requests) -> Received {
+        self.at_work.take();
+        let received = requests.next(&self.stream).await;
+        self.at_work.replace(Some(self.in_work.begin()));
+        received
     }
 
     /// Sends an event together with the next one: for what comes shortly before the end.
@@ -282,14 +296,16 @@ async fn run_session(shard: Rc<Shard>, stream: StdUnixStream) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "control connection"),
     };
-    let client = Rc::new(Client::new(stream));
+    let client = Rc::new(Client::new(stream, shard.in_work.clone()));
     let mut requests = Requests::new();
     let (received, descriptor) = requests.first(&client.stream).await;
+    client.at_work.replace(Some(shard.in_work.begin()));
     let outcome = match received {
         Ok(Ok(request)) => run(&shard, &client, &mut requests, request, descriptor).await,
         Ok(Err(error)) => Err(Failure::new(code::OTHER, error.to_string())),
         Err(error) => {
             tracing::debug!(%error, "control connection without a request");
+            client.at_work.take();
             return;
         }
     };
@@ -301,6 +317,7 @@ async fn run_session(shard: Rc<Shard>, stream: StdUnixStream) {
     if client.send(last).await.is_err() {
         tracing::debug!("the command hung up before its end");
     }
+    client.at_work.take();
 }
 
 /// Runs one command; an event given back takes the place of `Done`.
@@ -402,7 +419,7 @@ mod tests {
     fn on_ring(test: impl AsyncFnOnce(Rc<Client>, StdUnixStream)) {
         let (near, far) = StdUnixStream::pair().unwrap();
         Ring::new(&RingOptions::default()).unwrap().block_on(async {
-            test(Rc::new(Client::new(UnixStream::from_std(near).unwrap())), far).await;
+            test(Rc::new(Client::new(UnixStream::from_std(near).unwrap(), Rc::default())), far).await;
         });
     }
 

@@ -64,7 +64,7 @@ pub async fn serve(
             _ => return Err(Failure::new(code::USAGE, "only small files can be put and got on this connection")),
         };
         client.send(event).await?;
-        match requests.next(&client.stream).await {
+        match client.next_request(requests).await {
             Ok(next) => request = next.map_err(|error| Failure::new(code::OTHER, error.to_string()))?,
             Err(_) => return Ok(()), // hung up: it has all it wanted
         }
