@@ -17,8 +17,8 @@
 //! # Invariants
 //! - At most one `Buffer` exists for a piece of memory, inside a `SharedBuffer` or not.
 //! - An operation that writes into memory owns its `Buffer`; one that reads owns a clone of the `SharedBuffer`.
-//! - Memory is zeroed when it is made and never again: bytes of an earlier use are still there, so every user handles
-//!   explicit ranges of what it wrote.
+//! - Memory is initialised before a `Buffer` is made of it, and zeroed never again: bytes of an earlier use are still there,
+//!   so every user handles explicit ranges of what it wrote.
 //! - A registration is used only on the ring it was made on.
 #![allow(unsafe_code)] // memory that is shared with the kernel
 

@@ -144,8 +144,8 @@ impl Connections {
         self.peers.borrow_mut().retain(|_, slot| Rc::strong_count(slot) > 1 || !slot.is_idle(now));
     }
 
-    /// Closes everything, all at once: a goodbye that is not taken costs its time only. Nothing new is added after the
-    /// listeners have stopped.
+    /// Closes everything, all at once: a goodbye that is not taken costs its time only. Nothing new is added once the node
+    /// stops: its listeners are cancelled before this, and nobody is dialled.
     pub async fn close_all(&self, reason: &'static str) {
         let close = |connection: Connection| spawn(async move { connection.close(reason).await });
         let closing: Vec<_> = self.all().into_iter().map(close).collect();
@@ -217,6 +217,9 @@ pub async fn dial_at(
     address: &str,
     expect: Option<NodeId>,
 ) -> Result<(Connection, Rc<Serve>), String> {
+    if shard.node.is_stopping() {
+        return Err(format!("{address}: this node is stopping"));
+    }
     let resolved = tokio::net::lookup_host(address).await.map_err(|error| format!("{address}: {error}"))?;
     let mut reason = format!("{address} resolves to nothing");
     for address in resolved {

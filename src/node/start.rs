@@ -64,7 +64,7 @@ pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), Node
     ring.block_on(async {
         let listener = listen(config.listen)?;
         let node = open(config, keys, &listener, senders).await?;
-        let committer = threads::start_committer(&node)?;
+        let committer = threads::start_committer(&node).await?;
         let others = threads::start_shards(&node, receivers)?;
         let shard = threads::attach(0, &node)?;
         let ready = Ready {
@@ -75,6 +75,11 @@ pub fn run(config: NodeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), Node
             member: node.is_member(),
         };
         let outcome = serve_first(&shard, listener, first_jobs, move || on_ready(&ready)).await;
+        if outcome.is_err() {
+            // It has not come to where it waits for the end.
+            node.stop.begin();
+            cut_off_after(SHUTDOWN_MAX);
+        }
         let mut lost = Ok(());
         for thread in others {
             lost = lost.and(thread.ended().await);
@@ -353,10 +358,11 @@ const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 pub(super) async fn stop_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>) {
     listener.cancel().await;
-    shard.connections.close_all("the node stops").await;
+    // Those that are cancelled may have peers to tell.
     if tokio::time::timeout(commands::LAST_REPORT_MAX, shard.in_work.ended()).await.is_err() {
         tracing::debug!(shard.index, "commands did not end in time");
     }
+    shard.connections.close_all("the node stops").await;
 }
 
 /// Shard 0: what a shard does, and the work that is there once per node.

@@ -3,7 +3,7 @@
 //! | thread | what runs there |
 //! | --- | --- |
 //! | `shard-1` and up | a shard: the same as on the first thread, without what is there once per node |
-//! | `committer` | the one writer of small records ([`store::commit_small`]) |
+//! | `committer` | the one writer of small records ([`SmallRecords`]) |
 //!
 //! The committer was a task of shard 0 before. There it waited, and with it whoever waits for a small record on any thread,
 //! until each request that shard 0 had in work had computed for up to half a millisecond. Measured with `put -r` of 100,000
@@ -22,7 +22,7 @@ use super::start::{listen, start_shard, stop_shard};
 use super::{NodeError, log};
 use crate::io::{BufferPool, Ring, RingOptions, spawn};
 use crate::limits::{ANSWER_BUFFERS_PER_SHARD, BUFFERS_PER_SHARD, COMMITTER_RING_ENTRIES};
-use crate::store::{self, Backpressure, Observer, RingDisk, Store};
+use crate::store::{Backpressure, Observer, RingDisk, SmallRecords, Store};
 
 /// A thread that was started.
 pub struct Thread(oneshot::Receiver<Result<(), NodeError>>);
@@ -106,17 +106,24 @@ pub fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> 
     }))
 }
 
-/// The thread that writes small records, until shard 0 has closed the store.
-pub fn start_committer(node: &Arc<Shared>) -> Result<Thread, NodeError> {
-    Thread::start("committer".to_owned(), node, |node| {
+/// The thread that writes small records, until shard 0 has closed the store. It runs when this returns.
+pub async fn start_committer(node: &Arc<Shared>) -> Result<Thread, NodeError> {
+    let (ready, is_ready) = oneshot::channel();
+    let records = SmallRecords::of(&node.store);
+    let thread = Thread::start("committer".to_owned(), node, move |node| {
         let mut ring = Ring::new(&RingOptions { entries: COMMITTER_RING_ENTRIES })?;
         ring.block_on(async {
+            let disk = disk(node)?;
+            let _ = ready.send(());
             let (observer, backpressure) = to_catalog(node);
-            let spawn = |task| drop(spawn(task));
-            store::commit_small(node.store.clone(), disk(node)?, observer, backpressure, spawn).await;
+            records.commit(node.store.clone(), disk, observer, backpressure, |task| drop(spawn(task))).await;
             Ok(())
         })
-    })
+    })?;
+    match is_ready.await {
+        Ok(()) => Ok(thread),
+        Err(_) => Err(thread.ended().await.err().unwrap_or(NodeError::ThreadLost)),
+    }
 }
 
 fn disk(node: &Arc<Shared>) -> Result<RingDisk, NodeError> {

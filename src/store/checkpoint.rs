@@ -16,6 +16,7 @@
 //! | 32 | BLAKE3 of all before |
 //! | | zeros to the block's end |
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use super::scan::Window;
 use super::shared::{Note, SegmentEntry, State};
 use super::{Store, StoreError};
 use crate::format::Address;
+use crate::format::segment::SegmentClass;
 use crate::io::Buffer;
 use crate::limits::{BLOCK_BYTES, CHECKPOINT_SEGMENTS_MIN, CHECKPOINT_SEGMENTS_SHARE, MIB};
 
@@ -263,7 +265,11 @@ impl<D: Disk> Store<D> {
         // First which segments, then their slots: what changes meanwhile stands in a segment that is not covered.
         let mut covered = HashMap::new();
         let mut notes = Vec::new();
-        for entry in shared.segments() {
+        // A small segment may be sealed meanwhile, on the committer's thread. Whoever is seen as sealed has made its notes
+        // about others before, so those are looked at after it: all other segments are, and small ones from the latest.
+        let mut segments = shared.segments();
+        segments.sort_unstable_by_key(|entry| (entry.class != SegmentClass::Small, Reverse(entry.id)));
+        for entry in segments {
             let phase = entry.phase();
             let noted = |note: &Note| (entry.id, note.offset | u64::from(note.damaged));
             notes.extend(phase.notes.iter().map(noted));

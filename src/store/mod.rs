@@ -249,36 +249,44 @@ impl<D: Disk> Clone for Store<D> {
     }
 }
 
-/// Writes the small records of all shards, on the thread that runs this, until the store is closed.
-///
-/// # Panics
-/// When it runs twice for one store.
-pub async fn commit_small<D: Disk>(
-    shared: Arc<Shared>,
-    disk: D,
-    observer: Observer,
-    backpressure: Backpressure,
-    spawn: Spawn,
-) {
-    let context = Rc::new(Context::new(shared, disk, 0, (observer, backpressure), spawn));
-    let inbox = context.shared.committer_inbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-    let inbox = inbox.unwrap_or_else(|| panic!("a store has one committer"));
-    Committer::new(context, inbox).run().await;
+/// The small records that all shards want written. Dropped, each of them is an error from then on.
+pub struct SmallRecords(tokio::sync::mpsc::Receiver<Message>);
+
+impl SmallRecords {
+    /// # Panics
+    /// When they were taken before.
+    pub fn of(shared: &Shared) -> Self {
+        let inbox = shared.committer_inbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        Self(inbox.unwrap_or_else(|| panic!("a store has one committer")))
+    }
+
+    /// Writes them, on the thread that runs this, until the store is closed.
+    pub async fn commit<D: Disk>(
+        self,
+        shared: Arc<Shared>,
+        disk: D,
+        observer: Observer,
+        backpressure: Backpressure,
+        spawn: Spawn,
+    ) {
+        let context = Rc::new(Context::new(shared, disk, 0, (observer, backpressure), spawn));
+        Committer::new(context, self.0).run().await;
+    }
 }
 
 impl<D: Disk> Store<D> {
-    /// One shard's handle. On the thread of shard 0 runs [`commit_small`] as well.
+    /// One shard's handle. On the thread of shard 0, the small records are written as well.
     pub fn attach(shared: Arc<Shared>, disk: D, shard: usize, observer: Observer, spawn: Spawn) -> Self {
         let backpressure: Backpressure = Rc::new(|| Box::pin(async { Ok(()) }));
         if shard == 0 {
-            let (shared, disk, hears) = (shared.clone(), disk.clone(), observer.clone());
-            spawn(Box::pin(commit_small(shared, disk, hears, backpressure.clone(), spawn)));
+            let (records, shared, disk) = (SmallRecords::of(&shared), shared.clone(), disk.clone());
+            spawn(Box::pin(records.commit(shared, disk, observer.clone(), backpressure.clone(), spawn)));
         }
         Self::attach_with(shared, disk, shard, observer, backpressure, spawn)
     }
 
     /// Chunks are written once `backpressure` has let them: what is durable is told at once, and never too much of it.
-    /// Nothing small becomes durable but while [`commit_small`] runs.
+    /// Small records wait for who writes them: [`SmallRecords::commit`].
     pub fn attach_with(
         shared: Arc<Shared>,
         disk: D,

@@ -327,7 +327,11 @@ pub async fn fetch_chunks(
             }
         };
         client.send(event).await?;
+        if shard.node.is_stopping() {
+            return Err(node_stops("the link's file")); // the answer to what it asks next
+        }
         wanted = match client.next_request(requests).await {
+            Ok(_) if shard.node.is_stopping() => return Err(node_stops("the link's file")),
             Ok(Ok(ControlRequest::FetchChunk { address, len, remote })) => Some((address, len, remote)),
             Ok(_) => return Err(Failure::new(code::USAGE, "only chunks can be asked for on this connection")),
             Err(_) => None, // hung up: it has all it wanted

@@ -64,7 +64,11 @@ pub async fn serve(
             _ => return Err(Failure::new(code::USAGE, "only small files can be put and got on this connection")),
         };
         client.send(event).await?;
+        if shard.node.is_stopping() {
+            return Err(stopping()); // the answer to what it asks next
+        }
         match client.next_request(requests).await {
+            Ok(_) if shard.node.is_stopping() => return Err(stopping()),
             Ok(next) => request = next.map_err(|error| Failure::new(code::OTHER, error.to_string()))?,
             Err(_) => return Ok(()), // hung up: it has all it wanted
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::get::node_stops;
 use super::{Client, Failure, code};
 use crate::format::Address;
 use crate::io::{JoinHandle, spawn};
@@ -18,12 +19,13 @@ use crate::node::shared::lock;
 use crate::store::{StoreError, VerifyReport};
 
 /// Reads every record of every segment, then asks for every chunk that a living version refers to: what does not match,
-/// or is not there, is fetched again from another holder. Ends when the client hangs up.
+/// or is not there, is fetched again from another holder. Ends when the client hangs up, and when the node stops.
 pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
     // Whatever is dropped half-way here may be: peers' requests are, when they cancel.
     tokio::select! {
         outcome = verify_all(shard, client) => outcome,
         () = client.hung_up() => Err(Failure::new(code::OTHER, "the command has hung up")),
+        () = async { shard.node.stopping().wait().await } => Err(node_stops("verify")),
     }
 }
 
@@ -220,7 +222,16 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// Gives back the space of everything without a living reference, now: the grace for running reads is skipped, local
 /// readers' guards are not.
 pub async fn reclaim(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failure> {
-    let reclaimed = reclaim::run(shard, Duration::ZERO, usize::MAX).await?;
+    let (tell, told) = oneshot::channel();
+    let own = shard.clone();
+    // A task of its own, so that its client hears of a stop; it then goes on for as long as there is time.
+    spawn(async move {
+        let _ = tell.send(reclaim::run(&own, Duration::ZERO, usize::MAX).await);
+    });
+    let reclaimed = tokio::select! {
+        outcome = told => outcome.unwrap_or_else(|_| Err(node_stops("reclaim")))?,
+        () = async { shard.node.stopping().wait().await } => return Err(node_stops("reclaim")),
+    };
     let doubt = lock(&shard.node.doubt).reason();
     if let Some(message) = doubt {
         client.send(ControlEvent::Warning { message }).await?;

@@ -11,7 +11,8 @@ use crate::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 use crate::store::segment::name_of;
 use crate::store::simulated::SimulatedDisk;
 use crate::store::{
-    AppliedEvent, Backpressure, Hold, Observer, Removal, SmallRecord, Spawn, Store, StoreOptions, commit_small, open,
+    AppliedEvent, Backpressure, Hold, Observer, Removal, SmallRecord, SmallRecords, Spawn, Store, StoreError,
+    StoreOptions, open,
 };
 
 const LENGTHS: [usize; 6] = [CHUNK_BYTES_MIN, 5000, 65_535, 65_536, 70_001, CHUNK_BYTES_MAX];
@@ -339,6 +340,21 @@ fn mostly_dead_small_segments_are_compacted_and_keep_their_living() {
 }
 
 #[test]
+fn where_nobody_writes_small_records_they_are_refused() {
+    run(async {
+        let disk = SimulatedDisk::new(22);
+        let (shared, _) = open(&disk, options(), &HashMap::new(), &mut |_| {}).await.unwrap();
+        drop(SmallRecords::of(&shared));
+        let spawn: Spawn = |task| drop(tokio::task::spawn_local(task));
+        let backpressure: Backpressure = Rc::new(|| Box::pin(async { Ok(()) }));
+        let store = Store::attach_with(shared, disk, 0, Rc::new(|_| {}), backpressure, spawn);
+        let outcome = store.append(SmallRecord::Name(b"n".to_vec())).await;
+        assert!(matches!(outcome, Err(StoreError::Closed)), "{outcome:?}");
+        assert!(matches!(store.close().await, Err(StoreError::Closed)));
+    });
+}
+
+#[test]
 fn records_wait_for_their_index_before_they_are_written_and_nobody_else_does() {
     run(async {
         let disk = SimulatedDisk::new(21);
@@ -355,8 +371,8 @@ fn records_wait_for_their_index_before_they_are_written_and_nobody_else_does() {
             })
         });
         let spawn: Spawn = |task| drop(tokio::task::spawn_local(task));
-        let committer = commit_small(shared.clone(), disk.clone(), observer.clone(), backpressure.clone(), spawn);
-        spawn(Box::pin(committer));
+        let records = SmallRecords::of(&shared);
+        spawn(Box::pin(records.commit(shared.clone(), disk.clone(), observer.clone(), backpressure.clone(), spawn)));
         let store = Rc::new(Store::attach_with(shared, disk.clone(), 0, observer, backpressure, spawn));
         let chunk = payload(1, 100_000);
         let syncs = disk.syncs();
