@@ -17,16 +17,18 @@
 //! | `keyed hash` | the part of each of them that is hashing: it keeps strangers from aiming at one table |
 //! | `map, …` | the same on the `HashMap` behind one lock, which hashes by SipHash |
 //!
-//! Nanoseconds each, on an AMD EPYC (AVX2, no AVX-512), 2 virtual cores of a shared machine, November 2026. A thousand
+//! Nanoseconds each, on an AMD EPYC with AVX-512, 2 virtual cores of a shared machine, 27 November 2026. A thousand
 //! entries are in the cache, ten million are not:
 //!
 //! | entries | hit | miss | insert | fill | map, hit | map, miss | map, insert | index, bytes an entry |
 //! | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-//! | 1,000 | 116 | 116 | 127 | 140 | 40 | 28 | 54 | 124.5: 1,024 tables for next to nothing |
-//! | 1,000,000 | 280 | 254 | 304 | 305 | 276 | 63 | 366 | 19.0 |
-//! | 10,000,000 | 407 | 380 | 486 | 477 | 487 | 189 | 478 | 19.0 |
+//! | 1,000 | 89 | 87 | 94 | 103 | 24 | 22 | 39 | 124.5: 1,024 tables for next to nothing |
+//! | 1,000,000 | 181 | 208 | 263 | 195 | 289 | 45 | 269 | 19.0 |
+//! | 10,000,000 | 306 | 317 | 416 | 362 | 558 | 174 | 449 | 19.0 |
 //!
-//! 88 of them are the keyed hash. So the tables keep their price where it matters, at the sizes that miss the cache, but for
+//! 60 of them are the keyed hash. What is left of a hit grows from 28 to 246 with ten million entries: two or three misses of
+//! some 90 ns, for a table's head, the slot that is guessed, and its neighbours where the guess was off. (The machine has no
+//! counters of misses to ask.) So the tables keep their price where it matters, at the sizes that miss the cache, but for
 //! misses: a map sees from its control bytes alone that something is not there, and is twice to four times as fast.
 //!
 //! The index is private to the store: its file is compiled into this bench, so that the library opens no door for it.
