@@ -75,8 +75,8 @@ type Read = (FooterEntry, Vec<u8>);
 
 impl<D: Disk> Store<D> {
     /// Seals this shard's segment if it holds dead chunks, and gives their space back. Shard 0 has the committer do the same
-    /// with the segment of small records, and compacts. Space of removed chunks that are being read is waited for, within a limit:
-    /// their readers may be slow.
+    /// with the segment of small records, and compacts. Space of removed chunks that are being read is waited for, within
+    /// a limit: their readers may be slow.
     pub async fn seal_open(&self, keep: &impl Keep) -> Result<(), StoreError> {
         if !self.shared().releases.ended_within(self.shared().options.release_wait_max).await {
             tracing::debug!("removed chunks are still being read: their space comes back later");

@@ -138,8 +138,8 @@ impl Hashing<'_> {
         [first, last]: [u8; 2],
     ) -> impl Iterator<Item = Value> + use<N> {
         let count = inputs.len();
-        let mut room = [&[0; N]; LANES];
-        let inputs = self.filled_up(inputs, &mut room);
+        let mut places = [&[0; N]; LANES];
+        let inputs = self.filled_up(inputs, &mut places);
         let mut out = [[0; OUT_LEN]; LANES];
         let flags = self.flags | flags;
         let all_alike = IncrementCounter::No;
@@ -152,14 +152,14 @@ impl Hashing<'_> {
     fn filled_up<'a, const N: usize>(
         &self,
         inputs: &'a [&'a [u8; N]],
-        room: &'a mut [&'a [u8; N]; LANES],
+        places: &'a mut [&'a [u8; N]; LANES],
     ) -> &'a [&'a [u8; N]] {
         let has_wide_vectors = self.platform.simd_degree() >= LANES_EXACT;
         match inputs.last() {
             Some(last) if has_wide_vectors && inputs.len() % LANES_EXACT > 1 => {
-                room.fill(last);
-                room.iter_mut().zip(inputs).for_each(|(place, input)| *place = input);
-                room.get(..inputs.len().next_multiple_of(LANES_EXACT)).unwrap_or(inputs)
+                places.fill(last);
+                places.iter_mut().zip(inputs).for_each(|(place, input)| *place = input);
+                places.get(..inputs.len().next_multiple_of(LANES_EXACT)).unwrap_or(inputs)
             }
             _ => inputs,
         }
