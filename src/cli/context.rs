@@ -69,22 +69,27 @@ impl Context {
     /// A request that is answered by one event alone, encoded. `held`: the connection that the one before it used, and the
     /// next one can.
     pub fn exchange(&self, held: &mut Option<Connection>, message: &[u8]) -> Result<ControlEvent, Failure> {
-        // The node may have been started anew since; of a message that did not go out whole it does nothing.
-        let still_there = held.take().and_then(|mut connection| {
-            let sent = connection.client.send_encoded(message);
-            sent.is_ok().then_some(connection)
-        });
-        let mut connection = match still_there {
-            Some(connection) => connection,
-            None => {
-                let mut connection = self.connect()?;
-                connection.client.send_encoded(message).map_err(failure_of)?;
-                connection
-            }
+        let mut connection = match held.take() {
+            None => self.connect_and_send(message)?,
+            Some(mut connection) => match connection.client.send_encoded(message) {
+                Ok(()) => connection,
+                // The node may have been started anew since; of a message that did not go out whole it does nothing. If
+                // there is none, what the old one said last is the reason.
+                Err(ClientError::Failed { code, message: reason }) => {
+                    self.connect_and_send(message).map_err(|_| Failure { code, message: reason })?
+                }
+                Err(_) => self.connect_and_send(message)?,
+            },
         };
         let event = connection.client.next_event().map_err(failure_of)?;
         *held = Some(connection);
         Ok(event)
+    }
+
+    fn connect_and_send(&self, message: &[u8]) -> Result<Connection, Failure> {
+        let mut connection = self.connect()?;
+        connection.client.send_encoded(message).map_err(failure_of)?;
+        Ok(connection)
     }
 
     pub fn status(&self) -> Result<StatusReport, Failure> {
@@ -149,5 +154,62 @@ mod tests {
         assert_eq!(ask(), Ok(ControlEvent::Done));
         node.join().unwrap();
         assert!(ask().is_err(), "it is gone, and so is the node");
+    }
+
+    #[test]
+    fn what_a_node_that_stopped_said_last_is_why_nothing_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join(SOCKET_NAME);
+        // A request that the socket holds, and one that is longer.
+        for len in [100, 1 << 20] {
+            let listener = UnixListener::bind(&socket).unwrap();
+            let (gone, is_gone) = channel();
+            let path = socket.clone();
+            let node = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                answer(&mut stream);
+                let last = ControlEvent::Error { code: 9, message: "it stops".into() };
+                stream.write_all(&last.encode()).unwrap();
+                std::fs::remove_file(path).unwrap();
+                drop((stream, listener));
+                gone.send(()).unwrap();
+            });
+            let display = Display::new(ProgressChoice::Never);
+            let context = Context { data_dir: dir.path().to_owned(), json: false, display };
+            let mut held = None;
+            context.exchange(&mut held, &ControlRequest::Status.encode()).unwrap();
+            is_gone.recv().unwrap();
+            let failure = context.exchange(&mut held, &vec![0; len]).unwrap_err();
+            assert_eq!((failure.code, failure.message.as_str()), (9, "it stops"));
+            node.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_node_that_stops_with_a_request_unread_is_heard() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+        for len in [100, 1 << 20] {
+            let (mut near, far) = (Client::connect(dir.path()).unwrap(), listener.accept().unwrap().0);
+            let (sent, is_sent) = channel();
+            let asking = std::thread::spawn(move || {
+                let outcome = near.send_encoded(&vec![0; len]);
+                sent.send(()).unwrap();
+                outcome.and_then(|()| near.next_event())
+            });
+            // What the socket does not hold goes out no further than to there.
+            if len == 100 {
+                is_sent.recv().unwrap();
+            } else {
+                (&far).read_exact(&mut [0; 10]).unwrap();
+            }
+            let last = ControlEvent::Error { code: 9, message: "it stops".into() };
+            (&far).write_all(&last.encode()).unwrap();
+            drop(far);
+            match asking.join().unwrap() {
+                Err(ClientError::Failed { code: 9, message }) => assert_eq!(message, "it stops"),
+                outcome => panic!("{outcome:?}"),
+            }
+        }
     }
 }

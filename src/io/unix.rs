@@ -54,12 +54,21 @@ impl UnixListener {
     pub async fn accept(&self) -> io::Result<std::os::unix::net::UnixStream> {
         loop {
             self.socket.check()?;
-            match self.listener.accept() {
-                Ok((stream, _peer)) => return Ok(stream),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.readable().await?,
+            match self.accept_waiting() {
+                Ok(Some(stream)) => return Ok(stream),
+                Ok(None) => self.socket.readable().await?,
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// A connection that waits to be accepted, also after `cancel`.
+    pub fn accept_waiting(&self) -> io::Result<Option<std::os::unix::net::UnixStream>> {
+        match self.listener.accept() {
+            Ok((stream, _peer)) => Ok(Some(stream)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

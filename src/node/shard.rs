@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::commands::{InWork, SmallWork};
+use super::commands::{Sessions, SmallWork};
 use super::connections::Connections;
 use super::shared::Shared;
 use super::small::Outbox;
@@ -34,8 +34,8 @@ pub struct Shard {
     pub outbox: Outbox,
     /// Requests about small files that are answered together.
     pub small: SmallWork,
-    /// Commands that are not answered yet.
-    pub in_work: Rc<InWork>,
+    /// Connections of commands.
+    pub sessions: Rc<Sessions>,
     /// How fast each peer usually answers this shard.
     pub latencies: RefCell<Latencies>,
     /// Buffers that answers to peers may hold: never all, or two busy nodes would refuse each other's payloads.

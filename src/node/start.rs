@@ -359,7 +359,7 @@ const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 pub(super) async fn stop_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>) {
     listener.cancel().await;
     // Those that are cancelled may have peers to tell.
-    if tokio::time::timeout(commands::LAST_REPORT_MAX, shard.in_work.ended()).await.is_err() {
+    if tokio::time::timeout(commands::LAST_REPORT_MAX, shard.sessions.ended()).await.is_err() {
         tracing::debug!(shard.index, "commands did not end in time");
     }
     shard.connections.close_all("the node stops").await;
@@ -395,9 +395,10 @@ async fn serve_first(
     }
     shard.node.stop.begin();
     cut_off_after(SHUTDOWN_MAX);
-    control.cancel().await;
-    stop_shard(shard, &listener).await;
     remove_socket(&socket);
+    control.cancel().await;
+    commands::turn_away(shard, &control);
+    stop_shard(shard, &listener).await;
     Ok(())
 }
 

@@ -100,7 +100,7 @@ pub fn attach(index: usize, node: &Arc<Shared>) -> Result<Rc<Shard>, NodeError> 
         connections: Connections::default(),
         outbox: Default::default(),
         small: Default::default(),
-        in_work: Default::default(),
+        sessions: Default::default(),
         latencies: Default::default(),
         answers: Arc::new(Semaphore::new(ANSWER_BUFFERS_PER_SHARD)),
     }))

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Client, Failure, PROGRESS_INTERVAL, Requests, Watch, code, small, vault_key};
+use super::{Client, Failure, PROGRESS_INTERVAL, Requests, Watch, code, node_stops, small, vault_key};
 use crate::crypto::cipher::ChunkKey;
 use crate::crypto::hash::address_of;
 use crate::crypto::keys::VaultKey;
@@ -174,11 +174,8 @@ pub async fn run(shard: &Rc<Shard>, client: &Rc<Client>, get: Get, descriptor: O
     };
     let failed = |error| match error {
         // What the stopping cuts off looks like a cancelled write, or a cancelled get.
-        GetError::Output(_) | GetError::Cancelled if shard.node.is_stopping() => node_stops(&label),
-        error => {
-            let Failure { code, message } = get_failure(error, link_root, get.remote);
-            Failure::new(code, format!("{label}: {message}"))
-        }
+        GetError::Output(_) | GetError::Cancelled if shard.node.is_stopping() => node_stops().about(&label),
+        error => get_failure(error, link_root, get.remote).about(&label),
     };
     if found.is_small() && !get.resume {
         client.send_with_next(&info);
@@ -275,10 +272,6 @@ fn byte_range(range: Option<(u64, u64)>, length: u64) -> Result<Option<std::ops:
     Ok(Some(first..last.saturating_add(1).min(length)))
 }
 
-pub(super) fn node_stops(label: &str) -> Failure {
-    Failure::new(code::OTHER, format!("{label}: the node is stopping: start it again, then repeat the command"))
-}
-
 /// `link_root`: of a link, which nobody was asked about before. `remote`: what is here was not looked at.
 pub(super) fn get_failure(error: GetError, link_root: Option<Address>, remote: bool) -> Failure {
     let reason = error.to_string();
@@ -327,14 +320,10 @@ pub async fn fetch_chunks(
             }
         };
         client.send(event).await?;
-        if shard.node.is_stopping() {
-            return Err(node_stops("the link's file")); // the answer to what it asks next
-        }
-        wanted = match client.next_request(requests).await {
-            Ok(_) if shard.node.is_stopping() => return Err(node_stops("the link's file")),
-            Ok(Ok(ControlRequest::FetchChunk { address, len, remote })) => Some((address, len, remote)),
-            Ok(_) => return Err(Failure::new(code::USAGE, "only chunks can be asked for on this connection")),
-            Err(_) => None, // hung up: it has all it wanted
+        wanted = match client.next_request(requests, shard.node.stopping()).await? {
+            Some(ControlRequest::FetchChunk { address, len, remote }) => Some((address, len, remote)),
+            Some(_) => return Err(Failure::new(code::USAGE, "only chunks can be asked for on this connection")),
+            None => None,
         };
     }
     Ok(())

@@ -12,19 +12,24 @@
 //! | [`network`] | status, peers, ticket, key export |
 //! | [`upkeep`] | verify, reclaim |
 //!
-//! [`requests`] takes what the client asks for off its connection; [`in_work`] counts what is not answered yet.
+//! [`requests`] takes what the client asks for off its connection; [`sessions`] counts the connections.
+//!
+//! A node that stops leaves nobody without a word, since a client whose node goes away in silence cannot know whether it
+//! crashed. Its socket's file is removed first, so that nobody comes any more. Commands in work are cancelled and answered;
+//! who waits for its client's next request says that the node stops instead, without a request, and closes. A client that
+//! was about to ask reads that when its request does not go out ([`super::control::client`]).
 
 mod get;
-mod in_work;
 mod names;
 mod network;
 mod put;
 mod requests;
+mod sessions;
 mod small;
 mod upkeep;
 
-pub use in_work::InWork;
 pub use network::class;
+pub use sessions::Sessions;
 pub use small::SmallWork;
 
 use std::cell::RefCell;
@@ -34,7 +39,6 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use in_work::AtWork;
 use requests::{Received, Requests};
 
 use super::control::{ControlEvent, ControlRequest};
@@ -76,6 +80,11 @@ pub struct Failure {
 impl Failure {
     pub fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
+    }
+
+    /// The same, and says what it is about.
+    fn about(self, label: &str) -> Self {
+        Self::new(self.code, format!("{label}: {}", self.message))
     }
 }
 
@@ -127,22 +136,31 @@ pub struct Client {
     stream: UnixStream,
     /// Events that leave with the next one.
     held: RefCell<Vec<u8>>,
-    in_work: Rc<InWork>,
-    /// While a request of it is not answered.
-    at_work: RefCell<Option<AtWork>>,
 }
 
 impl Client {
-    fn new(stream: UnixStream, in_work: Rc<InWork>) -> Self {
-        Self { stream, held: RefCell::default(), in_work, at_work: RefCell::default() }
+    fn new(stream: UnixStream) -> Self {
+        Self { stream, held: RefCell::default() }
     }
 
-    /// The request that follows one that was answered, for as long as it takes.
-    async fn next_request(&self, requests: &mut Requests) -> Received {
-        self.at_work.take();
-        let received = requests.next(&self.stream).await;
-        self.at_work.replace(Some(self.in_work.begin()));
-        received
+    /// The first request, and the descriptor that came with it; none when the client has hung up.
+    async fn first_request(
+        &self,
+        requests: &mut Requests,
+        stopping: Stopping,
+    ) -> Result<Option<(ControlRequest, Option<OwnedFd>)>, Failure> {
+        let (received, descriptor) = unless_stopping(stopping, requests.first(&self.stream)).await?;
+        Ok(asked(received)?.map(|request| (request, descriptor)))
+    }
+
+    /// The request that follows one that was answered, for as long as it takes; none when the client has hung up: it has all
+    /// it wanted.
+    async fn next_request(
+        &self,
+        requests: &mut Requests,
+        stopping: Stopping,
+    ) -> Result<Option<ControlRequest>, Failure> {
+        asked(unless_stopping(stopping, requests.next(&self.stream)).await?)
     }
 
     /// Sends an event together with the next one: for what comes shortly before the end.
@@ -196,6 +214,30 @@ impl Client {
         let (outcome, _) = self.stream.recv(Buffer::heap(1), 0..1).await;
         tracing::trace!(?outcome, "control connection ended");
     }
+}
+
+/// A receive that the node's stop cuts off may have taken something: it is the last one on its connection.
+async fn unless_stopping<T>(stopping: Stopping, received: impl Future<Output = T>) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        () = stopping.wait() => Err(node_stops()),
+        received = received => Ok(received),
+    }
+}
+
+fn asked(received: Received) -> Result<Option<ControlRequest>, Failure> {
+    match received {
+        Ok(request) => request.map(Some).map_err(|error| Failure::new(code::OTHER, error.to_string())),
+        Err(error) => {
+            tracing::debug!(%error, "control connection ended");
+            Ok(None)
+        }
+    }
+}
+
+/// What a client is told whose command the node's stop cuts off.
+fn node_stops() -> Failure {
+    Failure::new(code::OTHER, "the node is stopping: start it again, then repeat the command")
 }
 
 /// What runs beside a long command: its progress reports, and the eye on its client. A client that hangs up cancels the
@@ -291,43 +333,39 @@ pub async fn serve(shard: Rc<Shard>, listener: Rc<UnixListener>) {
     }
 }
 
-async fn run_session(shard: Rc<Shard>, stream: StdUnixStream) {
-    let stream = match UnixStream::from_std(stream) {
-        Ok(stream) => stream,
-        Err(error) => return tracing::warn!(%error, "control connection"),
-    };
-    let client = Rc::new(Client::new(stream, shard.in_work.clone()));
-    let mut requests = Requests::new();
-    let (received, descriptor) = requests.first(&client.stream).await;
-    client.at_work.replace(Some(shard.in_work.begin()));
-    let outcome = match received {
-        Ok(Ok(request)) => run(&shard, &client, &mut requests, request, descriptor).await,
-        Ok(Err(error)) => Err(Failure::new(code::OTHER, error.to_string())),
-        Err(error) => {
-            tracing::debug!(%error, "control connection without a request");
-            client.at_work.take();
-            return;
-        }
-    };
-    let last = match outcome {
-        Ok(Some(last)) => last,
-        Ok(None) => ControlEvent::Done,
-        Err(failure) => ControlEvent::Error { code: failure.code, message: failure.message },
-    };
-    if client.send(last).await.is_err() {
-        tracing::debug!("the command hung up before its end");
+/// Tells those that nobody has accepted that the node stops. Who comes later than this finds no node.
+pub fn turn_away(shard: &Rc<Shard>, listener: &UnixListener) {
+    while let Ok(Some(stream)) = listener.accept_waiting() {
+        spawn(run_session(shard.clone(), stream));
     }
-    client.at_work.take();
+}
+
+/// One connection, which counts from the call on.
+fn run_session(shard: Rc<Shard>, stream: StdUnixStream) -> impl Future<Output = ()> {
+    let session = shard.sessions.begin();
+    async move {
+        let _session = session;
+        let stream = match UnixStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::warn!(%error, "control connection"),
+        };
+        let client = Rc::new(Client::new(stream));
+        let last = match run(&shard, &client).await {
+            Ok(Some(last)) => last,
+            Ok(None) => ControlEvent::Done,
+            Err(failure) => ControlEvent::Error { code: failure.code, message: failure.message },
+        };
+        if client.send(last).await.is_err() {
+            tracing::debug!("the command hung up before its end");
+        }
+    }
 }
 
 /// Runs one command; an event given back takes the place of `Done`.
-async fn run(
-    shard: &Rc<Shard>,
-    client: &Rc<Client>,
-    requests: &mut Requests,
-    request: ControlRequest,
-    descriptor: Option<OwnedFd>,
-) -> Result<Option<ControlEvent>, Failure> {
+async fn run(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<Option<ControlEvent>, Failure> {
+    let mut requests = Requests::new();
+    let first = client.first_request(&mut requests, shard.node.stopping()).await?;
+    let Some((request, descriptor)) = first else { return Ok(None) };
     match request {
         ControlRequest::Put { bucket, key, no_dedup, no_clobber, metadata, length_hint: _ } => {
             let put = put::Put { bucket, key, no_dedup, no_clobber, metadata };
@@ -338,11 +376,11 @@ async fn run(
             get::run(shard, client, get, descriptor).await?;
         }
         ControlRequest::FetchChunk { address, len, remote } => {
-            get::fetch_chunks(shard, client, requests, (address, len, remote)).await?;
+            get::fetch_chunks(shard, client, &mut requests, (address, len, remote)).await?;
             return Ok(None);
         }
         request @ (ControlRequest::PutSmall { .. } | ControlRequest::GetSmall { .. }) => {
-            return small::serve(shard, client, requests, request).await.map(|()| None);
+            small::serve(shard, client, &mut requests, request).await?;
         }
         ControlRequest::Stat { target } => names::stat(shard, client, target).await?,
         ControlRequest::Remove { bucket, key } => names::remove(shard, &bucket, &key).await?,
@@ -391,7 +429,7 @@ fn vault_key(shard: &Rc<Shard>) -> Result<VaultKey, Failure> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::io::Read;
+    use std::io::{Read, Write};
 
     use super::*;
     use crate::io::{Ring, RingOptions};
@@ -419,7 +457,7 @@ mod tests {
     fn on_ring(test: impl AsyncFnOnce(Rc<Client>, StdUnixStream)) {
         let (near, far) = StdUnixStream::pair().unwrap();
         Ring::new(&RingOptions::default()).unwrap().block_on(async {
-            test(Rc::new(Client::new(UnixStream::from_std(near).unwrap(), Rc::default())), far).await;
+            test(Rc::new(Client::new(UnixStream::from_std(near).unwrap())), far).await;
         });
     }
 
@@ -429,6 +467,36 @@ mod tests {
         let mut message = vec![0; message_len(head).unwrap()];
         stream.read_exact(&mut message).unwrap();
         ControlEvent::decode(&message).unwrap()
+    }
+
+    #[test]
+    fn a_client_that_is_waited_for_is_told_that_the_node_stops() {
+        for asks in [false, true] {
+            on_ring(async |client, mut far| {
+                let stop = Stop::default();
+                let (waiting, stopping) = (client.clone(), stop.stopping());
+                let (told, outcome) = tokio::sync::oneshot::channel();
+                spawn(async move {
+                    let _ = told.send(waiting.next_request(&mut Requests::new(), stopping).await);
+                });
+                crate::io::yield_now().await;
+                stop.begin();
+                if asks {
+                    far.write_all(&ControlRequest::Status.encode()).unwrap();
+                }
+                let failure = tokio::time::timeout(LONG, outcome).await.unwrap().unwrap().unwrap_err();
+                assert!(failure.message.starts_with("the node is stopping"), "{}", failure.message);
+            });
+        }
+    }
+
+    #[test]
+    fn a_client_that_hangs_up_asks_nothing_more() {
+        on_ring(async |client, far| {
+            drop(far);
+            let next = client.next_request(&mut Requests::new(), Stop::default().stopping()).await;
+            assert_eq!(next.unwrap(), None);
+        });
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Client, Failure, Watch, code, small, vault_key};
+use super::{Client, Failure, Watch, code, node_stops, small, vault_key};
 use crate::crypto::cipher::ScopeKey;
 use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::name::{Capsule, Metadata, Name, NameBody, NameRecord};
@@ -175,9 +175,7 @@ async fn store_content(
     watch.stop().await;
     let result = outcome.map_err(|error| match error {
         // What the stopping cuts off looks like a cancelled put.
-        PutError::Cancelled if shard.node.is_stopping() => {
-            super::get::node_stops(&format!("{}/{}", put.bucket, put.key))
-        }
+        PutError::Cancelled if shard.node.is_stopping() => node_stops().about(&format!("{}/{}", put.bucket, put.key)),
         error => put_failure(error, put),
     })?;
     client.send(progress_event(&job)).await?;

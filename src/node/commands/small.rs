@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub use self::get::read_contents;
 pub use self::put::put_one;
-use super::{Client, Failure, Requests, code, vault_key};
+use super::{Client, Failure, Requests, code, node_stops, vault_key};
 use crate::catalog::CatalogError;
 use crate::format::name::{Metadata, NameRecord};
 use crate::format::{BucketId, NameId};
@@ -57,20 +57,16 @@ pub async fn serve(
                 };
                 match get::get_files(shard, targets, remote, gone).await {
                     Some(outcomes) => ControlEvent::FetchedSmall { outcomes },
-                    None if shard.node.is_stopping() => return Err(stopping()),
+                    None if shard.node.is_stopping() => return Err(node_stops()),
                     None => return Err(Failure::new(code::OTHER, "the command sends nothing any more")),
                 }
             }
             _ => return Err(Failure::new(code::USAGE, "only small files can be put and got on this connection")),
         };
         client.send(event).await?;
-        if shard.node.is_stopping() {
-            return Err(stopping()); // the answer to what it asks next
-        }
-        match client.next_request(requests).await {
-            Ok(_) if shard.node.is_stopping() => return Err(stopping()),
-            Ok(next) => request = next.map_err(|error| Failure::new(code::OTHER, error.to_string()))?,
-            Err(_) => return Ok(()), // hung up: it has all it wanted
+        match client.next_request(requests, shard.node.stopping()).await? {
+            Some(next) => request = next,
+            None => return Ok(()),
         }
     }
 }
@@ -124,10 +120,6 @@ impl Default for SmallWork {
     }
 }
 
-fn stopping() -> Failure {
-    Failure::new(code::OTHER, "the node stops: start it again and repeat")
-}
-
 /// A task that was started.
 type InTask<T> = oneshot::Receiver<Result<T, Failure>>;
 
@@ -148,7 +140,7 @@ fn settled<T>(outcome: T) -> InTask<T> {
 }
 
 async fn ended<T>(task: InTask<T>) -> Result<T, Failure> {
-    task.await.unwrap_or_else(|_| Err(stopping()))
+    task.await.unwrap_or_else(|_| Err(node_stops()))
 }
 
 /// The layout's number, if this node is the only one there is and ever was.

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::get::node_stops;
-use super::{Client, Failure, code};
+use super::{Client, Failure, code, node_stops};
 use crate::format::Address;
 use crate::io::{JoinHandle, spawn};
 use crate::node::control::ControlEvent;
@@ -25,7 +24,7 @@ pub async fn verify(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failur
     tokio::select! {
         outcome = verify_all(shard, client) => outcome,
         () = client.hung_up() => Err(Failure::new(code::OTHER, "the command has hung up")),
-        () = async { shard.node.stopping().wait().await } => Err(node_stops("verify")),
+        () = async { shard.node.stopping().wait().await } => Err(node_stops().about("verify")),
     }
 }
 
@@ -37,7 +36,7 @@ async fn verify_all(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failur
         tokio::select! {
             biased;
             Some(damaged) = walk.damaged.recv() => tally.damage(shard, client, &damaged, "damaged").await?,
-            report = &mut walk.end => break report.map_err(|_| Failure::new(code::OTHER, "the node is stopping"))??,
+            report = &mut walk.end => break report.map_err(|_| node_stops().about("verify"))??,
             () = tokio::time::sleep(REPORT_INTERVAL) => {
                 let done = walk.done.get();
                 client.send(ControlEvent::Verified { done, total: total.max(done) }).await?;
@@ -229,8 +228,8 @@ pub async fn reclaim(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failu
         let _ = tell.send(reclaim::run(&own, Duration::ZERO, usize::MAX).await);
     });
     let reclaimed = tokio::select! {
-        outcome = told => outcome.unwrap_or_else(|_| Err(node_stops("reclaim")))?,
-        () = async { shard.node.stopping().wait().await } => return Err(node_stops("reclaim")),
+        outcome = told => outcome.unwrap_or_else(|_| Err(node_stops().about("reclaim")))?,
+        () = async { shard.node.stopping().wait().await } => return Err(node_stops().about("reclaim")),
     };
     let doubt = lock(&shard.node.doubt).reason();
     if let Some(message) = doubt {

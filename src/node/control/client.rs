@@ -79,12 +79,21 @@ impl Client {
             Some(descriptor) => std::slice::from_ref(descriptor),
             None => &[],
         };
-        send_with_fds(self.stream.get_ref(), &request.encode(), fds).map_err(|_| self.lost())
+        let sent = send_with_fds(self.stream.get_ref(), &request.encode(), fds);
+        sent.map_err(|_| self.why_unsent())
     }
 
     /// A request that was encoded already ([`super::SmallFiles`]).
     pub fn send_encoded(&mut self, message: &[u8]) -> Result<(), ClientError> {
-        send_with_fds(self.stream.get_ref(), message, &[]).map_err(|_| self.lost())
+        send_with_fds(self.stream.get_ref(), message, &[]).map_err(|_| self.why_unsent())
+    }
+
+    /// A node that stops says so before it is asked, and closes.
+    fn why_unsent(&mut self) -> ClientError {
+        match self.next_event() {
+            Err(failed @ ClientError::Failed { .. }) => failed,
+            _ => self.lost(),
+        }
     }
 
     /// The next event. An `Error` event comes out as [`ClientError::Failed`].

@@ -17,7 +17,7 @@
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use super::{alone, ended, in_task, stopping, vault_key};
+use super::{alone, ended, in_task, node_stops, vault_key};
 use crate::crypto::cipher::{ChunkKey, ScopeKey, seal_chunk, seal_chunks};
 use crate::crypto::hash::SIDE_BY_SIDE;
 use crate::crypto::keys::{NameStamp, VaultKey};
@@ -122,7 +122,7 @@ async fn put_gathered(shard: &Rc<Shard>, files: Puts) -> Result<Vec<Outcome>, Fa
         let shard = own.clone();
         async move { put_requests(&shard, requests).await }
     };
-    shard.small.puts.join(files, run).await.unwrap_or_else(|| Err(stopping()))
+    shard.small.puts.join(files, run).await.unwrap_or_else(|| Err(node_stops()))
 }
 
 async fn put_requests(shard: &Rc<Shard>, requests: Vec<Puts>) -> Vec<Result<Vec<Outcome>, Failure>> {

@@ -1,5 +1,4 @@
-//! Commands in work on a shard. A node that stops cancels them, and waits a moment for what they tell their clients last:
-//! a client whose node goes away in silence cannot know whether it crashed.
+//! Connections of commands on a shard. A node that stops tells each that it does, and waits a moment until they took it.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -7,18 +6,18 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 #[derive(Default)]
-pub struct InWork {
+pub struct Sessions {
     count: Cell<usize>,
     ended: Notify,
 }
 
-/// One command in work, from its request to its answer.
-pub struct AtWork(Rc<InWork>);
+/// One connection, from its acceptance to its end.
+pub struct Session(Rc<Sessions>);
 
-impl InWork {
-    pub fn begin(self: &Rc<Self>) -> AtWork {
+impl Sessions {
+    pub fn begin(self: &Rc<Self>) -> Session {
         self.count.set(self.count.get() + 1);
-        AtWork(self.clone())
+        Session(self.clone())
     }
 
     /// Returns when there is none.
@@ -30,7 +29,7 @@ impl InWork {
     }
 }
 
-impl Drop for AtWork {
+impl Drop for Session {
     fn drop(&mut self) {
         self.0.count.set(self.0.count.get() - 1);
         self.0.ended.notify_waiters();
@@ -45,10 +44,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_waits_is_told_when_the_last_command_ends() {
-        let in_work = Rc::new(InWork::default());
-        let (first, second) = (in_work.begin(), in_work.begin());
-        let mut ended = pin!(in_work.ended());
+    fn who_waits_is_told_when_the_last_session_ends() {
+        let sessions = Rc::new(Sessions::default());
+        let (first, second) = (sessions.begin(), sessions.begin());
+        let mut ended = pin!(sessions.ended());
         let mut poll = || ended.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert_eq!(poll(), Poll::Pending);
         drop(first);
