@@ -9,12 +9,13 @@
 //! longer than a small file goes alone, as its own descriptor. Which is which shows when it is opened.
 //!
 //! Symbolic links are stored as links. Sockets, pipes and devices are skipped with a warning; directories exist by the
-//! files in them, so an empty one leaves no trace. What fails does not stop the rest: exit code 3 at the end.
+//! files in them, so an empty one leaves no trace. What fails does not stop the rest: exit code 3 at the end. When the node
+//! is gone, nothing is tried any more, and that is said once.
 
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
@@ -73,9 +74,15 @@ struct Tally {
     bytes: AtomicU64,
     bytes_new: AtomicU64,
     failed: AtomicU64,
+    /// Why nothing can be put any more.
+    node_gone: OnceLock<Failure>,
 }
 
 impl Tally {
+    fn is_over(&self) -> bool {
+        interrupt::requested() || self.node_gone.get().is_some()
+    }
+
     fn stored(&self, stored: &Stored) {
         self.files.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(stored.bytes, Ordering::Relaxed);
@@ -125,7 +132,7 @@ fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut
             }
         };
         for entry in entries {
-            if interrupt::requested() {
+            if tally.is_over() {
                 return;
             }
             let (entry, kind) = match entry.and_then(|entry| entry.file_type().map(|kind| (entry, kind))) {
@@ -153,7 +160,7 @@ fn walk(context: &Context, root: &Path, prefix: &str, tally: &Tally, found: &mut
 }
 
 fn put_found(context: &Context, bucket: &str, found: &Found, choices: PutChoices, tally: &Tally) {
-    if interrupt::requested() {
+    if tally.is_over() {
         return;
     }
     settle(context, tally, &found.path(), try_put(context, bucket, found, choices), choices);
@@ -168,7 +175,7 @@ fn put_batch(
     tally: &Tally,
     queue: &Queue<Work>,
 ) {
-    if interrupt::requested() {
+    if tally.is_over() {
         return;
     }
     let mut lines = String::new();
@@ -197,8 +204,12 @@ fn settle(context: &Context, tally: &Tally, path: &Path, outcome: Result<Stored,
 }
 
 fn not_stored(context: &Context, tally: &Tally, path: &Path, failure: Failure) {
-    if failure.code != Exit::Interrupted.code() {
-        failed(context, tally, &failure.at(path.display()));
+    if tally.is_over() {
+        return;
+    }
+    match context.connect() {
+        Ok(_there) => failed(context, tally, &failure.at(path.display())),
+        Err(gone) => drop(tally.node_gone.set(gone)), // or another thread was first
     }
 }
 
@@ -241,6 +252,12 @@ fn finish(context: &Context, prefix: &Prefix, tally: &Tally, choices: PutChoices
         return Err(Failure::interrupted(format!(
             "interrupted after {files} files; the same put started again sends only what is missing"
         )));
+    }
+    if let Some(Failure { message, .. }) = tally.node_gone.get() {
+        return Err(Failure::new(
+            Exit::Partial,
+            format!("{message}; {files} files were put before, and the same put started again sends only what is missing"),
+        ));
     }
     if context.json {
         output::json(&json!({

@@ -355,6 +355,33 @@ fn a_node_that_stops_says_so_to_a_get_that_is_on_its_way() {
     assert!(error.contains("the node is stopping: start it again"), "{error}");
 }
 
+/// Once for the whole tree, and not for each of its files.
+#[test]
+fn a_node_that_stops_ends_a_put_of_a_tree_which_says_so_once() {
+    let mut network = Network::one();
+    let tree = network.path("tree");
+    fs::create_dir(&tree).unwrap();
+    const FILES: usize = 5000;
+    for number in 0..FILES {
+        fs::write(tree.join(number.to_string()), number.to_string()).unwrap();
+    }
+    let mut put = network[0].command(&["put", "-r", tree.to_str().unwrap()]);
+    let mut put = put.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Nobody reads the lines to their end while the node runs: more of them than the pipe holds.
+    let mut stdout = put.stdout.take().unwrap();
+    std::io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
+    network[0].stop();
+    let drained = std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()).unwrap());
+    let output = finish(put, Duration::from_secs(30));
+    drained.join().unwrap();
+    let error = text(&output.stderr);
+    assert_eq!((output.status.code(), error.lines().count()), (Some(3), 1), "{error}");
+    assert!(error.contains("no gabion node is running") && error.contains("files were put before"), "{error}");
+    network[0].start();
+    network[0].ok(&["put", "-r", tree.to_str().unwrap()]);
+    assert_eq!(network[0].count("names"), FILES as u64);
+}
+
 /// A pipe that takes no further byte, and what its ends are called in `/proc`.
 fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter, std::path::PathBuf) {
     let (reader, writer) = std::io::pipe().unwrap();
