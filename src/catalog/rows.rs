@@ -13,7 +13,7 @@ use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fjall::config::{CompressionPolicy, PartitioningPolicy};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -21,8 +21,9 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use super::draft::{Changes, Draft, merged};
 use super::{CatalogCounts, CatalogError};
 use crate::limits::{
-    CATALOG_CACHE_BYTES_MAX, CATALOG_FREE_BYTES_MIN, CATALOG_RETRY_INTERVAL, CATALOG_TABLE_BYTES_MAX,
-    CATALOG_TABLES_PATIENCE, CATALOG_WAITING_ROWS_MAX,
+    CATALOG_CACHE_BYTES_MAX, CATALOG_FILES_OPEN_MAX, CATALOG_FREE_BYTES_MIN, CATALOG_JOURNAL_BYTES_MAX,
+    CATALOG_RETRY_INTERVAL, CATALOG_TABLE_BYTES_MAX, CATALOG_TABLES_LOOK_INTERVAL, CATALOG_TABLES_PATIENCE,
+    CATALOG_TABLES_WAITING_MAX, CATALOG_WAITING_ROWS_MAX,
 };
 
 const CATALOG_VERSION: u16 = 2;
@@ -44,8 +45,6 @@ pub(super) const COMMITS: u8 = b'q';
 /// Made before the database is opened and when it failed, removed when it is open and sound.
 const DOUBT_FILE: &str = "doubt";
 const DATABASE_DIRECTORY: &str = "database";
-/// Between two looks at whether its threads have written a table.
-const TABLES_LOOK: Duration = Duration::from_millis(2);
 
 /// Bytes of a row, as the database takes them: made once, and shared from then on.
 pub(super) type Bytes = fjall::Slice;
@@ -189,8 +188,8 @@ impl Rows {
     fn open_database(directory: &Path) -> Result<Opened, fjall::Error> {
         let database = Database::builder(directory.join(DATABASE_DIRECTORY))
             .cache_size(CATALOG_CACHE_BYTES_MAX as u64)
-            .max_cached_files(Some(64))
-            .max_journaling_size(64 << 20)
+            .max_cached_files(Some(CATALOG_FILES_OPEN_MAX))
+            .max_journaling_size(CATALOG_JOURNAL_BYTES_MAX)
             // One writes tables first of all, so that a long compaction does not keep the next from being written. It
             // passes compactions on, and as long as nobody takes them it does so in a loop: with only one other it
             // burned a core during every compaction (13 % of all CPU time of a put of 100,000 files).
@@ -419,19 +418,16 @@ impl Rows {
     }
 }
 
-/// With so many tables that wait to be written, the database keeps its caller until there are fewer.
-const TABLES_WAITING_MAX: usize = 4;
-
 impl Opened {
     /// Keeps the next commit from being the one that the database keeps: it waits without end for threads of its own, which
     /// end when they fail, as on a full disk.
     fn wait_for_tables(&self) -> Result<(), fjall::Error> {
         let began = Instant::now();
-        while self.keyspace.sealed_memtable_count() + 1 >= TABLES_WAITING_MAX {
+        while self.keyspace.sealed_memtable_count() + 1 >= CATALOG_TABLES_WAITING_MAX {
             if began.elapsed() >= CATALOG_TABLES_PATIENCE {
                 return Err(fjall::Error::Poisoned);
             }
-            std::thread::sleep(TABLES_LOOK);
+            std::thread::sleep(CATALOG_TABLES_LOOK_INTERVAL);
         }
         Ok(())
     }

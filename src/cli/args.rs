@@ -368,7 +368,7 @@ fn parse_advertise(text: &str) -> Result<String, String> {
 
 fn parse_threads(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(threads @ 1..=1024) => Ok(threads),
-        _ => Err("between 1 and 1024".to_owned()),
+        Ok(threads @ 1..=limits::THREADS_MAX) => Ok(threads),
+        _ => Err(format!("between 1 and {}", limits::THREADS_MAX)),
     }
 }

@@ -18,11 +18,9 @@ use super::{get_link, get_tree, interrupt, output};
 use crate::format::link::Link;
 use crate::format::name::Metadata;
 use crate::format::{Address, ContentId};
+use crate::limits::GET_ATTEMPTS_MAX;
 use crate::node::control::{ControlEvent, ControlRequest, Entry, NodeClass, OUTPUT_CLOSED, OutputKind, Target};
 use crate::vault::PlainOutput;
-
-/// How often a get starts over when the name changes under it.
-const ATTEMPTS_MAX: u32 = 5;
 
 #[derive(Clone, Copy, Default)]
 pub struct GetChoices {
@@ -118,7 +116,7 @@ pub fn to_file(
     choices: GetChoices,
     progress: &mut Progress,
 ) -> Result<Fetched, Failure> {
-    for _ in 0..ATTEMPTS_MAX {
+    for _ in 0..GET_ATTEMPTS_MAX {
         let entry = stat(context, wanted)?;
         let of = PartOf { content: entry.content, range: choices.range };
         if let Some(target) = &entry.metadata.symlink_target {

@@ -17,20 +17,17 @@ use std::path::{Path, PathBuf};
 use super::context::{Connection, Context, unanswered};
 use super::exit::Failure;
 use super::get::Fetched;
-use super::parallel::FILES_AT_ONCE;
 use super::part::{Part, PartOf};
 use crate::format::Address;
 use crate::format::name::Metadata;
 use crate::io::sync_filesystem;
-use crate::limits::{SMALL_CHUNK_BYTES_MAX, SMALL_FILES_BYTES_MAX};
+use crate::limits::{
+    OTHER_FILES_OPEN_MAX, SMALL_CHUNK_BYTES_MAX, SMALL_FILES_BYTES_MAX, SMALL_FILES_PER_BATCH_MAX, TREE_FILES_AT_ONCE,
+};
 use crate::node::control::{ControlEvent, ControlRequest, Entry, SmallFetched, Target};
 
-/// Each batch costs a sync: with 40 files to one, a tree took a tenth to a fifth longer.
-const BATCH_FILES_MAX: usize = 128;
-/// That a command has open beside its batches.
-const OTHER_FILES_MAX: usize = 128;
-/// In an answer, beside contents: metadata, ids and lengths.
-const FILE_OVERHEAD_BYTES: usize = 256;
+/// Of a file in an answer, beside contents: metadata, ids and lengths.
+const ANSWER_OVERHEAD_BYTES: usize = 256;
 
 /// Names of files that were small when they were listed.
 #[derive(Default)]
@@ -47,12 +44,12 @@ pub(super) fn takes(entry: &Entry) -> bool {
 /// Each file of a batch is open until all of them are renamed, in each of the workers.
 pub(super) fn batch_files_max(open_files_max: u64) -> usize {
     let open_files_max = usize::try_from(open_files_max).unwrap_or(usize::MAX);
-    (open_files_max.saturating_sub(OTHER_FILES_MAX) / FILES_AT_ONCE).clamp(1, BATCH_FILES_MAX)
+    (open_files_max.saturating_sub(OTHER_FILES_OPEN_MAX) / TREE_FILES_AT_ONCE).clamp(1, SMALL_FILES_PER_BATCH_MAX)
 }
 
 impl Batch {
     pub fn add(&mut self, entry: Entry) {
-        self.bytes += entry.length as usize + FILE_OVERHEAD_BYTES;
+        self.bytes += entry.length as usize + ANSWER_OVERHEAD_BYTES;
         self.entries.push(entry);
     }
 
@@ -189,9 +186,9 @@ mod tests {
     #[test]
     fn all_batches_together_stay_within_the_limit_of_open_files() {
         for limit in [1024, 1500, 4096] {
-            assert!(batch_files_max(limit) * FILES_AT_ONCE + OTHER_FILES_MAX <= limit as usize);
+            assert!(batch_files_max(limit) * TREE_FILES_AT_ONCE + OTHER_FILES_OPEN_MAX <= limit as usize);
         }
         assert_eq!(batch_files_max(1024), 56);
-        assert_eq!((batch_files_max(0), batch_files_max(u64::MAX)), (1, BATCH_FILES_MAX));
+        assert_eq!((batch_files_max(0), batch_files_max(u64::MAX)), (1, SMALL_FILES_PER_BATCH_MAX));
     }
 }

@@ -11,10 +11,8 @@ use super::output;
 use super::target::parse_name;
 use super::units::{show_duration, show_size};
 use crate::format::ContentId;
+use crate::limits::STATUS_ANSWER_MAX;
 use crate::node::control::{ControlEvent, ControlRequest, NodeClass, NodeState, PeerReport, SecretText, StatusReport};
-
-/// A node that says nothing for this long counts as not answering.
-const STATUS_ANSWER_MAX: Duration = Duration::from_secs(10);
 
 pub fn ticket(context: &Context, arguments: &TicketArguments) -> Result<(), Failure> {
     if arguments.expires.is_zero() {

@@ -8,8 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// Files of one tree in work at once.
-pub const FILES_AT_ONCE: usize = 16;
+use crate::limits::TREE_FILES_AT_ONCE;
 
 /// What waits for a worker.
 pub struct Queue<T> {
@@ -44,7 +43,7 @@ impl<T> Queue<T> {
 
     /// Waits for a place.
     fn add(&self, item: T) {
-        let has_no_place = |waiting: &mut Waiting<T>| waiting.found.len() >= FILES_AT_ONCE;
+        let has_no_place = |waiting: &mut Waiting<T>| waiting.found.len() >= TREE_FILES_AT_ONCE;
         let waiting = self.changed.wait_while(self.waiting(), has_no_place);
         waiting.unwrap_or_else(PoisonError::into_inner).found.push_back(item);
         self.changed.notify_all();
@@ -90,8 +89,8 @@ impl<T> Drop for AtWork<'_, T> {
     }
 }
 
-/// Calls `work` on everything that `find` hands to its argument, on [`FILES_AT_ONCE`] threads, each with a state of its own
-/// that `start` makes.
+/// Calls `work` on everything that `find` hands to its argument, on [`TREE_FILES_AT_ONCE`] threads, each with a state of its
+/// own that `start` makes.
 pub fn each<T: Send, S, R>(
     find: impl FnOnce(&mut dyn FnMut(T)) -> R,
     start: impl Fn() -> S + Sync,
@@ -99,7 +98,7 @@ pub fn each<T: Send, S, R>(
 ) -> R {
     let queue = Queue::new();
     thread::scope(|scope| {
-        for _ in 0..FILES_AT_ONCE {
+        for _ in 0..TREE_FILES_AT_ONCE {
             scope.spawn(|| {
                 let mut state = start();
                 while let Some(item) = queue.next() {
@@ -160,7 +159,7 @@ mod tests {
                 items.fetch_max(*done, Ordering::Relaxed);
             },
         );
-        assert_eq!(states.into_inner(), FILES_AT_ONCE as u64);
-        assert!(items.into_inner() >= 100 / FILES_AT_ONCE as u64);
+        assert_eq!(states.into_inner(), TREE_FILES_AT_ONCE as u64);
+        assert!(items.into_inner() >= 100 / TREE_FILES_AT_ONCE as u64);
     }
 }

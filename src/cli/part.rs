@@ -15,15 +15,12 @@ use super::exit::Failure;
 use super::interrupt;
 use crate::format::name::Metadata;
 use crate::format::{Address, ContentId};
+use crate::limits::{PART_LOCK_RETRY_INTERVAL, PART_LOCK_WAIT_MAX};
 
 /// Bytes of the output's name that go into the part's name: a name has at most 255 of them.
 const NAME_BYTES_MAX: usize = 180;
 /// Characters of the content id that go into the part's name.
 const ID_CHARACTERS: usize = 16;
-/// How long a part may stay locked before that is an error. The node that writes into it has the same open file and so
-/// holds the same lock: after a get that failed or was interrupted it lets go a moment after the command did.
-const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
-const LOCK_POLL: Duration = Duration::from_millis(20);
 /// Permission bits that a get restores: set-uid, set-gid and sticky are not.
 const MODE_MASK: u32 = 0o777;
 
@@ -46,13 +43,13 @@ impl Part {
         let path = part_path(output, of)?;
         let fail = |error: &io::Error| Failure::other(format!("{} cannot be written: {error}", path.display()));
         let mode = if metadata.mode == 0 { 0o666 } else { 0o600 };
-        let deadline = Instant::now() + LOCK_WAIT_MAX;
+        let deadline = Instant::now() + PART_LOCK_WAIT_MAX;
         loop {
             let file = open_regular(&path, mode).map_err(|error| fail(&error))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline && !interrupt::requested() => {
-                    std::thread::sleep(LOCK_POLL);
+                    std::thread::sleep(PART_LOCK_RETRY_INTERVAL);
                     continue;
                 }
                 Err(TryLockError::WouldBlock) => {

@@ -7,11 +7,10 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::ProgressChoice;
 use super::units::{show_duration, show_rate, show_size};
+use crate::limits::PROGRESS_LINE_INTERVAL;
 
 const BAR: &str = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
 const NO_TOTAL: &str = "{msg} {spinner} {bytes} {bytes_per_sec}";
-/// How often a plain line is printed.
-const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the progress of one command's files is shown.
 #[derive(Clone)]
@@ -90,7 +89,7 @@ impl Progress {
                 bar.set_position(done);
             }
             Self::Lines { label, started, printed } => {
-                if printed.elapsed() >= LINE_INTERVAL {
+                if printed.elapsed() >= PROGRESS_LINE_INTERVAL {
                     *printed = Instant::now();
                     eprintln_quietly(&progress_line(label, done, total, started.elapsed()));
                 }

@@ -22,12 +22,8 @@ use crate::limits::{SMALL_CHUNK_BYTES_MAX, SMALL_FILES_BYTES_MAX, SMALL_FILES_MA
 use crate::node::control::{ControlEvent, SmallFiles, SmallStored};
 use crate::vault::FileStamp;
 
-/// Files that a worker takes at once: enough for a commit, and few enough that a tree of some hundred files keeps several
-/// workers busy.
-pub(super) const BATCH_FILES_MAX: usize = 128;
-
-/// In a message, beside contents, key and link target: lengths and numbers.
-const FILE_OVERHEAD_BYTES: usize = 128;
+/// Of a file in a request, beside contents, key and link target: lengths and numbers.
+const REQUEST_OVERHEAD_BYTES: usize = 128;
 
 /// What becomes of one file.
 pub(super) enum Outcome {
@@ -160,7 +156,7 @@ struct Request {
 impl Request {
     fn has_room(&self, name: &Name, source: &Source) -> bool {
         let target = source.metadata.symlink_target.as_ref().map_or(0, Vec::len);
-        let bytes = source.len() + name.key().len() + target + FILE_OVERHEAD_BYTES;
+        let bytes = source.len() + name.key().len() + target + REQUEST_OVERHEAD_BYTES;
         self.message.count() < SMALL_FILES_MAX && self.message.bytes() + bytes <= SMALL_FILES_BYTES_MAX
     }
 

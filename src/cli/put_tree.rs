@@ -24,11 +24,12 @@ use super::context::Context;
 use super::exit::{Exit, Failure};
 use super::parallel::Queue;
 use super::put::{PutChoices, Source, Stored, line_of, metadata_of, print, store, unreadable};
-use super::put_small::{BATCH_FILES_MAX, Outcome, Putting, Worker};
+use super::put_small::{Outcome, Putting, Worker};
 use super::target::Prefix;
 use super::{interrupt, output, parallel};
 use crate::format::name::{BUCKET_DEFAULT, Metadata, Name};
 use crate::io::{open_in, set_blocking};
+use crate::limits::SMALL_FILES_PER_BATCH_MAX;
 
 /// One whose files are put.
 pub(super) struct Directory {
@@ -100,11 +101,11 @@ pub fn run(context: &Context, path: &Path, name: Option<&str>, choices: PutChoic
     let prefix = prefix_for(path, name)?;
     let tally = Tally::default();
     let found = |work: &mut dyn FnMut(Work)| {
-        let mut batch = Vec::with_capacity(BATCH_FILES_MAX);
+        let mut batch = Vec::with_capacity(SMALL_FILES_PER_BATCH_MAX);
         walk(context, path, &prefix.key, &tally, &mut |found| {
             batch.push(found);
-            if batch.len() >= BATCH_FILES_MAX {
-                work(Work::Batch(std::mem::replace(&mut batch, Vec::with_capacity(BATCH_FILES_MAX))));
+            if batch.len() >= SMALL_FILES_PER_BATCH_MAX {
+                work(Work::Batch(std::mem::replace(&mut batch, Vec::with_capacity(SMALL_FILES_PER_BATCH_MAX))));
             }
         });
         work(Work::Batch(batch));

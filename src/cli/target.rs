@@ -12,10 +12,8 @@ use crate::format::link::{LINK_PREFIX, Link};
 use crate::format::name::{BUCKET_DEFAULT, Name};
 use crate::format::ticket::Ticket;
 use crate::format::{Address, ContentId};
+use crate::limits::SECRET_BYTES_MAX;
 use crate::node::control::{SecretText, Target};
-
-/// Longest secret read from a file or from stdin: more is not a ticket but a mistake.
-const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {

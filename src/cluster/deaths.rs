@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use super::layout::Quorum;
 use crate::format::{Malformed, NodeId, Reader, Stamp, VersionId, Writer};
-use crate::limits::{DEATH_RETRY_MAX, DEATH_RETRY_MIN, DEATHS_PENDING_BYTES_MAX, NODES_MAX};
+use crate::limits::{DEATH_NODES_NAMED_MAX, DEATH_RETRY_MAX, DEATH_RETRY_MIN, DEATHS_PENDING_BYTES_MAX, NODES_MAX};
 
 const PENDING_VERSION: u16 = 1;
 
@@ -112,10 +112,10 @@ impl fmt::Display for TooManyDeaths {
             return f.write_str("too many removals and overwrites run at once: try again");
         };
         write!(f, "{} removals and overwrites wait to be confirmed by node {first}", self.pending)?;
-        for node in others.iter().take(NODES_NAMED_MAX - 1) {
+        for node in others.iter().take(DEATH_NODES_NAMED_MAX - 1) {
             write!(f, ", {node}")?;
         }
-        match others.len().saturating_sub(NODES_NAMED_MAX - 1) {
+        match others.len().saturating_sub(DEATH_NODES_NAMED_MAX - 1) {
             0 => {}
             more => write!(f, " and {more} more")?,
         }
@@ -125,9 +125,6 @@ impl fmt::Display for TooManyDeaths {
         )
     }
 }
-
-/// An error names at most so many nodes.
-const NODES_NAMED_MAX: usize = 4;
 
 /// One death to send to one node.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -40,7 +40,7 @@ use super::keys::{Authority, InviteSeed, NetworkKey, NodeKeys, NodeSeed, VaultKe
 use crate::format::id::{CHECKSUM_BYTES, TextError, checksum, from_text, to_text, without_checksum};
 use crate::format::ticket::Ticket;
 use crate::format::{Malformed, NetworkId, Reader, Writer};
-use crate::limits::NETWORK_KEYS_MAX;
+use crate::limits::{KEY_FILE_BYTES_MAX, NETWORK_KEYS_MAX};
 
 pub const KEYS_DIRECTORY: &str = "keys";
 pub const EXPORT_PREFIX: &str = "gk1";
@@ -48,8 +48,6 @@ const EXPORT_VERSION: u8 = 1;
 
 const MAGIC: [u8; 8] = *b"gabkeys1";
 const HEAD_BYTES: usize = 12;
-/// No key file comes near it; a bigger one is not ours.
-const FILE_BYTES_MAX: u64 = 4096;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -408,7 +406,7 @@ fn sync_directory(path: &Path) -> Result<(), KeyFileError> {
 fn write_file(directory: &Path, kind: Kind, content: &[u8]) -> Result<(), KeyFileError> {
     let path = directory.join(kind.file_name());
     let new = path.with_extension("new");
-    let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX as usize));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES_MAX as usize));
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&[kind as u8, 0, 0, 0]);
     bytes.extend_from_slice(content);
@@ -439,16 +437,16 @@ fn read_file(directory: &Path, kind: Kind) -> Result<Option<Zeroizing<Vec<u8>>>,
     if mode & 0o077 != 0 {
         return Err(KeyFileError::TooWide { path, mode });
     }
-    if found.len() > FILE_BYTES_MAX {
+    if found.len() > KEY_FILE_BYTES_MAX {
         return Err(KeyFileError::Damaged { path, what: "too long" });
     }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX as usize));
-    (&mut file).take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(io_error(&path))?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES_MAX as usize));
+    (&mut file).take(KEY_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(io_error(&path))?;
     content_of(kind, &bytes).map(Some).map_err(|what| KeyFileError::Damaged { path, what })
 }
 
 fn content_of(kind: Kind, bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, &'static str> {
-    debug_assert!(HEAD_BYTES + CHECKSUM_BYTES < FILE_BYTES_MAX as usize);
+    debug_assert!(HEAD_BYTES + CHECKSUM_BYTES < KEY_FILE_BYTES_MAX as usize);
     let body = without_checksum(kind.file_name(), bytes).map_err(|_| "its checksum does not match")?;
     let (head, content) = body.split_at_checked(HEAD_BYTES).ok_or("too short")?;
     let expected = [&MAGIC[..], &[kind as u8, 0, 0, 0]].concat();

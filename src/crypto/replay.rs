@@ -30,11 +30,10 @@ use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::source::Source;
-use crate::limits::{REPLAY_ENTRIES_MAX, REPLAY_ENTRIES_PER_SOURCE_MAX, REPLAY_MEMORY};
+use crate::limits::{REPLAY_ENTRIES_MAX, REPLAY_ENTRIES_PER_SOURCE_MAX, REPLAY_FILE_SLACK_ENTRIES, REPLAY_MEMORY};
 
 pub const REPLAY_FILE: &str = "seen-openings";
 const MAGIC: [u8; 8] = *b"gabseen1";
-const SLACK_ENTRIES: usize = 1024;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -153,7 +152,7 @@ impl Seen {
     }
 
     fn append(&mut self, entry: &Entry) -> io::Result<()> {
-        if self.entries_in_file > 2 * self.order.len() + SLACK_ENTRIES {
+        if self.entries_in_file > 2 * self.order.len() + REPLAY_FILE_SLACK_ENTRIES {
             self.file = rewrite(&self.path, &self.order)?;
             self.entries_in_file = self.order.len();
         }

@@ -14,14 +14,14 @@ use std::future::Future;
 use std::io;
 use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use thiserror::Error;
 
 use super::op::{self, RingState};
 use crate::limits::{
-    RING_COMPLETIONS_PER_ENTRY, RING_DRAIN_MAX, RING_ENTRIES, RING_ENTRIES_MIN, RING_MEMORY_WAIT_MAX,
-    RING_RESERVE_ENTRIES,
+    RING_COMPLETIONS_PER_ENTRY, RING_DRAIN_INTERVAL, RING_DRAIN_MAX, RING_ENTRIES, RING_ENTRIES_MIN,
+    RING_MEMORY_LOOK_INTERVAL, RING_MEMORY_WAIT_MAX, RING_RESERVE_ENTRIES,
 };
 
 /// A task of this thread: await it, or abort it.
@@ -103,7 +103,7 @@ impl Ring {
             let deadline = Instant::now() + RING_DRAIN_MAX;
             while state.in_flight() > 0 && Instant::now() < deadline {
                 op::cancel_everything().await;
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::time::sleep(RING_DRAIN_INTERVAL).await;
             }
             state.in_flight() == 0
         })
@@ -134,7 +134,7 @@ fn fitting_runtime(wanted: u32) -> io::Result<(u32, tokio_uring::Runtime)> {
             Err(_) if entries > RING_ENTRIES_MIN => entries /= 2,
             Err(error) if Instant::now() >= deadline => return Err(error),
             Err(_) => {
-                std::thread::sleep(Duration::from_millis(10));
+                std::thread::sleep(RING_MEMORY_LOOK_INTERVAL);
                 entries = wanted;
             }
         }

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | an answer, other than "cannot now" | that is the answer |
 //! | the end of the connection, or the peer dropping the request | it is asked once more, over another connection |
-//! | no buffer for the answer, or "cannot now" | a pause by lot, at most [`PAUSES_MAX`] times |
+//! | no buffer for the answer, or "cannot now" | a pause by lot, at most [`ASK_PAUSES_MAX`] times |
 //! | no connection, after one has ended | the same: the peer may be the one that dials |
 //! | silence, a stall, a breach | that is the end |
 //!
@@ -15,7 +15,6 @@
 //! the first attempt where the peer refused. A fetch takes no pauses: others may hold the chunk, and whoever plans the read
 //! goes to them first.
 
-use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -25,12 +24,8 @@ use super::connections::{PeerError, connect};
 use super::shard::Shard;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::{Address, NodeId};
+use crate::limits::{ASK_PAUSE_MS, ASK_PAUSES_MAX};
 use crate::wire::{Answer, CloseReason, PayloadSource, RequestError};
-
-/// Between two attempts of one question, at least and at most, by lot.
-const PAUSE_MS: Range<u64> = 50..500;
-/// A node that refuses so often has another trouble than a busy moment.
-const PAUSES_MAX: u32 = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -90,7 +85,7 @@ pub async fn ask(
 
 /// Before somebody who could not is asked again.
 pub async fn pause() {
-    let pause = rand::rng().random_range(PAUSE_MS);
+    let pause = rand::rng().random_range(ASK_PAUSE_MS);
     tokio::time::sleep(Duration::from_millis(pause)).await;
 }
 
@@ -168,10 +163,10 @@ impl Attempts {
                 (!left.is_zero()).then_some(Next { with_pause: false, left })
             }
             Ended::NotConnected if !self.has_lost => None,
-            Ended::Refused | Ended::NotConnected if self.may_pause && self.pauses < PAUSES_MAX => {
+            Ended::Refused | Ended::NotConnected if self.may_pause && self.pauses < ASK_PAUSES_MAX => {
                 self.pauses += 1;
                 let left = self.patience.saturating_sub(elapsed);
-                (left > Duration::from_millis(PAUSE_MS.end)).then_some(Next { with_pause: true, left })
+                (left > Duration::from_millis(ASK_PAUSE_MS.end)).then_some(Next { with_pause: true, left })
             }
             Ended::ForGood | Ended::Lost | Ended::Refused | Ended::NotConnected => None,
         }
@@ -236,7 +231,7 @@ mod tests {
         assert_eq!(Ended::by(FrameKind::Store, &Err(RequestError::NoBuffer.into())), Ended::Refused);
         assert_eq!(Ended::by(FrameKind::Store, &answer(Status::NoSpace)), Ended::ForGood);
         let mut attempts = Attempts::new(PATIENCE, true);
-        for pauses in 0..PAUSES_MAX {
+        for pauses in 0..ASK_PAUSES_MAX {
             let elapsed = Duration::from_secs(u64::from(pauses));
             let next = attempts.after(Ended::Refused, elapsed, Duration::ZERO);
             assert_eq!(next, Some(Next { with_pause: true, left: PATIENCE - elapsed }));

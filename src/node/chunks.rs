@@ -17,7 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{Notify, mpsc};
 
@@ -33,13 +33,13 @@ use crate::format::message;
 use crate::format::record::FLAG_CACHED;
 use crate::format::{Address, NodeId, VersionId};
 use crate::io::{Buffer, JoinHandle, SharedBuffer, spawn};
-use crate::limits::{BUFFERS_PER_SHARD, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, STALL_MAX};
+use crate::limits::{
+    BUSY_ROUNDS_MAX, CACHE_BUFFERS_SPARE, CHUNK_LAYOUT_RESTARTS_MAX, CHUNKS_GIVEN_MAX, CHUNKS_PER_PAGE_MAX,
+    PAYLOAD_MISMATCHES_MAX, RECORD_HEAD_BYTES, STALL_MAX, STORE_PATIENCE,
+};
 use crate::store::{Hold, ReadOutcome, Refused, StoreError};
 use crate::vault::{ChunkError, ChunkSink, ChunkSource, Fetched, Share, Stored};
 use crate::wire::{CloseReason, Payload, PayloadSource, RequestError};
-
-/// How long an owner may take to make a chunk durable before it counts as failed for this write.
-const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a put's chunks go.
 pub struct ClusterSink {
@@ -123,7 +123,7 @@ async fn store_at_owners(
     share: Rc<Share>,
 ) -> Result<Stored, ChunkError> {
     let mut bytes = Bytes::Own(buffer);
-    for _ in 0..LAYOUT_RESTARTS_MAX {
+    for _ in 0..CHUNK_LAYOUT_RESTARTS_MAX {
         let quorums = shard.node.layouts().chunk_quorums(&address);
         let (outcome, shared) = store_once(shard, quorums, address, bytes, len, version, &share).await?;
         if let Some(stored) = outcome {
@@ -134,8 +134,6 @@ async fn store_at_owners(
     }
     Err(ChunkError::Network { reason: "the layout kept changing: try again".into() })
 }
-
-pub const LAYOUT_RESTARTS_MAX: u32 = 16;
 
 /// One attempt; no outcome means that an owner runs under another layout.
 async fn store_once(
@@ -428,7 +426,7 @@ impl ClusterSource {
 
     fn note_given(&self, address: Address, holder: NodeId) {
         let mut given = self.given.borrow_mut();
-        if given.len() >= GIVEN_MAX {
+        if given.len() >= CHUNKS_GIVEN_MAX {
             given.pop_front();
         }
         given.push_back((address, holder));
@@ -438,9 +436,6 @@ impl ClusterSource {
         self.liars.borrow().get(address).is_some_and(|liars| liars.contains(holder))
     }
 }
-
-/// More than the chunks of one job that a shard verifies at once.
-const GIVEN_MAX: usize = 4 * BUFFERS_PER_SHARD;
 
 impl ChunkSource for ClusterSource {
     async fn fetch(&self, address: Address, len: usize, buffer: Buffer, _attempt: u32) -> Result<Fetched, ChunkError> {
@@ -517,7 +512,7 @@ pub enum FetchError {
 /// all that was asked on it. It is asked for again: wrong twice, and the holder has no sound copy of this chunk.
 pub async fn fetch_from(shard: &Rc<Shard>, holder: &NodeId, address: &Address) -> Result<Payload, FetchError> {
     let mut was_wrong = false;
-    for _ in 0..MISMATCHES_MAX {
+    for _ in 0..PAYLOAD_MISMATCHES_MAX {
         let layout = shard.node.layout_number();
         let fetch = Question { kind: FrameKind::Fetch, address: *address, layout, patience: STALL_MAX };
         return match ask(shard, holder, fetch, || (Vec::new(), None)).await {
@@ -545,9 +540,6 @@ pub async fn fetch_from(shard: &Rc<Shard>, holder: &NodeId, address: &Address) -
     Err(FetchError::Failed("other chunks that it sends are damaged, again and again".into()))
 }
 
-/// Connections that may end by damage before a chunk counts as not to be had there.
-const MISMATCHES_MAX: usize = 4;
-
 /// Asks holders as [`ReadPlan`] says: the best one first, the next as soon as one fails, and in addition when one is
 /// slower than it usually is. The first right payload wins; the requests that lost are cancelled by being dropped.
 async fn fetch_planned(
@@ -564,9 +556,6 @@ async fn fetch_planned(
     }
     Err(ChunkError::Network { reason: format!("the nodes that hold chunk {address:?} are busy: try again") })
 }
-
-/// How often holders are asked that cannot answer at the moment, once nobody else is left to ask.
-const BUSY_ROUNDS_MAX: u32 = 4;
 
 /// `None`: nobody gave it, and somebody may in a moment.
 async fn fetch_once(
@@ -700,9 +689,6 @@ async fn keep_copy(shard: &Rc<Shard>, address: Address, buffer: Buffer, len: usi
     Ok(())
 }
 
-/// Buffers that stay free for readers while copies are written.
-const CACHE_BUFFERS_SPARE: usize = CHUNKS_IN_FLIGHT_PER_SHARD;
-
 /// Lets cached chunks go. One that cannot go now is counted again, and goes another time.
 async fn evict(shard: &Rc<Shard>, evicted: Vec<(Address, u32)>) {
     for (address, len) in evicted {
@@ -719,7 +705,7 @@ pub fn recount_cache(shard: &Rc<Shard>) {
     spawn(async move {
         let mut after = None;
         while !shard.node.is_stopping() {
-            let listed = match shard.store.addresses(after, RECOUNT_PAGE).await {
+            let listed = match shard.store.addresses(after, CHUNKS_PER_PAGE_MAX).await {
                 Ok(listed) => listed,
                 Err(error) => return tracing::warn!(%error, "the cache was not counted"),
             };
@@ -731,8 +717,6 @@ pub fn recount_cache(shard: &Rc<Shard>) {
         }
     });
 }
-
-const RECOUNT_PAGE: usize = 4096;
 
 #[cfg(test)]
 mod tests {

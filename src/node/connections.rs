@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
@@ -23,11 +23,8 @@ use super::shard::Shard;
 use crate::cluster::membership::ConnectionId;
 use crate::format::NodeId;
 use crate::io::spawn;
-use crate::limits::{ANSWER_BUFFERS_PER_PEER, CONNECTIONS_PER_PEER_MAX};
+use crate::limits::{ANSWER_BUFFERS_PER_PEER, CONNECTIONS_PER_PEER_MAX, REDIAL_PAUSE};
 use crate::wire::Connection;
-
-/// After a failed dial, callers on the data path get the same answer for this long.
-const REDIAL_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PeerError {

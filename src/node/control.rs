@@ -17,7 +17,7 @@
 //!
 //! | bytes | what |
 //! | --- | --- |
-//! | 4 | `length` of the rest, u32 little-endian, at most [`MESSAGE_BYTES_MAX`] |
+//! | 4 | `length` of the rest, u32 little-endian, at most [`limits::CONTROL_MESSAGE_BYTES_MAX`] |
 //! | 2 | requests only: [`PROTOCOL_VERSION`] |
 //! | 1 | tag |
 //! | … | the variant's fields, see `field` |
@@ -46,9 +46,6 @@ pub const PROTOCOL_VERSION: u16 = 5;
 
 /// The socket's file name in the data directory.
 pub const SOCKET_NAME: &str = "control.sock";
-
-/// Longest message without its length: a whole chunk and its head.
-pub const MESSAGE_BYTES_MAX: usize = limits::CONTROL_MESSAGE_BYTES_MAX + 64;
 
 /// Bytes of the length in front of each message.
 pub const LENGTH_BYTES: usize = 4;
@@ -308,7 +305,7 @@ structure! {
 pub enum ProtocolError {
     #[error("command and node do not match: protocol version {found} instead of {PROTOCOL_VERSION}; restart the node")]
     Version { found: u16 },
-    #[error("a message of {len} bytes, and at most {MESSAGE_BYTES_MAX} are allowed")]
+    #[error("a message of {len} bytes, and at most {} are allowed", limits::CONTROL_MESSAGE_BYTES_MAX)]
     TooLong { len: usize },
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -317,7 +314,7 @@ pub enum ProtocolError {
 /// The length of the message whose first four bytes these are, checked.
 pub fn message_len(head: [u8; LENGTH_BYTES]) -> Result<usize, ProtocolError> {
     let len = u32::from_le_bytes(head) as usize;
-    if len > MESSAGE_BYTES_MAX { Err(ProtocolError::TooLong { len }) } else { Ok(len) }
+    if len > limits::CONTROL_MESSAGE_BYTES_MAX { Err(ProtocolError::TooLong { len }) } else { Ok(len) }
 }
 
 impl ControlRequest {
@@ -360,7 +357,7 @@ fn with_length(mut message: Vec<u8>) -> Vec<u8> {
     let Some((length, body)) = message.split_first_chunk_mut::<LENGTH_BYTES>() else {
         unreachable!("a message begins with the place of its length")
     };
-    assert!(body.len() <= MESSAGE_BYTES_MAX, "control message of {} bytes", body.len());
+    assert!(body.len() <= limits::CONTROL_MESSAGE_BYTES_MAX, "control message of {} bytes", body.len());
     *length = (body.len() as u32).to_le_bytes();
     message
 }

@@ -33,11 +33,8 @@ use crate::format::certificate::{Class, Death};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::{Address, NodeId, VersionId, message};
 use crate::io::spawn;
-use crate::limits::DEATH_VERSIONS_MAX;
+use crate::limits::{DEATH_LOOK_INTERVAL, DEATH_VERSIONS_MAX, DEATHS_SENT_AT_ONCE_MAX, STORE_PATIENCE};
 use crate::store::{SmallRecord, StoreError};
-
-/// A peer makes a death durable before it confirms.
-const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Room among the pending deaths for what a write will replace, kept until this is dropped.
 pub struct Room {
@@ -195,7 +192,8 @@ pub fn start(shard: &Rc<Shard>) {
         loop {
             send_due(&shard, &sending);
             let next = lock(&shard.node.deaths).next_deadline();
-            let pause = next.map_or(IDLE, |at| at.saturating_sub(shard.node.uptime())).min(IDLE);
+            let pause =
+                next.map_or(DEATH_LOOK_INTERVAL, |at| at.saturating_sub(shard.node.uptime())).min(DEATH_LOOK_INTERVAL);
             tokio::select! {
                 () = stopping.clone().wait() => return,
                 () = shard.node.deaths_changed.notified() => {}
@@ -226,7 +224,7 @@ type Sending = Rc<RefCell<BTreeMap<NodeId, bool>>>;
 /// Begins to send what is due, to all peers at once: one that is slow delays no other.
 fn send_due(shard: &Rc<Shard>, sending: &Sending) {
     let node = &shard.node;
-    let due = lock(&node.deaths).next_to_send(node.uptime(), SENT_AT_ONCE_MAX);
+    let due = lock(&node.deaths).next_to_send(node.uptime(), DEATHS_SENT_AT_ONCE_MAX);
     let mut by_node: BTreeMap<NodeId, Vec<Signed>> = BTreeMap::new();
     for death in due {
         if node.peers.is_alive(&death.node) {
@@ -260,7 +258,7 @@ async fn send(shard: &Rc<Shard>, peer: NodeId, mut deaths: Vec<Signed>) -> Resul
         let (body, count) = message::encode_page(deaths.iter().map(|(_, death)| &**death));
         let connection = connect(shard, &peer).await.map_err(|error| error.to_string())?;
         let answer = connection
-            .request(FrameKind::Deaths, Address::ZERO, shard.node.layout_number(), body, None, DEATH_PATIENCE)
+            .request(FrameKind::Deaths, Address::ZERO, shard.node.layout_number(), body, None, STORE_PATIENCE)
             .await
             .map_err(|error| error.to_string())?;
         if answer.status != Status::Ok {
@@ -277,8 +275,3 @@ async fn send(shard: &Rc<Shard>, peer: NodeId, mut deaths: Vec<Signed>) -> Resul
     }
     Ok(())
 }
-
-/// A round of sending takes at most this many, so that none starves.
-const SENT_AT_ONCE_MAX: usize = 4096;
-/// Nothing is due: look again after this.
-const IDLE: Duration = Duration::from_secs(5);

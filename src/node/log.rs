@@ -16,6 +16,7 @@ use crate::catalog::{Applied, Catalog, CatalogError, Document, Event};
 use crate::format::certificate::Death;
 use crate::format::record::FLAG_CACHED;
 use crate::format::{Address, Malformed};
+use crate::limits::CATALOG_REPLAY_EVENTS_AT_ONCE;
 use crate::store::{self, AppliedEvent, Backpressure, NoRoom, Replayed, SmallRecord, StoreError};
 
 /// What the log waits for before it writes.
@@ -60,9 +61,6 @@ pub struct Replay<'a> {
     refused: Option<CatalogError>,
 }
 
-/// Events handed to the catalog at once.
-const REPLAY_BATCH: usize = 1024;
-
 impl<'a> Replay<'a> {
     pub fn new(catalog: &'a Catalog) -> Self {
         Self { catalog, events: Vec::new(), refused: None }
@@ -81,7 +79,7 @@ impl<'a> Replay<'a> {
             Replayed::Position { segment, offset } => return self.flush(segment, offset),
         };
         self.events.extend(understood(convert(event)));
-        if self.events.len() >= REPLAY_BATCH {
+        if self.events.len() >= CATALOG_REPLAY_EVENTS_AT_ONCE {
             // No position yet: after a crash in here, the same records are replayed once more.
             self.flush(NO_SEGMENT, 0);
         }

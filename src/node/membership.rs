@@ -34,19 +34,14 @@ use crate::format::message::{self, Hello};
 use crate::format::{Address, Malformed, NodeId};
 use crate::io::spawn;
 use crate::limits::{
-    DIAL_RETRY_MAX, DIAL_RETRY_MIN, DOCUMENT_VALUE_BYTES_MAX, LAYOUT_ASKED_MAX, LAYOUTS_UNSYNCED_MAX,
-    ROLES_PER_MESSAGE_MAX, STALL_MAX,
+    ADDRESS_BOOK_PAUSE, DIAL_RETRY_MAX, DIAL_RETRY_MIN, LAYOUT_ASKED_MAX, LAYOUT_BYTES_MAX, LAYOUT_CATCH_UP_PAUSE,
+    LAYOUT_HEAD_BYTES_RESERVE, LAYOUT_PART_BYTES_MIN, LAYOUTS_UNSYNCED_MAX, MEMBERSHIP_TICK_MAX, MEMBERSHIP_TICK_MIN,
+    MISSED_LAYOUTS_PAUSE, ROLES_PER_MESSAGE_MAX, STALL_MAX,
 };
 use crate::wire::Connection;
 
 pub const BOOK_FILE: &str = "address-book";
 const LAYOUT_PREFIX: &str = "layout/";
-/// The machine is asked at least this often.
-const TICK_MAX: Duration = Duration::from_secs(5);
-/// A layout's bytes are bounded by its nodes; this bounds them before anything is allocated.
-const LAYOUT_BYTES_MAX: usize = DOCUMENT_VALUE_BYTES_MAX;
-/// Every part but the last fills a body.
-const LAYOUT_PART_BYTES_MIN: usize = 32 << 10;
 
 /// What a connection is to membership.
 #[derive(Default)]
@@ -108,10 +103,11 @@ pub async fn start(shard: &Rc<Shard>) -> Result<(), NodeError> {
         loop {
             feed(&shard, MembershipEvent::Tick);
             let next = shard.node.peers.next_deadline();
-            let pause = next.map_or(TICK_MAX, |at| at.saturating_sub(shard.node.uptime())).min(TICK_MAX);
+            let pause =
+                next.map_or(MEMBERSHIP_TICK_MAX, |at| at.saturating_sub(shard.node.uptime())).min(MEMBERSHIP_TICK_MAX);
             tokio::select! {
                 () = stopping.clone().wait() => return,
-                () = shard.node.peers.changed.notified() => tokio::time::sleep(TICK_MIN).await,
+                () = shard.node.peers.changed.notified() => tokio::time::sleep(MEMBERSHIP_TICK_MIN).await,
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -131,15 +127,9 @@ async fn keep_book(node: Arc<Shared>) {
         if let Err(error) = tokio::task::spawn_blocking(move || save(&saved)).await {
             tracing::warn!(%error, "the address book was not written");
         }
-        tokio::time::sleep(BOOK_PAUSE).await;
+        tokio::time::sleep(ADDRESS_BOOK_PAUSE).await;
     }
 }
-
-/// Between two writes of the address book.
-const BOOK_PAUSE: Duration = Duration::from_millis(250);
-
-/// Between two looks at a machine that was just fed.
-const TICK_MIN: Duration = Duration::from_millis(20);
 
 /// Feeds the machine and carries out what it wants.
 fn feed(shard: &Rc<Shard>, event: MembershipEvent) {
@@ -395,7 +385,7 @@ fn next_layout(node: &Arc<Shared>) -> Option<Layout> {
         }
     }
     let mut next = next?;
-    let mut room = LAYOUT_BYTES_MAX.saturating_sub(LAYOUT_HEAD_BYTES);
+    let mut room = LAYOUT_BYTES_MAX.saturating_sub(LAYOUT_HEAD_BYTES_RESERVE);
     let is_kept = |entry: &LayoutEntry| newest.as_ref().is_some_and(|newest| newest.node(&entry.role.node).is_some());
     next.entries.sort_by_key(|entry| !is_kept(entry)); // who is there already stays, whoever else applies
     next.entries.retain(|entry| {
@@ -412,9 +402,6 @@ fn next_layout(node: &Arc<Shared>) -> Option<Layout> {
     sign_layout(&mut next, authority);
     Some(next)
 }
-
-/// Numbers, voters, settings and the signature of a layout, at most.
-const LAYOUT_HEAD_BYTES: usize = 4096;
 
 fn first_layout(node: &Arc<Shared>, entry: LayoutEntry) -> Layout {
     Layout {
@@ -533,8 +520,6 @@ async fn keep_learning(node: Arc<Shared>) {
     }
 }
 
-const MISSED_LAYOUTS_PAUSE: Duration = Duration::from_secs(1);
-
 /// Asks one peer for all that was missed, if it was admitted, for [`LAYOUT_ASKED_MAX`] together: others may be faster.
 async fn learn_missed_from(shard: &Rc<Shard>, connection: &Connection) {
     let node = &shard.node;
@@ -626,11 +611,9 @@ pub async fn refresh_layout(shard: &Rc<Shard>) {
         }
     }
     if shard.node.layout_number() == before {
-        tokio::time::sleep(CATCH_UP_PAUSE).await;
+        tokio::time::sleep(LAYOUT_CATCH_UP_PAUSE).await;
     }
 }
-
-const CATCH_UP_PAUSE: Duration = Duration::from_millis(100);
 
 /// A peer runs under a newer layout than we know.
 pub fn catch_up(shard: &Rc<Shard>, connection: &Connection, wanted: u32) {

@@ -23,11 +23,9 @@ use super::shard::Shard;
 use super::shared::lock;
 use crate::catalog::Catalog;
 use crate::format::{Address, VersionId};
+use crate::limits::MENDED_ROWS_PER_PAGE_MAX;
 use crate::node::commands::Failure;
 use crate::store::{DamagedKind, DamagedRecord, Disk, OpenReport, SmallRecord, Store};
-
-/// Rows asked of the catalog, and written in one go.
-const PAGE: usize = 256;
 
 /// Mends damaged records; how many are.
 pub async fn mend_records(shard: &Rc<Shard>, damaged: &[DamagedRecord]) -> Result<u64, Failure> {
@@ -135,7 +133,7 @@ impl<D: Disk> Rewriting<'_, D> {
     async fn names(&self) -> Result<(), Failure> {
         let mut after = None;
         loop {
-            let page = self.catalog.names(None, after, PAGE).await?;
+            let page = self.catalog.names(None, after, MENDED_ROWS_PER_PAGE_MAX).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some((last.bucket, last.name));
             self.store.append_all(page.iter().map(|record| SmallRecord::Name(record.encode())).collect()).await?;
@@ -145,7 +143,7 @@ impl<D: Disk> Rewriting<'_, D> {
     async fn deaths(&self) -> Result<(), Failure> {
         let mut after = None;
         loop {
-            let page = self.catalog.deaths(after, PAGE).await?;
+            let page = self.catalog.deaths(after, MENDED_ROWS_PER_PAGE_MAX).await?;
             let Some((last, _)) = page.last() else { return Ok(()) };
             after = Some(*last);
             self.store.append_all(page.into_iter().map(|(_, death)| SmallRecord::Death(death)).collect()).await?;
@@ -155,7 +153,7 @@ impl<D: Disk> Rewriting<'_, D> {
     async fn documents(&self) -> Result<(), Failure> {
         let mut after = None;
         loop {
-            let page = self.catalog.all_documents(after, PAGE).await?;
+            let page = self.catalog.all_documents(after, MENDED_ROWS_PER_PAGE_MAX).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.key.clone());
             let records = page.iter().map(|document| SmallRecord::Document(document.encode()));
@@ -166,7 +164,7 @@ impl<D: Disk> Rewriting<'_, D> {
     async fn references(&self) -> Result<(), Failure> {
         let mut after_version = None;
         loop {
-            let versions = self.catalog.versions(after_version, PAGE).await?;
+            let versions = self.catalog.versions(after_version, MENDED_ROWS_PER_PAGE_MAX).await?;
             let Some(last) = versions.last() else { return Ok(()) };
             after_version = Some(*last);
             for version in &versions {
@@ -178,7 +176,7 @@ impl<D: Disk> Rewriting<'_, D> {
     async fn references_of(&self, version: &VersionId) -> Result<(), Failure> {
         let mut after = None;
         loop {
-            let chunks = self.catalog.chunks_of(version, after, PAGE).await?;
+            let chunks = self.catalog.chunks_of(version, after, MENDED_ROWS_PER_PAGE_MAX).await?;
             let Some(last) = chunks.last() else { return Ok(()) };
             after = Some(*last);
             let mut records = Vec::with_capacity(chunks.len());

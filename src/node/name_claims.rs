@@ -1,7 +1,7 @@
 //! Claims of names, carried to the owners and granted by one: see [`crate::cluster::claims`] for the rules.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::name_quorum::{Answer, Asked, Owners};
 use super::names::{NameError, taken_by};
@@ -15,7 +15,7 @@ use crate::cluster::{NameClaim, Quorum};
 use crate::format::frame::{FrameKind, Status};
 use crate::format::message::{NameOrigin, NameWriteAnswer, encode_name_write};
 use crate::format::name::NameRecord;
-use crate::limits::{NAME_CLAIM_MAX, STALL_MAX};
+use crate::limits::{NAME_CLAIM_ANSWER_MAX, NAME_CLAIM_MAX, STALL_MAX};
 
 /// Whether a record that must be the first is taken: its version has the claim, or this is the one owner there is.
 pub fn is_held(shard: &Rc<Shard>, record: &NameRecord) -> bool {
@@ -44,7 +44,7 @@ pub async fn grant(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAn
     if let Some((clock, version)) = taken_by(held.as_ref(), record) {
         return Ok(NameWriteAnswer::Taken(clock, version));
     }
-    if asked.elapsed() >= CLAIM_ANSWER_MAX {
+    if asked.elapsed() >= NAME_CLAIM_ANSWER_MAX {
         // Who asked has given up, and its release may have come by: it is to ask again.
         return Ok(NameWriteAnswer::Claimed);
     }
@@ -55,9 +55,6 @@ pub async fn grant(shard: &Rc<Shard>, record: &NameRecord) -> Result<NameWriteAn
 pub fn release(shard: &Rc<Shard>, record: &NameRecord) {
     lock(&shard.node.name_claims).release(&record.name, &record.order());
 }
-
-/// Who claims gives up after this, and who grants does not grant later.
-const CLAIM_ANSWER_MAX: Duration = Duration::from_millis(NAME_CLAIM_MAX.as_millis() as u64 / 2);
 
 /// How a round of claims has ended, if not with an error.
 pub enum Claimed {
@@ -101,7 +98,7 @@ pub async fn claim(
         };
         match step {
             ClaimStep::Wait => {}
-            ClaimStep::Granted if began.elapsed() < CLAIM_ANSWER_MAX => {
+            ClaimStep::Granted if began.elapsed() < NAME_CLAIM_ANSWER_MAX => {
                 asked.forget_running();
                 return Ok(Claimed::Granted);
             }

@@ -6,7 +6,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -21,10 +20,7 @@ use crate::format::message::NameWriteAnswer;
 use crate::format::name::NameRecord;
 use crate::format::{Address, BucketId, NodeId, Stamp, VersionId, message};
 use crate::io::spawn;
-use crate::limits::STALL_MAX;
-
-/// A durable write may wait behind a disk.
-const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+use crate::limits::{STALL_MAX, STORE_PATIENCE};
 
 /// What one owner answered to a read or a write.
 #[derive(Debug, Clone)]
@@ -211,7 +207,7 @@ async fn ask_one(
     if owner == shard.node.id() {
         return ask_self(shard, layout, kind, &body).await;
     }
-    let patience = if kind == FrameKind::NameWrite { WRITE_PATIENCE } else { STALL_MAX };
+    let patience = if kind == FrameKind::NameWrite { STORE_PATIENCE } else { STALL_MAX };
     let question = Question { kind, address: Address::ZERO, layout, patience };
     let answer = ask(shard, &owner, question, || (body.clone(), None)).await.map_err(|error| error.to_string())?;
     match (answer.status, kind) {

@@ -22,7 +22,7 @@ use crate::format::frame::{FrameKind, Status};
 use crate::format::name::NameRecord;
 use crate::format::{Address, BucketId, NameId, NodeId, message};
 use crate::io::spawn;
-use crate::limits::{HEDGE_MAX, STALL_MAX};
+use crate::limits::{HEDGE_MAX, NAME_RECORDS_PER_PAGE_MAX, STALL_MAX};
 
 /// Shows `keep` every record (tombstones too) of a bucket, or of all: the latest that a quorum holds of each, merged
 /// page by page, so that memory is one page per owner. No snapshot: what changes meanwhile may be seen or not.
@@ -174,7 +174,7 @@ impl Pages {
     ) -> Result<(), String> {
         let records = if self.owner == shard.node.id() {
             self.synced = self.synced.min(shard.node.names_synced());
-            let page = shard.node.catalog.names(bucket, self.after, NAME_PAGE_RECORDS).await;
+            let page = shard.node.catalog.names(bucket, self.after, NAME_RECORDS_PER_PAGE_MAX).await;
             page.map_err(|error| error.to_string())?
         } else {
             self.ask(shard, layout, bucket).await?
@@ -207,6 +207,3 @@ impl Pages {
         items.into_iter().map(|item| NameRecord::decode(item).map_err(|error| error.to_string())).collect()
     }
 }
-
-/// Records in one page of a listing, before the limit of a body cuts it.
-pub const NAME_PAGE_RECORDS: usize = 256;

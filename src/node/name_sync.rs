@@ -12,7 +12,6 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::log;
 use super::name_scan;
@@ -22,14 +21,10 @@ use super::shared::Shared;
 use crate::cluster::ActiveLayout;
 use crate::format::name::NameRecord;
 use crate::io::spawn;
+use crate::limits::{NAME_RECORDS_PER_PAGE_MAX, NAME_SYNC_LOOK_INTERVAL, NAME_SYNC_RETRY_INTERVAL};
 
 /// The newest layout that is synced, as four bytes.
 pub const SYNCED_DOCUMENT: &[u8] = b"names/synced";
-
-/// After an attempt that met too few owners.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Without a change, a look all the same.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// Brings names in whenever the layout has changed, until the node stops. Storage nodes own no names.
 pub fn start(shard: &Rc<Shard>) {
@@ -41,10 +36,10 @@ pub fn start(shard: &Rc<Shard>) {
         let stopping = shard.node.stopping();
         loop {
             let pause = match sync(&shard).await {
-                Ok(()) => IDLE,
+                Ok(()) => NAME_SYNC_LOOK_INTERVAL,
                 Err(reason) => {
                     tracing::info!(%reason, "names not brought in yet");
-                    RETRY_PAUSE
+                    NAME_SYNC_RETRY_INTERVAL
                 }
             };
             tokio::select! {
@@ -73,7 +68,7 @@ async fn sync(shard: &Rc<Shard>) -> Result<(), String> {
         if since.iter().any(|layout| layout.name_owners(&record.bucket).as_slice().contains(&me)) {
             batch.push(record);
         }
-        if batch.len() >= name_scan::NAME_PAGE_RECORDS {
+        if batch.len() >= NAME_RECORDS_PER_PAGE_MAX {
             names::take_in(shard, std::mem::take(&mut batch)).await?;
         }
         Ok(())

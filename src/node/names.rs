@@ -62,17 +62,10 @@ use crate::format::message::{NameOrigin, NameWriteAnswer, encode_name_write};
 use crate::format::name::NameRecord;
 use crate::format::{BucketId, NameId, NodeId, Stamp, VersionId, message};
 use crate::io::spawn;
-use crate::limits::WITNESSES_MAX;
+use crate::limits::{
+    NAME_CLAIM_PAUSE_MS, NAME_CLAIM_RETRIES_MAX, NAME_LAYOUT_RESTARTS_MAX, WITNESS_PAUSE, WITNESSES_MAX,
+};
 use crate::store::{SmallRecord, StoreError};
-
-/// How often an operation starts over because the layout changed under it.
-const RESTARTS_MAX: u32 = 8;
-/// How often a put that must be the first claims a name that others claim at the same time.
-const CLAIMS_MAX: u32 = 16;
-/// Between two attempts to claim, at least and at most, by lot.
-const CLAIM_PAUSE_MS: std::ops::Range<u64> = 10..100;
-/// How long a witness leaves the signing to the writer that knows.
-const WITNESS_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
@@ -222,7 +215,7 @@ pub async fn read(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result
 }
 
 async fn find(shard: &Rc<Shard>, bucket: &BucketId, name: &NameId) -> Result<Found, NameError> {
-    for _ in 0..RESTARTS_MAX {
+    for _ in 0..NAME_LAYOUT_RESTARTS_MAX {
         if let Some(found) = find_once(shard, bucket, name).await? {
             return Ok(found);
         }
@@ -383,13 +376,13 @@ impl WriteName<'_> {
             attempt.replaced.push(earlier.order());
         }
         let (mut restarts, mut contended) = (0, 0);
-        while restarts < RESTARTS_MAX {
+        while restarts < NAME_LAYOUT_RESTARTS_MAX {
             match self.attempt(shard, &make, &mut attempt).await? {
                 Attempted::Written(written) => return Ok(written),
-                Attempted::Contended if contended >= CLAIMS_MAX => return Err(NameError::Contended),
+                Attempted::Contended if contended >= NAME_CLAIM_RETRIES_MAX => return Err(NameError::Contended),
                 Attempted::Contended => {
                     contended += 1;
-                    let pause = rand::rng().random_range(CLAIM_PAUSE_MS);
+                    let pause = rand::rng().random_range(NAME_CLAIM_PAUSE_MS);
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
                 Attempted::Refused => {

@@ -1,26 +1,22 @@
 //! What is asked of a chunk's owners beside its bytes: references with capsules.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::ask::{Question, ask};
-use super::chunks::LAYOUT_RESTARTS_MAX;
 use super::connections::is_near;
 use super::shard::Shard;
 use crate::format::frame::{FrameKind, Status};
 use crate::format::{Address, NodeId, VersionId, message};
 use crate::io::spawn;
-use crate::limits::STALL_MAX;
+use crate::limits::{CHUNK_LAYOUT_RESTARTS_MAX, STALL_MAX, STORE_PATIENCE};
 use crate::store::SmallRecord;
 use crate::vault::ChunkError;
 
-const REFER_PATIENCE: Duration = Duration::from_secs(10);
-
 /// Makes {root, version, capsule} durable on W of the root's owners.
 pub async fn refer(shard: &Rc<Shard>, root: &Address, version: &VersionId, capsule: &[u8]) -> Result<(), ChunkError> {
-    for _ in 0..LAYOUT_RESTARTS_MAX {
+    for _ in 0..CHUNK_LAYOUT_RESTARTS_MAX {
         if refer_once(shard, root, version, capsule).await? {
             return Ok(());
         }
@@ -72,7 +68,7 @@ async fn refer_at(
         let record = SmallRecord::Reference { address: root, version, capsule };
         return shard.store.append(record).await.map(|()| true).map_err(|error| error.to_string());
     }
-    let question = Question { kind: FrameKind::Refer, address: root, layout, patience: REFER_PATIENCE };
+    let question = Question { kind: FrameKind::Refer, address: root, layout, patience: STORE_PATIENCE };
     let answer = ask(shard, &owner, question, || (message::encode_refer(&version, &capsule), None))
         .await
         .map_err(|error| error.to_string())?;

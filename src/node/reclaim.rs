@@ -25,14 +25,9 @@ use crate::format::Address;
 use crate::format::certificate::Death;
 use crate::format::name::NameRecord;
 use crate::io::spawn;
-use crate::limits::{RECLAIM_GRACE, REMOVALS_AT_ONCE};
+use crate::limits::{CHUNK_REMOVALS_AT_ONCE, GARBAGE_PER_PAGE_MAX, RECLAIM_GRACE, RECLAIM_INTERVAL};
 use crate::node::commands::Failure;
 use crate::store::{Keep, OpenReport, Removal, Shared as StoreShared, SmallRecord, Survey};
-
-/// Chunks asked of the catalog at once.
-const GARBAGE_PAGE: usize = 1024;
-/// How often the node looks by itself.
-const INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Default, Debug, Clone, Copy)]
 pub struct Reclaimed {
@@ -47,12 +42,12 @@ pub async fn run(shard: &Rc<Shard>, unreferenced_for: Duration, surveys_max: usi
     let before = shard.store.stats();
     let mut reclaimed = Reclaimed::default();
     while lock(&shard.node.doubt).references_are_whole() {
-        let garbage = shard.node.catalog.garbage(GARBAGE_PAGE, unreferenced_for).await?;
+        let garbage = shard.node.catalog.garbage(GARBAGE_PER_PAGE_MAX, unreferenced_for).await?;
         let page_len = garbage.len();
         let Settled { removed, forgotten } = remove_all(shard, garbage).await?;
         reclaimed.chunks += removed;
         // A page of which nothing went would come again.
-        if page_len < GARBAGE_PAGE || removed + forgotten == 0 {
+        if page_len < GARBAGE_PER_PAGE_MAX || removed + forgotten == 0 {
             break;
         }
     }
@@ -74,7 +69,7 @@ struct Settled {
 
 /// Removes chunks unless a living version refers to them after all.
 async fn remove_all(shard: &Rc<Shard>, addresses: Vec<Address>) -> Result<Settled, Failure> {
-    let places = Rc::new(Semaphore::new(REMOVALS_AT_ONCE));
+    let places = Rc::new(Semaphore::new(CHUNK_REMOVALS_AT_ONCE));
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     for address in addresses {
         let (shard, places, tell) = (shard.clone(), places.clone(), tell.clone());
@@ -200,7 +195,7 @@ pub fn start(shard: &Rc<Shard>) {
         loop {
             tokio::select! {
                 () = stopping.clone().wait() => return,
-                () = tokio::time::sleep(INTERVAL) => {}
+                () = tokio::time::sleep(RECLAIM_INTERVAL) => {}
             }
             match run(&shard, RECLAIM_GRACE, 1).await {
                 Ok(reclaimed) if reclaimed.chunks > 0 => tracing::info!(?reclaimed, "reclaimed"),

@@ -19,7 +19,6 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use super::membership::{self, Standing};
-use super::name_scan::NAME_PAGE_RECORDS;
 use super::shard::Shard;
 use super::shared::lock;
 use super::strangers::PlaceId;
@@ -33,7 +32,8 @@ use crate::format::record::FLAG_STAND_IN;
 use crate::format::{Address, Malformed, Reader, VersionId, message};
 use crate::io::{MappedRange, map, spawn};
 use crate::limits::{
-    BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MIN, RECORD_HEAD_BYTES, REQUESTS_IN_FLIGHT_MAX, REQUESTS_OF_STRANGER_MAX,
+    BULK_PAYLOAD_BYTES_MIN, CHUNK_BYTES_MIN, NAME_RECORDS_PER_PAGE_MAX, RECORD_HEAD_BYTES, REQUESTS_IN_FLIGHT_MAX,
+    REQUESTS_OF_STRANGER_MAX,
 };
 use crate::store::{Hold, PlaceGuard, ReadOutcome, SmallChunk, SmallRecord, StoreError};
 use crate::wire::{CloseReason, Connection, Handler, PayloadSource, PeerInfo, Reply, Request};
@@ -383,7 +383,7 @@ impl Serve {
         self.check_layout(request)?;
         let (bucket, after) = message::decode_name_list(&request.body)?;
         let layout = self.shard.node.names_synced();
-        let records = self.shard.node.catalog.names(bucket.as_ref(), after, NAME_PAGE_RECORDS).await?;
+        let records = self.shard.node.catalog.names(bucket.as_ref(), after, NAME_RECORDS_PER_PAGE_MAX).await?;
         let encoded: Vec<Vec<u8>> = records.iter().map(NameRecord::encode).collect();
         Ok(Reply { layout, ..Reply::ok(message::encode_page(encoded.iter().map(Vec::as_slice)).0) })
     }

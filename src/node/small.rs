@@ -18,7 +18,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -31,13 +30,11 @@ use crate::format::message::{self, SMALL_CHUNK_HELD};
 use crate::format::{Address, NodeId, VersionId, Writer};
 use crate::io::{Buffer, SharedBuffer, spawn};
 use crate::limits::{
-    RECORD_HEAD_BYTES, SEALED_BODY_BYTES_MAX, SMALL_CHUNK_BYTES_MAX, SMALL_CHUNK_HEAD_BYTES, SMALL_FRAMES_IN_FLIGHT_MAX,
+    RECORD_HEAD_BYTES, SEALED_BODY_BYTES_MAX, SMALL_CHUNK_BYTES_MAX, SMALL_CHUNK_HEAD_BYTES,
+    SMALL_FRAMES_IN_FLIGHT_MAX, STORE_PATIENCE,
 };
 use crate::store::SmallChunk;
 use crate::vault::{ChunkError, Stored};
-
-/// How long an owner may take to make a frame of chunks durable.
-const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A shard's small chunks that wait to be sent.
 #[derive(Default)]

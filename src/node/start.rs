@@ -31,7 +31,9 @@ use crate::io::{
     spawn, thread_count_default,
 };
 use crate::key_locks::KeyLocks;
-use crate::limits::SHUTDOWN_MAX;
+use crate::limits::{
+    ACCEPT_PAUSE, CACHE_SHARE_OF_CAPACITY, LAST_REPORT_MAX, PORT_LOOK_INTERVAL, PORT_WAIT_MAX, SHUTDOWN_MAX,
+};
 use crate::node::control::SOCKET_NAME;
 use crate::store::{self, RingDisk, StoreOptions};
 use crate::wire::{Admission, Connection, Identity};
@@ -160,20 +162,17 @@ fn other_zone(wanted: Option<&str>, zone: &str) -> Option<String> {
 /// noticing. A listener that does not share finds out. The kernel takes a moment to take a killed process's ring apart,
 /// and its sockets live until then: hence the patience.
 fn check_port(address: SocketAddr) -> Result<(), NodeError> {
-    let deadline = Instant::now() + PORT_FREE_WITHIN;
+    let deadline = Instant::now() + PORT_WAIT_MAX;
     loop {
         match std::net::TcpListener::bind(address) {
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
-                std::thread::sleep(PORT_PAUSE);
+                std::thread::sleep(PORT_LOOK_INTERVAL);
             }
             Err(error) => return Err(not_listening(address, &error)),
         }
     }
 }
-
-const PORT_FREE_WITHIN: std::time::Duration = std::time::Duration::from_secs(3);
-const PORT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
 pub(super) fn listen(address: SocketAddr) -> Result<TcpListener, NodeError> {
     TcpListener::bind(address).map_err(|error| not_listening(address, &error))
@@ -190,8 +189,6 @@ fn not_listening(address: SocketAddr, error: &std::io::Error) -> NodeError {
 }
 
 const CATALOG_DIRECTORY: &str = "catalog";
-/// At most one part in so many of the capacity is cache.
-const CACHE_SHARE_OF_CAPACITY: u64 = 4;
 const INCARNATION_FILE: &str = "incarnation";
 
 /// One life of the store: random, written once; an emptied directory gets another.
@@ -353,13 +350,10 @@ async fn accept(shard: Rc<Shard>, listener: Rc<TcpListener>) {
     }
 }
 
-/// After a failed accept: no descriptors or no memory are left.
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
-
 pub(super) async fn stop_shard(shard: &Rc<Shard>, listener: &Rc<TcpListener>) {
     listener.cancel().await;
     // Those that are cancelled may have peers to tell.
-    if tokio::time::timeout(commands::LAST_REPORT_MAX, shard.sessions.ended()).await.is_err() {
+    if tokio::time::timeout(LAST_REPORT_MAX, shard.sessions.ended()).await.is_err() {
         tracing::debug!(shard.index, "commands did not end in time");
     }
     shard.connections.close_all("the node stops").await;

@@ -33,19 +33,16 @@ use super::{Store, StoreError};
 use crate::format::Address;
 use crate::format::segment::SegmentClass;
 use crate::io::Buffer;
-use crate::limits::{BLOCK_BYTES, CHECKPOINT_SEGMENTS_MIN, CHECKPOINT_SEGMENTS_SHARE, MIB};
+use crate::limits::{
+    BLOCK_BYTES, CHECKPOINT_SEGMENTS_MIN, CHECKPOINT_SEGMENTS_SHARE, CHECKPOINT_SLOTS_AT_ONCE,
+    CHECKPOINT_TABLE_SLOTS_MAX, CHECKPOINT_TABLE_SLOTS_RESERVED_MAX, MIB,
+};
 
 pub(super) const NAME: &str = "index.checkpoint";
 pub(super) const NAME_NEW: &str = "index.checkpoint.new";
 const MAGIC: [u8; 8] = *b"gabindx1";
 const VERSION: u16 = 1;
-/// More slots than a table of 1,024 can have before the whole index is larger than any machine.
-const TABLE_SLOTS_MAX: u32 = 1 << 26;
 const SLOT_BYTES: usize = 16;
-/// Slots that are read, hashed and taken over together; in tests few, so that there are several such pieces.
-const SLOTS_AT_ONCE: usize = if cfg!(test) { 3 } else { 4096 };
-/// Slots that room is made for before they are read.
-const TABLE_SLOTS_RESERVED_MAX: u32 = 1 << 20;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -169,13 +166,14 @@ impl<F: DiskFile> Reader<F> {
         let is_usable = |slot: &u128| all_usable || usable(Index::place_of(*slot).segment);
         for table in 0..Index::table_count() {
             let count = self.take::<U32>().await?.get();
-            if count > TABLE_SLOTS_MAX {
+            if count > CHECKPOINT_TABLE_SLOTS_MAX {
                 return Err(Unusable::Damaged("slots"));
             }
             // What is damaged must not ask for all memory: a longer table grows as it is filled.
-            index.reserve(table, count.min(TABLE_SLOTS_RESERVED_MAX) as usize);
-            for left in (1..=count as usize).rev().step_by(SLOTS_AT_ONCE) {
-                let (slots, _) = self.bytes(left.min(SLOTS_AT_ONCE) * SLOT_BYTES).await?.as_chunks::<SLOT_BYTES>();
+            index.reserve(table, count.min(CHECKPOINT_TABLE_SLOTS_RESERVED_MAX) as usize);
+            for left in (1..=count as usize).rev().step_by(CHECKPOINT_SLOTS_AT_ONCE) {
+                let (slots, _) =
+                    self.bytes(left.min(CHECKPOINT_SLOTS_AT_ONCE) * SLOT_BYTES).await?.as_chunks::<SLOT_BYTES>();
                 let slots = slots.iter().map(|slot| u128::from_le_bytes(*slot));
                 if !slots.clone().all(Index::is_slot) {
                     return Err(Unusable::Damaged("slot"));

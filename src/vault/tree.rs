@@ -23,9 +23,8 @@ use zeroize::Zeroizing;
 
 use crate::format::Address;
 use crate::format::tree::{TreeEntry, depth_of, full_span_bytes};
-use crate::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, TREE_DEPTH_MAX, TREE_ENTRY_BYTES, TREE_FANOUT};
+use crate::limits::{CHUNK_BYTES_MIN, TREE_DEPTH_MAX, TREE_ENTRY_BYTES, TREE_NODE_BYTES_MAX};
 
-const NODE_BYTES_MAX: usize = TREE_FANOUT * TREE_ENTRY_BYTES;
 /// Room of a node that has just got its first entry. Most files are small.
 const NODE_BYTES_FIRST: usize = 16 * TREE_ENTRY_BYTES;
 
@@ -146,7 +145,7 @@ impl OpenNode {
 
     /// By hand, since a vector that grows leaves the old bytes, with their keys, behind.
     fn grow(&mut self) {
-        let capacity = (2 * self.entries.capacity()).clamp(NODE_BYTES_FIRST, NODE_BYTES_MAX);
+        let capacity = (2 * self.entries.capacity()).clamp(NODE_BYTES_FIRST, TREE_NODE_BYTES_MAX);
         let mut larger = Zeroizing::new(Vec::with_capacity(capacity));
         larger.extend_from_slice(&self.entries);
         self.entries = larger;
@@ -186,7 +185,7 @@ impl TreeBuilder {
         let open = self.open.get_mut(index)?;
         assert!(open.span == open.count() * full, "a chunk of level {level} follows the file's last one");
         open.push(&entry);
-        let is_full = open.entries.len() == NODE_BYTES_MAX;
+        let is_full = open.entries.len() == TREE_NODE_BYTES_MAX;
         if level == 0 {
             self.length += span;
         }
@@ -210,5 +209,3 @@ impl TreeBuilder {
         Some(Node { level: level + 1, span, plaintext: entries })
     }
 }
-
-const _: () = assert!(NODE_BYTES_MAX <= CHUNK_BYTES_MAX && NODE_BYTES_MAX.is_multiple_of(TREE_ENTRY_BYTES));

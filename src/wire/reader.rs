@@ -22,12 +22,9 @@ use crate::crypto::hash::address_of;
 use crate::format::Malformed;
 use crate::format::frame::FrameKind;
 use crate::io::{Buffer, Turn};
-use crate::limits::{BUFFER_WAIT_MAX, KIB, READ_AHEAD_BYTES, RECORD_HEAD_BYTES, STALL_MAX};
-
-/// What a payload that nobody can take is received into, piece by piece.
-const SCRATCH_BYTES: usize = 64 * KIB;
-/// Words of a goodbye that are kept.
-const GOODBYE_CHARS_MAX: usize = 500;
+use crate::limits::{
+    BUFFER_WAIT_MAX, GOODBYE_CHARS_MAX, READ_AHEAD_BYTES, RECORD_HEAD_BYTES, SCRATCH_BYTES, STALL_MAX,
+};
 
 pub(super) async fn read<H: Handler>(link: Rc<Link>, decoder: Decoder<Unsealer>, handler: Rc<H>) {
     let mut reader = Reader { link: link.clone(), decoder, handler: handler.clone(), ahead: Ahead::new() };

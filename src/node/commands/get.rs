@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Client, Failure, PROGRESS_INTERVAL, Requests, Watch, code, node_stops, small, vault_key};
+use super::{Client, Failure, Requests, Watch, code, node_stops, small, vault_key};
 use crate::crypto::cipher::ChunkKey;
 use crate::crypto::hash::address_of;
 use crate::crypto::keys::VaultKey;
@@ -18,7 +18,10 @@ use crate::format::link::Link;
 use crate::format::name::{Metadata, Name, NameBody, NameRecord};
 use crate::format::{Address, ContentId};
 use crate::io::{Buffer, spawn};
-use crate::limits::{CHUNK_BYTES_MAX, CHUNKS_IN_FLIGHT_PER_SHARD, RECORD_HEAD_BYTES, SMALL_CHUNK_BYTES_MAX};
+use crate::limits::{
+    CHUNK_BYTES_MAX, CHUNKS_IN_FLIGHT_PER_SHARD, CLIENT_FETCH_ATTEMPTS_MAX, PROGRESS_INTERVAL, RECORD_HEAD_BYTES,
+    SINGLE_SHARD_LEAVES_MAX, SMALL_CHUNK_BYTES_MAX,
+};
 use crate::node::chunks::ClusterSource;
 use crate::node::control::{Bytes, ControlEvent, ControlRequest, OUTPUT_CLOSED, OutputKind, Target};
 use crate::node::shard::{Shard, send_job};
@@ -253,9 +256,6 @@ async fn get_small(
     }
 }
 
-/// A get this short is not worth waking the other shards for.
-const SINGLE_SHARD_LEAVES_MAX: u64 = 4;
-
 async fn work(job: &Arc<GetJob>, shard: &Rc<Shard>, remote: bool) {
     job.work(&shard.pool, &Rc::new(ClusterSource::new(shard.clone(), remote))).await;
 }
@@ -334,7 +334,7 @@ async fn fetch_chunk(shard: &Rc<Shard>, address: Address, len: usize, remote: bo
         return Err(ChunkError::Other { reason: format!("a chunk of {len} bytes: at most {CHUNK_BYTES_MAX}") });
     }
     let source = ClusterSource::new(shard.clone(), remote);
-    for attempt in 0..FETCH_ATTEMPTS_MAX {
+    for attempt in 0..CLIENT_FETCH_ATTEMPTS_MAX {
         let buffer: Buffer = shard.pool.take().await;
         let (buffer, is_checked) = match source.fetch(address, len, buffer, attempt).await? {
             Fetched::Checked(buffer) => (buffer, true),
@@ -348,9 +348,6 @@ async fn fetch_chunk(shard: &Rc<Shard>, address: Address, len: usize, remote: bo
     }
     Err(ChunkError::Damaged { address })
 }
-
-/// Each attempt asks another holder.
-const FETCH_ATTEMPTS_MAX: u32 = 8;
 
 #[cfg(test)]
 mod tests {

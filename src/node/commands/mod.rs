@@ -46,18 +46,9 @@ use super::shard::{Shard, send_job};
 use super::shared::Stopping;
 use crate::crypto::keys::VaultKey;
 use crate::io::{Buffer, SendSource, UnixListener, UnixStream, spawn};
+use crate::limits::{ACCEPT_PAUSE, CLIENT_STALL_MAX, CONTROL_EVENTS_BYTES, LAST_REPORT_MAX, PROGRESS_INTERVAL};
 use crate::node::names::NameError;
 use crate::vault::ChunkError;
-
-/// A client that takes no event for this long is gone, but for progress, of which a client that is suspended (Ctrl-Z) takes
-/// none. Tests do not wait for so long.
-const CLIENT_STALL: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(60) };
-/// Events that leave together.
-const EVENTS_BYTES: usize = 64 << 10;
-/// How often a running command says how far it is.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a node that stops waits for a client to take what is under way to it.
-pub const LAST_REPORT_MAX: Duration = Duration::from_secs(1);
 
 /// Exit codes, as the command line defines them.
 pub mod code {
@@ -178,7 +169,7 @@ impl Client {
         let mut bytes = Vec::new();
         for event in events {
             bytes.extend(event.encode());
-            if bytes.len() >= EVENTS_BYTES {
+            if bytes.len() >= CONTROL_EVENTS_BYTES {
                 self.send_bytes(std::mem::take(&mut bytes)).await?;
             }
         }
@@ -192,7 +183,7 @@ impl Client {
     }
 
     async fn send_bytes(&self, bytes: Vec<u8>) -> Result<(), Failure> {
-        self.send_within(bytes, CLIENT_STALL).await
+        self.send_within(bytes, CLIENT_STALL_MAX).await
     }
 
     async fn send_within(&self, bytes: Vec<u8>, stall: Duration) -> Result<(), Failure> {
@@ -327,7 +318,7 @@ pub async fn serve(shard: Rc<Shard>, listener: Rc<UnixListener>) {
             }
             Err(error) => {
                 tracing::warn!(%error, "control socket: accept failed");
-                tokio::time::sleep(PROGRESS_INTERVAL).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -450,7 +441,7 @@ mod tests {
         while reports.get() == 0 {
             tokio::time::sleep(PROGRESS_INTERVAL).await;
         }
-        tokio::time::sleep(4 * CLIENT_STALL).await;
+        tokio::time::sleep(4 * CLIENT_STALL_MAX).await;
         (watch, is_cancelled, reports)
     }
 

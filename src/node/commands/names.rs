@@ -10,7 +10,7 @@ use super::{Client, Failure, code, vault_key};
 use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::link::Link;
 use crate::format::name::{Name, NameBody, NameRecord};
-use crate::limits::{LISTING_BYTES_MAX, LISTING_ENTRIES_SHORT, LISTINGS_MAX, REMOVALS_MAX};
+use crate::limits::{LISTING_BYTES_MAX, LISTING_ENTRIES_SHORT, LISTINGS_MAX, NAME_REMOVALS_AT_ONCE, REMOVALS_MAX};
 use crate::node::control::{ControlEvent, Entry, SecretText, Target};
 use crate::node::names::{NameError, WriteName, Written};
 use crate::node::shard::Shard;
@@ -50,7 +50,7 @@ pub async fn remove_many(
         return Err(Failure::new(code::USAGE, format!("at most {REMOVALS_MAX} names are removed at once")));
     }
     let _room = deaths::reserve(shard, keys.len())?;
-    let places = Rc::new(Semaphore::new(REMOVALS_AT_ONCE));
+    let places = Rc::new(Semaphore::new(NAME_REMOVALS_AT_ONCE));
     let (tell, mut told) = mpsc::unbounded_channel();
     for key in keys {
         let (shard, vault, bucket) = (shard.clone(), vault.clone(), bucket.to_owned());
@@ -73,9 +73,6 @@ pub async fn remove_many(
     }
     signed
 }
-
-/// Names of one request that are written at a time.
-const REMOVALS_AT_ONCE: usize = 64;
 
 /// Gives a name to nobody.
 async fn bury(shard: &Rc<Shard>, vault: &VaultKey, bucket: &str, key: &str) -> Result<Written, Failure> {

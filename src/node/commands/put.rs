@@ -27,7 +27,7 @@ use crate::crypto::keys::{NameStamp, VaultKey};
 use crate::format::name::{Capsule, Metadata, Name, NameBody, NameRecord};
 use crate::format::{BucketId, NameId, VersionId};
 use crate::io::Buffer;
-use crate::limits::PUT_CHUNKS_IN_FLIGHT_PER_SHARD;
+use crate::limits::{PUT_CHUNKS_IN_FLIGHT_PER_SHARD, SINGLE_SHARD_LEAVES_MAX};
 use crate::node::chunks::ClusterSink;
 use crate::node::control::ControlEvent;
 use crate::node::deaths::Room;
@@ -181,9 +181,6 @@ async fn store_content(
     client.send(progress_event(&job)).await?;
     Ok(result)
 }
-
-/// A file this short is not worth waking the other shards for.
-const SINGLE_SHARD_LEAVES_MAX: u64 = 4;
 
 async fn work(job: &Arc<PutJob>, shard: &Rc<Shard>) {
     job.work(&shard.pool, &Rc::new(ClusterSink::new(shard.clone()))).await;

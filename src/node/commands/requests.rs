@@ -4,12 +4,9 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use super::CLIENT_STALL;
 use crate::io::{Buffer, UnixStream};
+use crate::limits::{CLIENT_STALL_MAX, CONTROL_READ_BYTES};
 use crate::node::control::{ControlRequest, LENGTH_BYTES, ProtocolError, message_len};
-
-/// A small file of a few KiB fits.
-const REQUEST_BYTES: usize = 16 << 10;
 
 /// A short request is taken with one receive.
 pub(super) struct Requests {
@@ -23,12 +20,12 @@ pub(super) type Received = io::Result<Result<ControlRequest, ProtocolError>>;
 
 impl Requests {
     pub fn new() -> Self {
-        Self { buffer: Buffer::heap(REQUEST_BYTES), held: 0..0 }
+        Self { buffer: Buffer::heap(CONTROL_READ_BYTES), held: 0..0 }
     }
 
     /// The first request, and the descriptor that came with it.
     pub async fn first(&mut self, stream: &UnixStream) -> (Received, Option<OwnedFd>) {
-        let (outcome, buffer) = stream.recv_with_fds(self.take_buffer(), 0..REQUEST_BYTES).await;
+        let (outcome, buffer) = stream.recv_with_fds(self.take_buffer(), 0..CONTROL_READ_BYTES).await;
         self.buffer = buffer;
         match outcome {
             Ok((received, descriptors)) => {
@@ -57,8 +54,8 @@ impl Requests {
         let request = ControlRequest::decode(self.held().get(LENGTH_BYTES..len).unwrap_or_default());
         self.held.start += len;
         // Whoever sends one long request often sends another: room for it is kept until a short one comes.
-        if self.held.is_empty() && self.buffer.len() > REQUEST_BYTES && len <= REQUEST_BYTES {
-            self.buffer = Buffer::heap(REQUEST_BYTES);
+        if self.held.is_empty() && self.buffer.len() > CONTROL_READ_BYTES && len <= CONTROL_READ_BYTES {
+            self.buffer = Buffer::heap(CONTROL_READ_BYTES);
         }
         Ok(request)
     }
@@ -73,7 +70,7 @@ impl Requests {
 
     /// Waits for a request for as long as it takes.
     async fn receive(&mut self, stream: &UnixStream) -> io::Result<()> {
-        let (received, buffer) = stream.recv(self.take_buffer(), 0..REQUEST_BYTES).await;
+        let (received, buffer) = stream.recv(self.take_buffer(), 0..CONTROL_READ_BYTES).await;
         self.buffer = buffer;
         self.held = 0..received?;
         if self.held.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
@@ -90,7 +87,7 @@ impl Requests {
             self.buffer.as_mut_slice().copy_within(self.held.clone(), 0);
         }
         let buffer = self.take_buffer();
-        let (outcome, buffer) = stream.recv_exact(buffer, begun..len, CLIENT_STALL).await;
+        let (outcome, buffer) = stream.recv_exact(buffer, begun..len, CLIENT_STALL_MAX).await;
         (self.buffer, self.held) = (buffer, 0..len);
         outcome
     }
@@ -113,7 +110,7 @@ mod tests {
 
     /// Longer than what is received at once.
     fn long() -> ControlRequest {
-        let contents = Bytes((0..3 * REQUEST_BYTES).map(|at| at as u8).collect());
+        let contents = Bytes((0..3 * CONTROL_READ_BYTES).map(|at| at as u8).collect());
         let file = SmallFile { key: "long".into(), metadata: Metadata::default(), contents };
         ControlRequest::PutSmall { bucket: "main".into(), no_dedup: false, no_clobber: false, files: vec![file] }
     }
@@ -129,7 +126,7 @@ mod tests {
     fn requests_come_out_as_they_went_in_however_they_are_cut() {
         let sent = [stat("a"), long(), stat("b"), stat("c"), long()];
         let bytes = sent.iter().flat_map(|request| request.encode()).collect::<Vec<_>>();
-        for cut in [1, 3, LENGTH_BYTES, LENGTH_BYTES + 1, 1000, REQUEST_BYTES, bytes.len()] {
+        for cut in [1, 3, LENGTH_BYTES, LENGTH_BYTES + 1, 1000, CONTROL_READ_BYTES, bytes.len()] {
             let received = on_ring(async |stream, mut far| {
                 let bytes = bytes.clone();
                 let writer = std::thread::spawn(move || {

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Client, Failure, code, node_stops};
 use crate::format::Address;
 use crate::io::{JoinHandle, spawn};
+use crate::limits::{PROGRESS_INTERVAL, REFERENCES_PER_PAGE_MAX};
 use crate::node::control::ControlEvent;
 use crate::node::mend::{self, Mended};
 use crate::node::mend_log;
@@ -37,7 +38,7 @@ async fn verify_all(shard: &Rc<Shard>, client: &Rc<Client>) -> Result<(), Failur
             biased;
             Some(damaged) = walk.damaged.recv() => tally.damage(shard, client, &damaged, "damaged").await?,
             report = &mut walk.end => break report.map_err(|_| node_stops().about("verify"))??,
-            () = tokio::time::sleep(REPORT_INTERVAL) => {
+            () = tokio::time::sleep(PROGRESS_INTERVAL) => {
                 let done = walk.done.get();
                 client.send(ControlEvent::Verified { done, total: total.max(done) }).await?;
             }
@@ -188,17 +189,17 @@ async fn find_missing(
     let catalog = &shard.node.catalog;
     let (mut after_version, mut reported) = (None, Instant::now());
     loop {
-        let versions = catalog.versions(after_version, REFERENCES_PAGE).await?;
+        let versions = catalog.versions(after_version, REFERENCES_PER_PAGE_MAX).await?;
         let Some(last) = versions.last() else { return Ok(()) };
         after_version = Some(*last);
         for version in &versions {
             let mut after = None;
             loop {
-                if reported.elapsed() >= REPORT_INTERVAL {
+                if reported.elapsed() >= PROGRESS_INTERVAL {
                     client.send(verified.clone()).await?;
                     reported = Instant::now();
                 }
-                let chunks = catalog.chunks_of(version, after, REFERENCES_PAGE).await?;
+                let chunks = catalog.chunks_of(version, after, REFERENCES_PER_PAGE_MAX).await?;
                 let Some(last) = chunks.last() else { break };
                 after = Some(*last);
                 for address in chunks.iter().filter(|address| !shard.store.contains(address)) {
@@ -212,11 +213,6 @@ async fn find_missing(
         }
     }
 }
-
-/// References asked of the catalog at once.
-const REFERENCES_PAGE: usize = 1024;
-
-const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Gives back the space of everything without a living reference, now: the grace for running reads is skipped, local
 /// readers' guards are not.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::{ControlEvent, ControlRequest, LENGTH_BYTES, ProtocolError, SOCKET_NAME, message_len};
 use crate::io::{connect_blocking, send_with_fds};
+use crate::limits::CONTROL_EVENTS_BYTES;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -28,9 +29,6 @@ pub enum ClientError {
     #[error("{message}")]
     Failed { code: u8, message: String },
 }
-
-/// Events that one read takes.
-const READ_BYTES: usize = 64 << 10;
 
 /// One connection to a node.
 #[derive(Debug)]
@@ -61,7 +59,11 @@ impl Client {
             }
             _ => ClientError::Refused { socket: dir.join(SOCKET_NAME), source },
         })?;
-        Ok(Self { stream: BufReader::with_capacity(READ_BYTES, stream), dir: dir.to_owned(), answer_max: None })
+        Ok(Self {
+            stream: BufReader::with_capacity(CONTROL_EVENTS_BYTES, stream),
+            dir: dir.to_owned(),
+            answer_max: None,
+        })
     }
 
     /// From now on an answer that takes longer than this is [`ClientError::Silent`].

@@ -170,7 +170,7 @@ fn a_huge_count_reserves_nothing() {
 fn the_longest_chunk_fits_and_more_is_refused() {
     let chunk = ControlEvent::Chunk { payload: Bytes(vec![0; limits::CHUNK_BYTES_MAX]) };
     assert_eq!(ControlEvent::decode(body(&chunk.encode())), Ok(chunk));
-    let len = MESSAGE_BYTES_MAX + 1;
+    let len = limits::CONTROL_MESSAGE_BYTES_MAX + 1;
     assert_eq!(message_len((len as u32).to_le_bytes()), Err(ProtocolError::TooLong { len }));
 }
 

@@ -25,7 +25,7 @@ use crate::format::name::{Capsule, Name, NameBody, NameRecord};
 use crate::format::{Address, BucketId, NameId, VersionId};
 use crate::io::yield_now;
 use crate::key_locks::KeyLock;
-use crate::limits::{CHUNK_BYTES_MIN, SMALL_CHUNK_BYTES_MAX, SMALL_REQUESTS_GATHERED_MAX};
+use crate::limits::{CHUNK_BYTES_MIN, SMALL_CHUNK_BYTES_MAX, SMALL_REQUESTS_GATHERED_MAX, SMALL_SEALED_BYTES_AT_ONCE};
 use crate::node::commands::put::{Put, publish, read_earlier, reserve_death};
 use crate::node::commands::{Failure, code};
 use crate::node::control::{Bytes, SmallFile};
@@ -157,15 +157,12 @@ async fn put_all(shard: &Rc<Shard>, files: Puts) -> Result<Vec<Outcome>, Failure
     Ok(batch.finish())
 }
 
-/// Sealing this much takes as long as one long chunk.
-const SEALED_BYTES_AT_ONCE: usize = 512 << 10;
-
 /// The next items from `place` on that are sealed without a pause, as many as are hashed side by side, and their bytes.
 fn together(items: &mut [(usize, Box<Item>)], place: usize) -> Option<(Vec<&mut Item>, usize)> {
     let mut bytes = 0;
     let is_near = |item: &&mut Item| {
         bytes += item.contents.len();
-        bytes <= SEALED_BYTES_AT_ONCE
+        bytes <= SMALL_SEALED_BYTES_AT_ONCE
     };
     let near = items.get_mut(place..)?.iter_mut().map(|(_, item)| &mut **item);
     let near: Vec<&mut Item> = near.take(SIDE_BY_SIDE).take_while(is_near).collect();
@@ -281,7 +278,7 @@ impl Batch {
         let mut sealed_bytes = 0;
         let mut place = 0;
         while let Some((items, bytes)) = together(&mut self.items, place) {
-            if sealed_bytes + bytes > SEALED_BYTES_AT_ONCE {
+            if sealed_bytes + bytes > SMALL_SEALED_BYTES_AT_ONCE {
                 // Other tasks of this thread, and its ring, get their turn.
                 yield_now().await;
                 sealed_bytes = 0;
