@@ -21,6 +21,7 @@ Examples (after cargo build --release --workspace):
   loadgen ranges --spawn 1 --size 64M --range-size 1-64K   parts of files
   loadgen overwrite --spawn 3 --removes 20                 reads, overwrites and removals, through every node
   loadgen small --spawn 1 --objects 10000 --size 1-4K      many small objects: all put, then read
+  loadgen small --spawn 1 --disable-keepalive              the same with a connection for each operation
   loadgen huge --spawn 1 --objects 2 --size 2G             few huge ones: all put, then read
   loadgen connections --spawn 1 --concurrency 500 --idle 500
   loadgen beside --spawn 1 --put 10G --rate 500            small gets alone, and while a long put runs
@@ -208,6 +209,11 @@ pub struct LoadArguments {
     #[arg(long, value_name = "KIND", value_enum)]
     pub via: Option<Via>,
 
+    /// A connection and a descriptor for each operation on small objects too, as `gabion put` and `gabion get` have;
+    /// otherwise, where no object is longer than 65,468 bytes, each worker keeps a connection to each node
+    #[arg(long)]
+    pub disable_keepalive: bool,
+
     /// Put every object under a key of its own, so that equal contents are stored twice
     #[arg(long)]
     pub no_dedup: bool,
@@ -372,6 +378,14 @@ mod tests {
         let known: Vec<&str> = command.get_arguments().map(|option| option.get_id().as_str()).collect();
         let all = SOME_HEED.iter().map(|(id, _)| id).chain(&SMOKE_HEEDS).chain(&SPAWNED_ONLY).chain(&ATTACHED_ONLY);
         all.for_each(|id| assert!(known.contains(id), "{id}"));
+    }
+
+    #[test]
+    fn the_help_says_how_long_a_small_object_may_be() {
+        let help = Arguments::command().render_long_help().to_string();
+        let longest = gabion::limits::SMALL_CHUNK_BYTES_MAX;
+        let longest = format!("{},{:03}", longest / 1000, longest % 1000);
+        assert!(help.contains(&format!("longer than {longest} bytes")), "{longest}");
     }
 
     #[test]

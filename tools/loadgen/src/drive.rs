@@ -14,12 +14,13 @@ use gabion::node::control::ControlRequest;
 use gabion::node::control::client::Client;
 
 use crate::beside::{PutBeside, PutReport, Repeated};
+use crate::connection::{Kept, Line};
 use crate::content::Content;
 use crate::dice::Dice;
 use crate::interrupt;
 use crate::measure::{Kind, Recorder};
 use crate::nodes::{Node, Nodes};
-use crate::operation::{Line, Operation, Source, Subject, Trouble, Wanted};
+use crate::operation::{Operation, Source, Subject, Trouble, Wanted};
 use crate::pacing::{Clock, Pacer, RealClock, Timing, Turn};
 use crate::progress::Progress;
 use crate::report::PhaseReport;
@@ -229,11 +230,12 @@ impl Worker<'_> {
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
         let clock = gate.wait();
         let is_stopped = || self.run.is_stopped();
+        let mut kept: Vec<Kept> = self.nodes.all.iter().map(|_| Kept::default()).collect();
         self.pacer.work(
             &clock,
             is_stopped,
             |turn| self.prepare(turn),
-            |prepared| self.operate(prepared),
+            |prepared| self.operate(prepared, &mut kept),
             |timing, outcome| self.note(timing, outcome),
         );
         drop(ended);
@@ -282,7 +284,8 @@ impl Worker<'_> {
         source: Source,
     ) -> Option<PutReport> {
         let node = self.nodes.all.first()?;
-        let operation = Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line };
+        let mut kept = Kept::default();
+        let mut operation = self.operation(node, &mut kept);
         let ledger = &self.run.subject.ledger;
         let clock = gate.wait();
         ledger.begin_write(put.number);
@@ -299,12 +302,17 @@ impl Worker<'_> {
         report
     }
 
-    fn operate(&self, (turn, prepared): (Turn, Prepared)) -> (Kind, Result<u64, Trouble>) {
+    fn operation<'b>(&'b self, node: &'b Node, kept: &'b mut Kept) -> Operation<'b> {
+        Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line, kept }
+    }
+
+    /// `kept`: this worker's connections, one place for each node.
+    fn operate(&self, (turn, prepared): (Turn, Prepared), kept: &mut [Kept]) -> (Kind, Result<u64, Trouble>) {
         let index = self.phase.route.node(turn.index, self.nodes.all.len());
-        let Some(node) = self.nodes.all.get(index) else {
+        let (Some(node), Some(kept)) = (self.nodes.all.get(index), kept.get_mut(index)) else {
             return (Kind::Get, Err(Trouble::Failed(Failure::other("no node"))));
         };
-        let operation = Operation { subject: self.run.subject, node, recorder: self.recorder, line: self.line };
+        let mut operation = self.operation(node, kept);
         let ledger = &self.run.subject.ledger;
         match prepared {
             Prepared::Read { number, range } => {

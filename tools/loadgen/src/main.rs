@@ -12,6 +12,7 @@
 //! | `ledger` | what each object may hold now |
 //! | `nodes` | nodes that run already, or are started and ended here |
 //! | `operation` | one put, get, range or removal |
+//! | `connection` | the connections that workers keep; cutting them |
 //! | `pacing` | when operations begin: closed and open loop |
 //! | `beside` | the put beside gets, and the comparison |
 //! | `drive` | workers, and the watch beside them |
@@ -21,8 +22,9 @@
 //! | `smoke` | every scenario, small |
 //! | `interrupt`, `clean` | Ctrl-C; removing what was put |
 //!
-//! What it measures includes what every use of a node has: a connection to the control socket and a descriptor passed
-//! for each operation, since the protocol serves one command a connection.
+//! What it measures includes what a program on the node's machine has: for small objects a request and its answer on a
+//! connection that is kept, for all else a connection to the control socket and a descriptor passed for each operation,
+//! since there the protocol serves one command a connection. `--disable-keepalive` measures small objects as commands too.
 //!
 //! Exit codes are those of `gabion`: 0 ok, 1 other, 2 usage, 4 an acknowledged object is not there, 5 network, 6 a wrong or
 //! missing byte, 130 interrupted;
@@ -33,6 +35,7 @@ mod arguments;
 mod beside;
 mod chart;
 mod clean;
+mod connection;
 mod content;
 mod dice;
 mod drive;
@@ -90,7 +93,7 @@ fn main() -> ExitCode {
 fn start() -> Result<(), Failure> {
     interrupt::listen(nodes::end_at_once)
         .map_err(|error| Failure::other(format!("Ctrl-C cannot be listened for: {error}")))?;
-    // Three descriptors an operation; with fewer, fewer operations at a time work.
+    // Three descriptors an operation, and two a connection that is kept; with fewer, fewer operations at a time work.
     gabion::io::raise_fd_limit();
     Ok(())
 }
@@ -132,6 +135,7 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunRepor
         bucket: format!("loadgen-{}", load.seed),
         via: plan.via,
         no_dedup: load.no_dedup,
+        keepalive: plan.keepalive,
         scratch: arguments.where_.dir.clone().unwrap_or_else(std::env::temp_dir),
     };
     if load.reuse {
@@ -142,6 +146,7 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunRepor
     let run = Run::new(&subject, &progress, interval, load.failures_max);
     let mut report = RunReport {
         scenario: plan.name,
+        keepalive: plan.keepalive,
         machine: Machine::default(),
         seed: load.seed,
         phases: Vec::new(),
@@ -201,6 +206,9 @@ fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
             .map_err(|error| Failure::other(format!("the chart {} cannot be written: {error}", path.display())))?;
     }
     if !arguments.output.json {
+        if report.keepalive {
+            println!("objects went over connections that were kept; --disable-keepalive has one for each operation");
+        }
         println!("{}", report.machine.text());
     }
     if let Some(comparison) = beside::text(report).filter(|_| !arguments.output.json) {

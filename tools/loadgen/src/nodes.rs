@@ -92,7 +92,7 @@ impl Nodes {
         for dir in dirs {
             let dir =
                 std::path::absolute(dir).map_err(|error| Failure::other(format!("{}: {error}", dir.display())))?;
-            let node = Node { process: process_of(&dir), dir, child: None, log: None };
+            let node = Node::at(dir);
             let status = node.status()?;
             if status.class == NodeClass::Storage {
                 let message =
@@ -169,6 +169,11 @@ fn started() -> std::sync::MutexGuard<'static, Started> {
 }
 
 impl Node {
+    /// One that runs already.
+    pub fn at(dir: PathBuf) -> Self {
+        Self { process: process_of(&dir), dir, child: None, log: None }
+    }
+
     fn start(options: &SpawnOptions, scratch: &Path, index: usize, ticket: Option<&str>) -> Result<Self, Failure> {
         let dir = scratch.join(format!("node-{index}"));
         let log = scratch.join(format!("node-{index}.log"));

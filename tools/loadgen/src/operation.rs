@@ -1,12 +1,16 @@
 //! One operation against one node, over its control socket, with every byte that comes back checked.
 //!
-//! The control protocol serves one command a connection, so each operation connects, and passes one descriptor:
-//!
-//! | what | descriptor |
+//! | what | how |
 //! | --- | --- |
+//! | small: put, get | by `PutSmall` and `GetSmall` on a connection that the worker keeps |
 //! | put, fits a pipe | a pipe that holds the content already |
 //! | put, longer | a pipe that a second thread feeds; with `--via memfd` or `file` a file |
 //! | get, range | a pipe, checked while it runs; by a second thread when it may run for long |
+//! | removal | without a descriptor |
+//!
+//! All but the first are commands: each connects, and passes at most one descriptor. Objects are small when the longest
+//! that the run may put fits a request: who gets one then need not know its length. With `--disable-keepalive` none is.
+//! What a node calls too long for its answer is asked for by a command.
 //!
 //! What a put reads is made before its time is taken, and a file is on the disk by then: neither making nor writing back
 //! counts against the node. A pipe that must be fed is the exception: its bytes are made while the node reads.
@@ -17,14 +21,16 @@ use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use gabion::cli::exit::{Exit, Failure};
 use gabion::format::name::Metadata;
-use gabion::node::control::client::{Client, HangUp};
-use gabion::node::control::{ControlEvent, ControlRequest, OutputKind, Target};
+use gabion::limits::SMALL_CHUNK_BYTES_MAX;
+use gabion::node::control::{
+    Bytes, ControlEvent, ControlRequest, OutputKind, SmallFetched, SmallFile, SmallStored, Target,
+};
 use rustix::fs::MemfdFlags;
 
+use crate::connection::{Connection, Kept, Line};
 use crate::content::{Check, Content, Contents};
 use crate::ledger::Ledger;
 use crate::measure::Recorder;
@@ -65,30 +71,6 @@ impl Trouble {
     }
 }
 
-/// Cuts a worker's connection when the run is stopped.
-#[derive(Debug, Default)]
-pub struct Line(Mutex<Option<HangUp>>);
-
-impl Line {
-    pub fn hang_up(&self) {
-        if let Some(connection) = self.slot().as_ref() {
-            connection.hang_up();
-        }
-    }
-
-    fn hold(&self, client: &Client) {
-        *self.slot() = client.hang_up_handle().ok();
-    }
-
-    fn release(&self) {
-        *self.slot() = None;
-    }
-
-    fn slot(&self) -> MutexGuard<'_, Option<HangUp>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// What all workers share.
 #[derive(Debug)]
 pub struct Subject {
@@ -97,6 +79,8 @@ pub struct Subject {
     pub bucket: String,
     pub via: Via,
     pub no_dedup: bool,
+    /// Whole objects go over connections that are kept: all of them are small.
+    pub keepalive: bool,
     /// Where files for `--via file` are made.
     pub scratch: PathBuf,
 }
@@ -108,6 +92,8 @@ pub struct Operation<'a> {
     pub node: &'a Node,
     pub recorder: &'a Recorder,
     pub line: &'a Line,
+    /// The worker's connection to this node.
+    pub kept: &'a mut Kept,
 }
 
 /// Contents as a put reads them.
@@ -141,6 +127,8 @@ impl Feed for Content {
 /// What a put reads.
 #[derive(Debug)]
 pub enum Source {
+    /// Small, and sent within the request.
+    Bytes(Vec<u8>),
     /// A pipe or a file that holds all of it.
     Whole(OwnedFd),
     /// A pipe that is fed while the node reads.
@@ -164,6 +152,11 @@ impl Subject {
     }
 
     fn make_source(&self, content: &impl Feed) -> io::Result<Source> {
+        if self.keepalive && content.len_bytes() <= SMALL_CHUNK_BYTES_MAX as u64 {
+            let mut bytes = Vec::with_capacity(content.len_bytes() as usize);
+            content.feed(&mut bytes, &|_| ())?;
+            return Ok(Source::Bytes(bytes));
+        }
         let (reader, mut writer) = io::pipe()?;
         if content.len_bytes() <= capacity(&writer) {
             content.feed(&mut writer, &|_| ())?;
@@ -193,15 +186,19 @@ impl Subject {
 
 impl Operation<'_> {
     /// Writes this content to the object; the bytes written.
-    pub fn put(&self, number: u64, content: &impl Feed, source: Source, no_dedup: bool) -> Result<u64, Trouble> {
+    pub fn put(&mut self, number: u64, content: &impl Feed, source: Source, no_dedup: bool) -> Result<u64, Trouble> {
         let len = content.len_bytes();
         let answer = match source {
+            Source::Bytes(contents) => {
+                self.send_small(number, contents, no_dedup).inspect(|stored| self.recorder.moved(*stored)).map(Some)
+            }
             Source::Whole(descriptor) => self
                 .send_content(number, len, descriptor, no_dedup)
                 .inspect(|stored| self.recorder.moved(stored.unwrap_or(0))),
             Source::Fed(reader, mut writer) => std::thread::scope(|scope| {
                 // It ends with a broken pipe when the node stops reading; the node's answer then says why.
-                scope.spawn(move || content.feed(&mut writer, &|bytes| self.recorder.moved(bytes)));
+                let recorder = self.recorder;
+                scope.spawn(move || content.feed(&mut writer, &|bytes| recorder.moved(bytes)));
                 self.send_content(number, len, reader.into(), no_dedup)
             }),
         };
@@ -217,7 +214,7 @@ impl Operation<'_> {
             key: key(number),
             no_dedup,
             no_clobber: false,
-            metadata: Metadata { mode: 0o100_644, ..Metadata::default() },
+            metadata: metadata(),
             length_hint: Some(len),
         };
         let mut stored = None;
@@ -229,6 +226,24 @@ impl Operation<'_> {
         Ok(stored)
     }
 
+    /// The bytes that the node says it stored.
+    fn send_small(&mut self, number: u64, contents: Vec<u8>, no_dedup: bool) -> Result<u64, Failure> {
+        let request = ControlRequest::PutSmall {
+            bucket: self.subject.bucket.clone(),
+            no_dedup,
+            no_clobber: false,
+            files: vec![SmallFile { key: key(number), metadata: metadata(), contents: Bytes(contents) }],
+        };
+        let stored = self.kept.exchange(self.node, self.line, &request, |event| match event {
+            ControlEvent::StoredSmall { outcomes } => only(outcomes),
+            _ => None,
+        })?;
+        match stored {
+            SmallStored::Stored { bytes, .. } => Ok(bytes),
+            SmallStored::Failed { code, message } => Err(Failure { code, message }),
+        }
+    }
+
     pub fn remove(&self, number: u64) -> Result<(), Trouble> {
         let request = ControlRequest::Remove { bucket: self.subject.bucket.clone(), key: key(number) };
         let answer = self.ask(&request, None, |_| ());
@@ -236,10 +251,43 @@ impl Operation<'_> {
     }
 
     /// Reads and checks; the bytes read. 0 also for an object that may be absent and is.
-    pub fn read(&self, wanted: Wanted) -> Result<u64, Trouble> {
+    pub fn read(&mut self, wanted: Wanted) -> Result<u64, Trouble> {
+        if self.subject.keepalive && wanted.range.is_none() {
+            self.read_small(wanted)
+        } else {
+            self.read_by_command(wanted)
+        }
+    }
+
+    fn read_small(&mut self, wanted: Wanted) -> Result<u64, Trouble> {
+        let floor = self.subject.ledger.floor(wanted.number);
+        let request = ControlRequest::GetSmall { targets: vec![self.target(&wanted)], remote: wanted.remote };
+        let fetched = self.kept.exchange(self.node, self.line, &request, |event| match event {
+            ControlEvent::FetchedSmall { outcomes } => only(outcomes),
+            _ => None,
+        });
+        let mut check = self.begin_check(&wanted, floor);
+        let answer = match fetched {
+            Ok(SmallFetched::Contents { contents: Bytes(found), .. }) => {
+                self.recorder.moved(found.len() as u64);
+                check.feed(&found).map_err(|at| self.wrong(&wanted, floor, at, 0, &found))?;
+                Ok(())
+            }
+            Ok(SmallFetched::Failed { code, message }) => Err(Failure { code, message }),
+            Ok(SmallFetched::Large { .. }) => return self.read_by_command(wanted),
+            Err(failure) => Err(failure),
+        };
+        self.judge(&wanted, floor, answer, check)
+    }
+
+    fn target(&self, wanted: &Wanted) -> Target {
+        Target::Name { bucket: self.subject.bucket.clone(), key: key(wanted.number) }
+    }
+
+    fn read_by_command(&self, wanted: Wanted) -> Result<u64, Trouble> {
         let floor = self.subject.ledger.floor(wanted.number);
         let request = ControlRequest::Get {
-            target: Target::Name { bucket: self.subject.bucket.clone(), key: key(wanted.number) },
+            target: self.target(&wanted),
             range: wanted.range.map(|(first, len)| (first, first + len.max(1) - 1)),
             remote: wanted.remote,
             resume: false,
@@ -248,9 +296,9 @@ impl Operation<'_> {
         let (reader, writer) = io::pipe().map_err(Trouble::here)?;
         let bytes_max = wanted.range.map_or(self.subject.contents.sizes.bytes_max, |(_, len)| len);
         let (answer, checked) = if bytes_max <= capacity(&writer) {
-            let client = self.begin(&request, Some(writer.into()));
+            let connection = self.begin(&request, Some(writer.into()));
             let checked = self.check(&wanted, floor, reader);
-            (client.and_then(|client| self.finish(client, |_| ())), checked)
+            (connection.and_then(|connection| self.finish(connection, |_| ())), checked)
         } else {
             widen(&writer);
             std::thread::scope(|scope| {
@@ -344,16 +392,16 @@ impl Operation<'_> {
     }
 
     /// The descriptor is the node's alone afterwards: only then does either end of a pipe see the other one go.
-    fn begin(&self, request: &ControlRequest, descriptor: Option<OwnedFd>) -> Result<Client, Failure> {
-        let mut client = self.node.connect()?;
-        self.line.hold(&client);
-        client.send(request, descriptor.as_ref().map(AsFd::as_fd))?;
-        Ok(client)
+    fn begin(&self, request: &ControlRequest, descriptor: Option<OwnedFd>) -> Result<Connection, Failure> {
+        let mut connection = Connection::to(self.node)?;
+        self.line.hold(&connection);
+        connection.client.send(request, descriptor.as_ref().map(AsFd::as_fd))?;
+        Ok(connection)
     }
 
-    fn finish(&self, mut client: Client, mut on_event: impl FnMut(ControlEvent)) -> Result<(), Failure> {
+    fn finish(&self, mut connection: Connection, mut on_event: impl FnMut(ControlEvent)) -> Result<(), Failure> {
         let answer = loop {
-            match client.next_event() {
+            match connection.client.next_event() {
                 Ok(ControlEvent::Done) => break Ok(()),
                 Ok(event) => on_event(event),
                 Err(error) => break Err(error.into()),
@@ -369,6 +417,16 @@ pub fn key(number: u64) -> String {
     format!("object-{number}")
 }
 
+/// Of every object.
+fn metadata() -> Metadata {
+    Metadata { mode: 0o100_644, ..Metadata::default() }
+}
+
+/// The outcome of a request for one object.
+fn only<T>(outcomes: Vec<T>) -> Option<T> {
+    <[T; 1]>::try_from(outcomes).ok().map(|[outcome]| outcome)
+}
+
 /// What goes into a pipe before its writer must wait.
 fn capacity(pipe: &PipeWriter) -> u64 {
     rustix::pipe::fcntl_getpipe_size(pipe).unwrap_or(0) as u64
@@ -378,3 +436,6 @@ fn widen(pipe: &PipeWriter) {
     // As it is, it works too.
     let _ = rustix::pipe::fcntl_setpipe_size(pipe, LONG_PIPE_BYTES);
 }
+
+#[cfg(test)]
+mod tests;

@@ -210,6 +210,8 @@ impl PhaseReport {
 #[derive(Debug, Clone)]
 pub struct RunReport {
     pub scenario: &'static str,
+    /// Whole objects went over connections that were kept.
+    pub keepalive: bool,
     pub machine: Machine,
     pub seed: u64,
     pub phases: Vec<PhaseReport>,
@@ -230,6 +232,7 @@ impl RunReport {
     pub fn json(&self) -> Value {
         json!({
             "scenario": self.scenario,
+            "keepalive": self.keepalive,
             "machine": self.machine.json(),
             "seed": self.seed,
             "verified": self.wrong.is_none() && self.failure_code().is_none() && !self.is_interrupted,
@@ -390,6 +393,7 @@ pub mod tests {
         };
         RunReport {
             scenario: "mixed",
+            keepalive: true,
             machine: Machine::default(),
             seed: 9,
             phases: vec![phase],
@@ -403,6 +407,7 @@ pub mod tests {
     fn the_json_report_has_every_figure_under_its_name() {
         let json = sample().json();
         assert_eq!((&json["scenario"], &json["seed"]), (&json!("mixed"), &json!(9)));
+        assert_eq!(json["keepalive"], json!(true));
         assert_eq!((&json["wrong"], &json["verified"]), (&Value::Null, &json!(false)), "a put failed");
         let phase = &json["phases"][0];
         for (name, value) in [

@@ -14,8 +14,9 @@
 //! | beside | 1,000 | 4K | get, 10 s at 500 a second; then the same for as long as a put of 10G runs | 64 |
 //! | crowd | 1 | 256M | every receiver once, through all nodes but the first | one for each of these nodes |
 //!
-//! Connections are those of commands to the control socket; the idle ones must answer in the end. (How many sessions of
-//! other nodes a node bears, and how many strangers, is another question: `tools/acceptance` asks the second.)
+//! Whole objects that all fit a request go over connections that are kept, one for each worker and node; all else is one
+//! command a connection, and with `--disable-keepalive` everything is. The idle ones must answer in the end. (How many
+//! sessions of other nodes a node bears, and how many strangers, is another question: `tools/acceptance` asks the second.)
 //!
 //! Of a crowd, with `--spawn`, the first node is alone when the file is put, with one copy; the others join then: it has the
 //! whole file, and every receiver's node must fetch. On nodes that run already the layout says who has which chunk.
@@ -23,6 +24,7 @@
 use std::time::Duration;
 
 use gabion::cli::exit::Failure;
+use gabion::limits::SMALL_CHUNK_BYTES_MAX;
 
 use crate::arguments::{LoadArguments, Scenario};
 use crate::beside::PutBeside;
@@ -136,6 +138,8 @@ pub struct Plan {
     pub name: &'static str,
     pub sizes: Sizes,
     pub via: Via,
+    /// Whole objects go over connections that are kept.
+    pub keepalive: bool,
     pub removals: u32,
     /// Objects that are there before the last phase, for `--reuse`.
     pub objects: u64,
@@ -230,10 +234,13 @@ impl Plan {
         }
         // A client that feeds a pipe takes the processor from the gets that it measures.
         let via_usual = if scenario == Scenario::Beside { Via::File } else { Via::Pipe };
+        let sizes = load.size.unwrap_or(usual.sizes);
         Ok(Self {
             name: usual.name,
             via: load.via.unwrap_or(via_usual),
-            sizes: load.size.unwrap_or(usual.sizes),
+            // Who gets an object does not know its length before: all must fit.
+            keepalive: !load.disable_keepalive && sizes.bytes_max <= SMALL_CHUNK_BYTES_MAX as u64,
+            sizes,
             removals: load.removes.unwrap_or(usual.removals),
             objects: if scenario == Scenario::Put { 0 } else { objects },
             phases,
@@ -401,6 +408,23 @@ mod tests {
     fn peers_need_two_nodes() {
         assert_eq!(plan("loadgen peers --spawn 1", 1).unwrap_err().code, 2);
         assert!(plan("loadgen peers --spawn 2", 2).is_ok());
+    }
+
+    #[test]
+    fn connections_are_kept_where_every_object_fits_a_request() {
+        let longest = SMALL_CHUNK_BYTES_MAX;
+        for (line, keepalive) in [
+            ("small --spawn 1", true),
+            ("connections --spawn 1", true),
+            ("beside --spawn 1", true),
+            ("small --spawn 1 --disable-keepalive", false),
+            ("get --spawn 1", false),
+            (&format!("get --spawn 1 --size {longest}"), true),
+            (&format!("get --spawn 1 --size {}", longest + 1), false),
+            (&format!("put --spawn 1 --size 1-{}", longest + 1), false),
+        ] {
+            assert_eq!(plan(&format!("loadgen {line}"), 1).unwrap().keepalive, keepalive, "{line}");
+        }
     }
 
     #[test]

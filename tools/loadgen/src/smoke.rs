@@ -15,7 +15,7 @@ const NODES: u8 = 3;
 const SERVED_SHARE: u64 = 10;
 
 /// As after `loadgen`, without the nodes.
-const RUNS: [&str; 15] = [
+const RUNS: [&str; 18] = [
     "put --count 40 --size 100K-2M --read-back",
     "put --count 12 --size 3M --via memfd --read-back",
     "put --count 12 --size 3M --via file --no-dedup --read-back",
@@ -24,7 +24,10 @@ const RUNS: [&str; 15] = [
     "mixed --objects 50 --size 4K --rate 200 --duration 2s --concurrency 32",
     "ranges --objects 3 --count 100 --size 5M --range-size 1-2M",
     "overwrite --objects 20 --count 600 --size 0-200K --concurrency 16",
+    "overwrite --objects 20 --count 1000 --size 0-60K --concurrency 16 --read-back",
     "small --objects 1000 --size 0-4K",
+    "small --objects 1000 --size 0-4K --disable-keepalive",
+    "put --count 200 --size 0-60K --no-dedup --read-back",
     "huge --objects 2 --size 40M",
     "connections --objects 50 --count 600 --concurrency 150 --idle 50",
     "beside --objects 50 --rate 200 --duration 1s --put 200M",
@@ -128,5 +131,17 @@ mod tests {
         for scenario in Scenario::value_variants() {
             assert!(walked.contains(scenario), "{scenario:?}");
         }
+    }
+
+    #[test]
+    fn small_objects_go_both_ways_in_the_smoke_run() {
+        let outer = Arguments::of(["loadgen", "--smoke"]).unwrap();
+        let is_kept = |line: &&str| {
+            let one = arguments_of(line, 7, &outer).unwrap();
+            Plan::new(one.scenario.unwrap(), &one.load, 3).unwrap().keepalive
+        };
+        let (kept, others): (Vec<&str>, Vec<&str>) =
+            RUNS.iter().copied().filter(|line| line.starts_with("small")).partition(is_kept);
+        assert!(!kept.is_empty() && !others.is_empty(), "{kept:?} and {others:?}");
     }
 }
