@@ -276,8 +276,6 @@ pub const LISTING_BYTES_MAX: usize = 32 * MIB;
 pub const LISTINGS_MAX: usize = 2;
 /// A listing whose page has no more entries than this waits for nobody.
 pub const LISTING_ENTRIES_SHORT: u64 = 1000;
-/// Names on one page of a listing.
-pub const NAMES_PER_PAGE_MAX: usize = 1000;
 /// Name records that an owner reads for one page, before the limit of a body cuts it, and that are brought in at a time.
 pub const NAME_RECORDS_PER_PAGE_MAX: usize = 256;
 /// What deaths that wait for confirmations take in memory; beyond it no new one is signed.

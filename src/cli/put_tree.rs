@@ -15,8 +15,8 @@
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
 
@@ -257,7 +257,9 @@ fn finish(context: &Context, prefix: &Prefix, tally: &Tally, choices: PutChoices
     if let Some(Failure { message, .. }) = tally.node_gone.get() {
         return Err(Failure::new(
             Exit::Partial,
-            format!("{message}; {files} files were put before, and the same put started again sends only what is missing"),
+            format!(
+                "{message}; {files} files were put before, and the same put started again sends only what is missing"
+            ),
         ));
     }
     if context.json {

@@ -10,7 +10,7 @@
 //! | [`layout`] | the numbered table of nodes, quorum sizes, which owners to ask under which layout |
 //! | [`membership`] | the address book: whom to dial and when, which of two connections stays, what to pass on |
 //! | [`chunks`] | when a chunk's write has succeeded, whom to read a chunk from |
-//! | [`names`] | quorum reads and writes of names, listings |
+//! | [`names`] | quorum reads and writes of names |
 //! | [`claims`] | which of several puts may give a name that only the first may have |
 //! | [`coverage`] | whether owners of before have to be heard too |
 //! | [`deaths`] | when a death may be signed, and that it reaches every node |
@@ -33,5 +33,5 @@ pub use chunks::{Latencies, ReadPlan, ReadStep, WriteProgress, WriteQuorum};
 pub use deaths::{DeathId, PendingDeaths};
 pub use layout::{ActiveLayout, LayoutNode, Layouts, Owners, Quorum};
 pub use membership::{Membership, MembershipAction, MembershipEvent};
-pub use names::{ListingMerge, NameClaim, NameRead, NameWrite};
+pub use names::{NameClaim, NameRead, NameWrite};
 pub use placement::{Candidate, PlacementTable};

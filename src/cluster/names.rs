@@ -1,4 +1,4 @@
-//! Names: quorum reads and writes, listings.
+//! Names: quorum reads and writes.
 //!
 //! Owners of a name are members; stand-ins never count. With R owners, a majority W writes and R + 1 - W read, in every active
 //! layout, so that each read meets each acknowledged write.
@@ -13,16 +13,12 @@
 //!
 //! Reading ([`NameRead`]): the newest of R+1-W answers wins; before it is returned it is written back until a majority holds it,
 //! so that no later read can return something older. "No such name" from a quorum needs no write-back: there is nothing to lose.
-//!
-//! Listing ([`ListingMerge`]): pages from a quorum, merged up to the first name beyond which some page says nothing. A listing
-//! is no snapshot.
 
 use std::collections::BTreeMap;
 
 use super::layout::Quorum;
 use crate::format::name::NameRecord;
-use crate::format::{NameId, NodeId, Stamp, VersionId};
-use crate::limits::NAMES_PER_PAGE_MAX;
+use crate::format::{NodeId, Stamp, VersionId};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Vote {
@@ -400,120 +396,5 @@ impl NameRead {
             (Tally::Reached, Some(record)) => NameReadStep::Done(Some(record.clone())),
             (Tally::Open, _) | (Tally::Reached, None) => NameReadStep::Wait,
         }
-    }
-}
-
-/// One owner's page of a listing: its records after the asked-for place, ascending by name id.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
-    pub records: Vec<NameRecord>,
-    /// There are more behind the last one.
-    pub more: bool,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ListingStep {
-    Wait,
-    /// Ascending by name id, tombstones included (they hide what an owner that missed them would show). `next`: where the
-    /// next page goes on; `None` at the end.
-    Done {
-        records: Vec<NameRecord>,
-        next: Option<NameId>,
-    },
-    Failed {
-        have: usize,
-        need: usize,
-    },
-    Restart,
-}
-
-/// One page of one bucket's names, merged from a quorum of owners.
-#[derive(Clone, Debug)]
-pub struct ListingMerge {
-    votes: Votes,
-    names: BTreeMap<NameId, NameRecord>,
-    /// The nearest place behind which some page says nothing.
-    horizon: Option<NameId>,
-    after: Option<NameId>,
-    limit: usize,
-    refused: bool,
-}
-
-impl ListingMerge {
-    pub fn new(quorums: Vec<Quorum>, after: Option<NameId>, limit: usize) -> Self {
-        let limit = limit.clamp(1, NAMES_PER_PAGE_MAX);
-        Self { votes: Votes::new(quorums), names: BTreeMap::new(), horizon: None, after, limit, refused: false }
-    }
-
-    pub fn owners(&self) -> Vec<NodeId> {
-        self.votes.nodes()
-    }
-
-    /// What to ask each owner for.
-    pub fn limit(&self) -> usize {
-        self.limit
-    }
-
-    /// A page longer than asked for, out of order, or from before the asked-for place counts as a failure of its owner.
-    pub fn on_page(&mut self, node: NodeId, page: Page) -> ListingStep {
-        let ascending = page.records.is_sorted_by(|one, next| one.name < next.name);
-        let first = page.records.first().map(|record| record.name);
-        let in_place = self.after.is_none_or(|after| first.is_none_or(|first| first > after));
-        let sound = ascending && in_place && page.records.len() <= self.limit && !(page.more && first.is_none());
-        if !sound {
-            return self.on_fail(node);
-        }
-        if self.votes.set(node, Vote::Given) {
-            if page.more {
-                let last = page.records.last().map(|record| record.name);
-                self.horizon = [self.horizon, last].into_iter().flatten().min();
-            }
-            page.records.into_iter().for_each(|record| self.merge(record));
-        }
-        self.step()
-    }
-
-    fn merge(&mut self, record: NameRecord) {
-        match self.names.entry(record.name) {
-            std::collections::btree_map::Entry::Vacant(vacant) => {
-                vacant.insert(record);
-            }
-            std::collections::btree_map::Entry::Occupied(mut known) => {
-                if record.wins_over(known.get()) {
-                    known.insert(record);
-                }
-            }
-        }
-    }
-
-    pub fn on_fail(&mut self, node: NodeId) -> ListingStep {
-        self.votes.set(node, Vote::Failed);
-        self.step()
-    }
-
-    pub fn on_refused(&mut self, _node: NodeId) -> ListingStep {
-        self.refused = true;
-        self.step()
-    }
-
-    fn step(&self) -> ListingStep {
-        if self.refused {
-            return ListingStep::Restart;
-        }
-        match self.votes.tally(|quorum| quorum.owners.read_quorum()) {
-            Tally::Open => ListingStep::Wait,
-            Tally::Lost { have, need } => ListingStep::Failed { have, need },
-            Tally::Reached => self.merged(),
-        }
-    }
-
-    fn merged(&self) -> ListingStep {
-        let known = |name: &NameId| self.horizon.is_none_or(|horizon| *name <= horizon);
-        let mut records: Vec<NameRecord> =
-            self.names.range(..).take_while(|(name, _)| known(name)).map(|(_, record)| record.clone()).collect();
-        let cut = records.len() > self.limit;
-        records.truncate(self.limit);
-        let next = if cut { records.last().map(|record| record.name) } else { self.horizon };
-        ListingStep::Done { records, next }
     }
 }

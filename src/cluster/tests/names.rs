@@ -5,7 +5,7 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::{node, permutations, quorum};
-use crate::cluster::names::{ListingMerge, ListingStep, NameRead, NameReadStep, NameWrite, NameWriteStep, Page};
+use crate::cluster::names::{NameRead, NameReadStep, NameWrite, NameWriteStep};
 use crate::format::name::NameRecord;
 use crate::format::{BucketId, NameId, NodeId, Stamp, VaultId, VersionId};
 
@@ -213,73 +213,4 @@ fn read(owners: &mut Owners, order: &[NodeId], reach: usize) -> Option<Option<Na
         }
     }
     if let NameReadStep::Done(answer) = step { Some(answer) } else { None }
-}
-
-fn page(names: &[(u8, u64)], more: bool) -> Page {
-    Page { records: names.iter().map(|(name, clock)| record(*name, *clock)).collect(), more }
-}
-
-#[test]
-fn listing_merges_pages_up_to_where_every_page_speaks() {
-    let mut merge = ListingMerge::new(vec![quorum(1, &[0, 1, 2])], None, 3);
-    assert_eq!(merge.on_page(node(0), page(&[(1, 5), (3, 5), (4, 5)], true)), ListingStep::Wait);
-    let step = merge.on_page(node(1), page(&[(1, 6), (2, 1), (9, 1)], false));
-    let ListingStep::Done { records, next } = step else { panic!("a quorum has answered: {step:?}") };
-    let found: Vec<(u8, u64)> = records.iter().map(|record| (record.name.0[0], record.clock.millis())).collect();
-    assert_eq!(found, [(1, 6), (2, 1), (3, 5)], "the newest of each, and no more than was asked for");
-    assert_eq!(next, Some(NameId([3; 32])));
-    let mut merge = ListingMerge::new(vec![quorum(1, &[0, 1, 2])], next, 3);
-    merge.on_page(node(0), page(&[(4, 5), (9, 2)], false));
-    let step = merge.on_page(node(2), page(&[], false));
-    assert!(matches!(step, ListingStep::Done { ref records, next: None } if records.len() == 2), "{step:?}");
-}
-
-#[test]
-fn unsound_page_counts_as_a_failure() {
-    for unsound in [page(&[(2, 1), (1, 1)], false), page(&[(1, 1), (2, 1), (3, 1), (4, 1)], false), page(&[], true)] {
-        let mut merge = ListingMerge::new(vec![quorum(1, &[0, 1, 2])], None, 3);
-        merge.on_page(node(0), unsound);
-        assert_eq!(merge.on_fail(node(1)), ListingStep::Failed { have: 0, need: 2 });
-    }
-    let mut merge = ListingMerge::new(vec![quorum(1, &[0])], Some(NameId([5; 32])), 3);
-    assert!(matches!(merge.on_page(node(0), page(&[(5, 1)], false)), ListingStep::Failed { .. }), "already shown");
-}
-
-/// Pages of any size over any three owners that between them hold everything twice: the listing shows every name once.
-#[test]
-fn listing_shows_every_name_that_a_majority_holds() {
-    for seed in 0..200 {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let mut held: Vec<Vec<u8>> = vec![Vec::new(); 3];
-        let count = rng.random_range(0..40u8);
-        for name in 0..count {
-            let missing = rng.random_range(0..3);
-            (0..3).filter(|owner| *owner != missing).for_each(|owner| held[owner].push(name));
-        }
-        let limit = rng.random_range(1..12);
-        let (mut after, mut shown) = (None, Vec::new());
-        loop {
-            let mut merge = ListingMerge::new(vec![quorum(1, &[0, 1, 2])], after, limit);
-            let mut order = [0usize, 1, 2];
-            order.shuffle(&mut rng);
-            let mut step = ListingStep::Wait;
-            for owner in order.into_iter().take(2) {
-                let rest: Vec<(u8, u64)> = held[owner]
-                    .iter()
-                    .filter(|name| after.is_none_or(|after: NameId| NameId([**name; 32]) > after))
-                    .map(|name| (*name, 1))
-                    .collect();
-                let more = rest.len() > merge.limit();
-                step = merge.on_page(node(owner as u16), page(&rest[..rest.len().min(merge.limit())], more));
-            }
-            let ListingStep::Done { records, next } = step else { panic!("seed {seed}: {step:?}") };
-            shown.extend(records.iter().map(|record| record.name.0[0]));
-            if next.is_none() {
-                break;
-            }
-            assert!(next > after, "seed {seed}: it moves on");
-            after = next;
-        }
-        assert_eq!(shown, (0..count).collect::<Vec<u8>>(), "seed {seed}");
-    }
 }
