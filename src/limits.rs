@@ -109,7 +109,9 @@ pub const BULK_PAYLOAD_BYTES_MIN: usize = 64 * KIB;
 pub const BATCH_BYTES_MAX: usize = MIB;
 /// Messages that wait for the committer of small records; whoever comes later waits to be heard.
 pub const COMMITTER_QUEUE_MESSAGES: usize = 256;
-/// Batches of small records under way: one is synced, one is written.
+/// Batches of small records under way: one is synced, one is written. With 1, 2 and 3 a put of 100,000 small files took 1.04,
+/// 1 and 0.98 of the time, and 128 writers of single values all the same. On a journaling ext4, where syncs wait for each
+/// other, 16 and 128 such writers got 1.1 to 1.3 times as much done with 1 as with 2.
 pub const COMMITS_IN_FLIGHT_MAX: usize = 2;
 /// Chunks whose first read each shard thread remembers, to read them through the page cache the second time.
 pub const PLACES_TOUCHED_MAX: usize = 16_384;
@@ -363,7 +365,8 @@ pub const KEY_FILE_BYTES_MAX: u64 = 4 * KIB as u64;
 pub const SMALL_CHUNK_BYTES_MAX: usize = SEALED_BODY_BYTES_MAX - SMALL_CHUNK_HEAD_BYTES;
 /// Bytes of a small chunk in a body, its own not counted: address 32, version 16, flags 1, length 2.
 pub const SMALL_CHUNK_HEAD_BYTES: usize = 32 + 16 + 1 + 2;
-/// Frames of small chunks that one shard has under way to one owner; what comes meanwhile goes into the next.
+/// Frames of small chunks that one shard has under way to one owner; what comes meanwhile goes into the next. With 1 a put of
+/// 20,000 small files with a copy on each of two nodes took 1.19 times as long.
 pub const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 4;
 /// Batches of small files that one shard puts at once: one waits for its chunks, one for its names, others are sealed.
 pub const SMALL_PUTS_AT_ONCE_MAX: usize = 4;
@@ -457,9 +460,11 @@ pub const DOCUMENT_VALUE_BYTES_MAX: usize = 256 * KIB;
 /// Threads that a node may be told to run.
 pub const THREADS_MAX: usize = 1024;
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
-/// Chunks of one put or get that one shard works on at once.
+/// Chunks of one put or get that one shard works on at once. With 6, 12 and 20 (and 70 buffers) on each of two shards a cold
+/// get of 4 GiB came at 2,173, 2,265 and 2,406 MiB/s, the middle of four, from a disk that reads 2,800.
 pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 12;
-/// The same for a put: a chunk that is written and waits for its sync holds no buffer, so there are more of them.
+/// The same for a put: a chunk that is written and waits for its sync holds no buffer, so there are more of them. A quarter
+/// of them made a put of 4 GiB no slower on a disk without a journal, whose syncs take 0.1 ms.
 pub const PUT_CHUNKS_IN_FLIGHT_PER_SHARD: usize = 64;
 /// An output of at least this length is written past the page cache.
 pub const DIRECT_OUTPUT_BYTES_MIN: u64 = 16 * MIB as u64;

@@ -1,8 +1,8 @@
-//! What is done for each chunk and each frame takes no memory from the allocator: once its buffers are there, work on them
-//! is all that is left.
+//! What is done to the bytes of each chunk and each frame takes no memory from the allocator: sealing, opening, framing.
 //!
 //! Counted by a global allocator that this test program runs under, for the thread that works alone. What is not
-//! covered: requests and their answers have bodies, tasks and timers of their own.
+//! covered: requests and their answers have bodies, tasks and timers of their own, and so have chunks on their way to the
+//! disk and back (some small ones for each MiB).
 
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test, in helpers too
 

@@ -125,7 +125,9 @@ iperf_rate() { # bytes per second over loopback, one stream
         [ $SECONDS -lt $deadline ] || fail "iperf3 does not start"
         sleep 0.1
     done
-    rate=$(iperf3 -c 127.0.0.1 -p $port -t 3 -J | sed -n 's/.*"bits_per_second":[[:space:]]*\([0-9]*\).*/\1/p' | tail -n 1)
+    iperf3 -c 127.0.0.1 -p $port -t 3 -J > "$t/iperf.json" || fail "iperf3: $(cat "$t/iperf.json")"
+    rate=$(sed -n 's/.*"bits_per_second":[[:space:]]*\([0-9]*\).*/\1/p' "$t/iperf.json" | tail -n 1)
+    [ -n "$rate" ] || fail "iperf3 says no rate: $(cat "$t/iperf.json")"
     rm -f "$t/iperf.pid"
     calc "$rate / 8" 0
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
@@ -14,11 +16,14 @@ NONE = "-"
 
 
 class Fio(System):
-    """The disk, past the page cache."""
+    """The disk, past the page cache. More requests under way, or two jobs, change nothing here; what its buffers are made of
+    does (FioHuge)."""
 
     name = "fio, O_DIRECT"
     is_limit = True
     programs = ("fio",)
+    # Requests under way.
+    depth = 16
     # A rate is known long before all values are written one by one.
     value_seconds_max = 5
 
@@ -38,7 +43,7 @@ class Fio(System):
         return dataclasses.replace(own, amount=own.amount // self.given.value_bytes)
 
     def big(self, direction: str, file_bytes: int) -> Own:
-        return self._fio(direction, "fio", file_bytes, "--bs=1M", "--iodepth=16", "--end_fsync=1")
+        return self._fio(direction, "fio", file_bytes, "--bs=1M", f"--iodepth={self.depth}", "--end_fsync=1")
 
     def _fio(self, direction: str, file: str, file_bytes: int, *options: str) -> Own:
         self.meter.call(
@@ -59,6 +64,40 @@ class Fio(System):
     def prepare(self, stage: str) -> None:
         if stage == "get_cold" and not (self.scratch / "fio").exists():
             self.put()
+
+
+class FioHuge(Fio):
+    """The same from buffers in huge pages, which are registered: a request of 1 MiB then is a few pieces of memory and not
+    256, as gabion's are. Takes as many huge pages as it needs from the kernel, and gives them back."""
+
+    name = "fio, huge pages"
+
+    @classmethod
+    def missing(cls, finder) -> str | None:
+        return super().missing(finder) or (None if os.geteuid() == 0 else "huge pages need root")
+
+    def big(self, direction: str, file_bytes: int) -> Own:
+        with huge_pages(self.depth):
+            return self._fio(direction, "fio", file_bytes, "--bs=1M", f"--iodepth={self.depth}", "--end_fsync=1",
+                             "--fixedbufs", "--registerfiles", "--iomem=mmaphuge")
+
+    @classmethod
+    def takes_part(cls, stage: str) -> bool:
+        return stage in ("put", "get_cold")
+
+
+@contextlib.contextmanager
+def huge_pages(count: int):
+    """For as long as it lasts there are so many of 2 MiB more than before."""
+    setting = pathlib.Path("/proc/sys/vm/nr_hugepages")
+    before = int(setting.read_text())
+    try:
+        setting.write_text(str(before + count))
+        if int(setting.read_text()) < before + count:
+            raise Failed(f"the kernel has no {count} huge pages")
+        yield
+    finally:
+        setting.write_text(str(before))
 
 
 class BareLoop(System):

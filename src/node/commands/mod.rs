@@ -1,6 +1,6 @@
 //! The commands: what the node does for whoever may open its control socket.
 //!
-//! One connection, one command ([`super::control`]). A command runs on one shard and may spread its chunks over all;
+//! One connection, one command, or many about small files ([`super::control`]). A command runs on one shard and may spread its chunks over all;
 //! when its client hangs up it is cancelled, which leaves nothing but chunks without a name.
 //!
 //! | file | commands |
