@@ -29,6 +29,27 @@
 //! virtual machine, whatever the depth, where the store's stayed within 0.10 and 0.17. Compare several runs.
 //!
 //! `paths` has the same three ways without the store.
+//!
+//! CPU time of each (AMD EPYC with AVX-512, 2 virtual cores of a shared machine, 27 November 2026, ext4 without a journal):
+//!
+//! | in flight | store, 1 MiB | `pwrite` | mapping | store, 4 KiB | `pwrite` |
+//! | --- | --- | --- | --- | --- | --- |
+//! | 1 | 147 us | 212 | 719 | 77 us | 56 |
+//! | 4 | 88 | 141 | 599 | 24 | 17 |
+//! | 16 | 64 | 134 | 542 | 10 | 6.9 |
+//! | 64 | 60 | 180 | 533 | 4.9 | 4.2 |
+//!
+//! | waiters | group commit | threads that sync each for itself |
+//! | --- | --- | --- |
+//! | 1 | 75 us | 35 us |
+//! | 4 | 19 | 43 |
+//! | 16 | 7.4 | 41 |
+//! | 64 | 2.3 | 37 |
+//! | 256 | 1.3 | 112 |
+//!
+//! So segments are written past the page cache, 16 deep is deep enough, and a commit is worth its batch from two waiters on.
+//! A hot read of 1 MiB takes 50 to 54 us up to 8 at a time and 88 with 64, `pread` 52; of 4 KiB 3.1, 1.5 and 1.3 us, `pread`
+//! 0.6. Verifying adds 164 and 1.4 us.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a bench that cannot go on ends with a panic
 
