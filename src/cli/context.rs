@@ -76,7 +76,9 @@ impl Context {
                 // The node may have been started anew since; of a message that did not go out whole it does nothing. If
                 // there is none, what the old one said last is the reason.
                 Err(ClientError::Failed { code, message: reason }) => {
-                    self.connect_and_send(message).map_err(|_| Failure { code, message: reason })?
+                    self.connect_and_send(message).map_err(|failure| {
+                        if failure.is_network() { Failure { code, message: reason } } else { failure }
+                    })?
                 }
                 Err(_) => self.connect_and_send(message)?,
             },

@@ -65,6 +65,10 @@ impl Failure {
         Self::new(Exit::Interrupted, message)
     }
 
+    pub fn is_network(&self) -> bool {
+        self.code == Exit::Network.code()
+    }
+
     /// The same failure, with the thing that it happened to in front, unless the node has said it already.
     pub fn at(mut self, thing: impl std::fmt::Display) -> Self {
         let prefix = format!("{thing}: ");

@@ -10,7 +10,7 @@
 //!
 //! Symbolic links are stored as links. Sockets, pipes and devices are skipped with a warning; directories exist by the
 //! files in them, so an empty one leaves no trace. What fails does not stop the rest: exit code 3 at the end. When the node
-//! is gone, nothing is tried any more, and that is said once.
+//! is gone, nothing is tried any more, and that is said once, with exit code 5.
 
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
@@ -28,7 +28,7 @@ use super::put_small::{Outcome, Putting, Worker};
 use super::target::Prefix;
 use super::{interrupt, output, parallel};
 use crate::format::name::{BUCKET_DEFAULT, Metadata, Name};
-use crate::io::{open_in, set_blocking};
+use crate::io::{open_in, raise_fd_limit, set_blocking};
 use crate::limits::SMALL_FILES_PER_BATCH_MAX;
 
 /// One whose files are put.
@@ -98,6 +98,7 @@ pub fn run(context: &Context, path: &Path, name: Option<&str>, choices: PutChoic
     }
     // One question before a thousand failures: is there a node at all?
     context.connect()?;
+    raise_fd_limit();
     let prefix = prefix_for(path, name)?;
     let tally = Tally::default();
     let found = |work: &mut dyn FnMut(Work)| {
@@ -254,13 +255,11 @@ fn finish(context: &Context, prefix: &Prefix, tally: &Tally, choices: PutChoices
             "interrupted after {files} files; the same put started again sends only what is missing"
         )));
     }
-    if let Some(Failure { message, .. }) = tally.node_gone.get() {
-        return Err(Failure::new(
-            Exit::Partial,
-            format!(
-                "{message}; {files} files were put before, and the same put started again sends only what is missing"
-            ),
-        ));
+    if let Some(Failure { code, message }) = tally.node_gone.get() {
+        let message = format!(
+            "{message}; {files} files were put before, and the same put started again sends only what is missing"
+        );
+        return Err(Failure { code: *code, message });
     }
     if context.json {
         output::json(&json!({

@@ -387,12 +387,15 @@ async fn serve_first(
         signal = signals.next() => tracing::info!(signal, "stopping"),
         () = stopping.wait() => {}
     }
+    // Whoever is told that the node stops finds no socket any more.
+    remove_socket(&socket);
     shard.node.stop.begin();
     cut_off_after(SHUTDOWN_MAX);
-    remove_socket(&socket);
     control.cancel().await;
     commands::turn_away(shard, &control);
     stop_shard(shard, &listener).await;
+    // Those who had the socket's path already.
+    commands::turn_away(shard, &control);
     Ok(())
 }
 

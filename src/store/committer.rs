@@ -2,7 +2,7 @@
 //!
 //! In a node it has a thread of its own. It takes all that waits (up to a batch), writes it as one batch, syncs, tells;
 //! what arrives meanwhile is the next batch, so a batch grows with the load and a lone record waits for nothing but its
-//! own sync. While one batch is synced, the next is written ([`COMMITS_IN_FLIGHT_MAX`]); what comes then waits for the
+//! own sync. While one batch is synced, the next are written ([`COMMITS_IN_FLIGHT_MAX`]); what comes then waits for the
 //! first to end.
 //!
 //! Measured on ext4 without a journal, direct I/O, a quiet machine of 2 cores: a lone record 0.26 ms; 16 writers of 4 KB chunks

@@ -375,7 +375,7 @@ fn a_node_that_stops_ends_a_put_of_a_tree_which_says_so_once() {
     let output = finish(put, Duration::from_secs(30));
     drained.join().unwrap();
     let error = text(&output.stderr);
-    assert_eq!((output.status.code(), error.lines().count()), (Some(3), 1), "{error}");
+    assert_eq!((output.status.code(), error.lines().count()), (Some(5), 1), "{error}");
     assert!(error.contains("no gabion node is running") && error.contains("files were put before"), "{error}");
     network[0].start();
     network[0].ok(&["put", "-r", tree.to_str().unwrap()]);

@@ -13,6 +13,7 @@ from measure import Failed, Own, answers, free_port
 from system import Facts, System
 
 NONE = "-"
+HUGE_PAGES = pathlib.Path("/proc/sys/vm/nr_hugepages")
 
 
 class Fio(System):
@@ -74,7 +75,7 @@ class FioHuge(Fio):
 
     @classmethod
     def missing(cls, finder) -> str | None:
-        return super().missing(finder) or (None if os.geteuid() == 0 else "huge pages need root")
+        return super().missing(finder) or (None if os.access(HUGE_PAGES, os.W_OK) else "huge pages need root")
 
     def big(self, direction: str, file_bytes: int) -> Own:
         with huge_pages(self.depth):
@@ -89,15 +90,14 @@ class FioHuge(Fio):
 @contextlib.contextmanager
 def huge_pages(count: int):
     """For as long as it lasts there are so many of 2 MiB more than before."""
-    setting = pathlib.Path("/proc/sys/vm/nr_hugepages")
-    before = int(setting.read_text())
+    before = int(HUGE_PAGES.read_text())
     try:
-        setting.write_text(str(before + count))
-        if int(setting.read_text()) < before + count:
+        HUGE_PAGES.write_text(str(before + count))
+        if int(HUGE_PAGES.read_text()) < before + count:
             raise Failed(f"the kernel has no {count} huge pages")
         yield
     finally:
-        setting.write_text(str(before))
+        HUGE_PAGES.write_text(str(before))
 
 
 class BareLoop(System):

@@ -1,7 +1,7 @@
 //! The commands: what the node does for whoever may open its control socket.
 //!
-//! One connection, one command, or many about small files ([`super::control`]). A command runs on one shard and may spread its chunks over all;
-//! when its client hangs up it is cancelled, which leaves nothing but chunks without a name.
+//! One connection, one command, or many about small files ([`super::control`]). A command runs on one shard and may spread
+//! its chunks over all; when its client hangs up it is cancelled, which leaves nothing but chunks without a name.
 //!
 //! | file | commands |
 //! | --- | --- |
@@ -33,6 +33,7 @@ pub use sessions::Sessions;
 pub use small::SmallWork;
 
 use std::cell::RefCell;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
@@ -219,10 +220,8 @@ async fn unless_stopping<T>(stopping: Stopping, received: impl Future<Output = T
 fn asked(received: Received) -> Result<Option<ControlRequest>, Failure> {
     match received {
         Ok(request) => request.map(Some).map_err(|error| Failure::new(code::OTHER, error.to_string())),
-        Err(error) => {
-            tracing::debug!(%error, "control connection ended");
-            Ok(None)
-        }
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(Failure::new(code::OTHER, format!("the request did not arrive whole: {error}"))),
     }
 }
 
@@ -326,8 +325,12 @@ pub async fn serve(shard: Rc<Shard>, listener: Rc<UnixListener>) {
 
 /// Tells those that nobody has accepted that the node stops. Who comes later than this finds no node.
 pub fn turn_away(shard: &Rc<Shard>, listener: &UnixListener) {
-    while let Ok(Some(stream)) = listener.accept_waiting() {
-        spawn(run_session(shard.clone(), stream));
+    loop {
+        match listener.accept_waiting() {
+            Ok(Some(stream)) => drop(spawn(run_session(shard.clone(), stream))),
+            Ok(None) => return,
+            Err(error) => return tracing::debug!(%error, "who waits at the control socket is not told of the stop"),
+        }
     }
 }
 

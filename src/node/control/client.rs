@@ -92,6 +92,8 @@ impl Client {
 
     /// A node that stops says so before it is asked, and closes.
     fn why_unsent(&mut self) -> ClientError {
+        // One that is still there waits for nothing more, and closes too.
+        let _ = self.stream.get_ref().shutdown(Shutdown::Write);
         match self.next_event() {
             Err(failed @ ClientError::Failed { .. }) => failed,
             _ => self.lost(),
