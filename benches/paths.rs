@@ -19,10 +19,13 @@
 //!
 //! The mappings are the one thing here that the library does not offer: it never shows the bytes of one.
 //!
-//! CPU seconds per GiB (AMD EPYC with AVX-512, 2 virtual cores of a shared machine, 27 November 2026, ext4 without a journal): a put in place from
-//! registered buffers 0.584, not registered 0.632, copied on its way 0.697. Writing alone: past the page cache 0.019,
-//! `pwrite` 0.205, stores into a mapping 0.548. Hot reads with their hash: `pread` 0.215, a mapping that is kept 0.236, one
-//! made anew 0.254, the ring into registered buffers 0.266 (it goes on while others wait, which the first three do not).
+//! CPU seconds per GiB (AMD EPYC with AVX-512, 2 virtual cores of a shared machine, 27 November 2026, ext4 without a journal):
+//!
+//! | group | |
+//! | --- | --- |
+//! | `put path` | in place, registered 0.584; not registered 0.632; copied on its way 0.697 |
+//! | `stores` | past the page cache 0.019; `pwrite` 0.205; into a mapping 0.548 |
+//! | `hot reads` | `pread` 0.215; a mapping that is kept 0.236, made anew 0.254; the ring, registered 0.266, which blocks nobody |
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a bench that cannot go on ends with a panic
 

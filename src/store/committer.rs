@@ -9,7 +9,8 @@
 //! 51,000 a second. First writes into unwritten extents cost 175 us with their fdatasync, into prewritten ones 118 us:
 //! segments are not prewritten, it would double what is written for a third of a lone record's time. On ext4 with a journal
 //! (on a loop device of the same disk) values of 4 KiB are put at 700, 4,600 and 20,000 a second by 1, 16 and 128 writers,
-//! without at 1,850, 12,000 and 36,000; what one `write` and `fdatasync` after the other do there is 1,700 and 6,700.
+//! without at 1,850, 12,000 and 36,000 (two batches under way); what one `write` and `fdatasync` after the other do there is
+//! 1,700 and 6,700.
 //!
 //! A batch, block-aligned: batch record, records at multiples of 64 bytes, a padding record up to the block's end.
 

@@ -27,9 +27,9 @@
 //! since there the protocol serves one command a connection. `--disable-keepalive` measures small objects as commands too.
 //!
 //! Exit codes are those of `gabion`: 0 ok, 1 other, 2 usage, 4 an acknowledged object is not there, 5 network, 6 a wrong or
-//! missing byte, 130 interrupted;
-//! failed operations end with the code of the node's error, objects that could not be removed again with 3. A byte counts as wrong when it is not what the newest
-//! acknowledged write put there, or a write that runs at the same time. Either ends the run at once.
+//! missing byte, 130 interrupted; failed operations end with the code of the node's error, objects that could not be removed
+//! again with 3. A byte counts as wrong when it is not what the newest acknowledged write put there, or a write that runs at
+//! the same time. Either ends the run at once.
 
 mod arguments;
 mod beside;
