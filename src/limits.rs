@@ -65,6 +65,8 @@ pub const TURN_BYTES_MIN: usize = 64 * KIB;
 pub const COMPUTE_BYTES_MIN: usize = 64 * KIB;
 /// What a thread that only computes asks to run for at a time: far longer than the 1 to 3 ms that others get.
 pub const COMPUTE_SLICE: Duration = Duration::from_millis(10);
+/// How much nicer such a thread is: it gets a third of a core that it shares with one of usual niceness.
+pub const COMPUTE_NICENESS: i32 = 5;
 /// Direct writes from this length on are submitted by the kernel's own threads, which may wait for the file's locks.
 pub const WRITE_ELSEWHERE_BYTES_MIN: usize = 64 * KIB;
 /// How long a new ring waits for locked memory: the kernel gives back that of a closed ring late, and others hold some

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::sockaddr::check;
-use crate::limits::COMPUTE_SLICE;
+use crate::limits::{COMPUTE_NICENESS, COMPUTE_SLICE};
 
 /// Name of the lock file of a data directory.
 const LOCK_NAME: &str = "lock";
@@ -32,6 +32,9 @@ pub(super) fn raise_fd_limit() -> u64 {
     }
 }
 
+/// The nicest that a thread can be: `sched(7)`.
+const NICENESS_MAX: i32 = 19;
+
 /// What `sched_setattr(2)` takes, in its first version.
 #[repr(C)]
 struct SchedulingAttributes {
@@ -45,15 +48,16 @@ struct SchedulingAttributes {
     period_ns: u64,
 }
 
-/// Lets whoever wakes run before this thread, which keeps its share all the same: it wakes nobody's turn away, and takes
-/// its time in long slices. Where the kernel refuses, all is as it was.
+/// Lets whoever wakes run before this thread: it wakes nobody's turn away, takes its time in long slices, and is nicer than
+/// the rest of the process. Where the kernel refuses, all is as it was.
 pub(super) fn yield_to_others() {
+    // SAFETY: takes numbers only.
+    let niceness = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
     let attributes = SchedulingAttributes {
         size: size_of::<SchedulingAttributes>() as u32,
         policy: libc::SCHED_BATCH as u32,
         flags: 0,
-        // SAFETY: takes numbers only.
-        nice: unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) },
+        nice: (niceness + COMPUTE_NICENESS).min(NICENESS_MAX),
         priority: 0,
         runtime_ns: COMPUTE_SLICE.as_nanos() as u64,
         deadline_ns: 0,
