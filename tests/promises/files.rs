@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use gabion::limits::STREAM_BUFFERS_PER_SHARD;
+use gabion::node::control::client::{Client, ClientError};
 use rand::RngExt;
 
 use crate::node::{KIB, MIB, Network, Node, eventually, feed, finish, moment, noise, random, run, signal, text};
@@ -353,6 +354,18 @@ fn a_node_that_stops_says_so_to_a_get_that_is_on_its_way() {
     let error = text(&output.stderr);
     assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
     assert!(error.contains("the node is stopping: start it again"), "{error}");
+}
+
+#[test]
+fn who_waits_to_be_accepted_by_a_node_that_stops_is_told() {
+    let mut network = Network::one();
+    let connect = |node: &Node| (0..9).map(|_| Client::connect(&node.dir).unwrap()).collect::<Vec<_>>();
+    for mut client in network[0].stop_suspended(connect) {
+        match client.next_event() {
+            Err(ClientError::Failed { code: _, message }) => assert!(message.contains("the node is stopping")),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// Once for the whole tree, and not for each of its files.

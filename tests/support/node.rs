@@ -99,9 +99,22 @@ impl Node {
     pub fn stop(&mut self) {
         static STOPS: AtomicUsize = AtomicUsize::new(0);
         let name = ["TERM", "INT"][STOPS.fetch_add(1, Ordering::Relaxed) % 2];
-        let child = self.child.take().unwrap();
-        signal(name, child.id());
-        let output = finish(child, STOP_MAX);
+        signal(name, self.pid());
+        self.ends_well(name);
+    }
+
+    /// It hangs, and finds what `meanwhile` did together with the signal to stop when it goes on.
+    pub fn stop_suspended<T>(&mut self, meanwhile: impl FnOnce(&Self) -> T) -> T {
+        self.suspend();
+        let outcome = meanwhile(self);
+        signal("TERM", self.pid());
+        self.resume();
+        self.ends_well("TERM");
+        outcome
+    }
+
+    fn ends_well(&mut self, name: &str) {
+        let output = finish(self.child.take().unwrap(), STOP_MAX);
         assert_eq!(output.status.code(), Some(0), "the node after SIG{name}: {}", self.log());
         assert!(!self.log().contains("cut off"), "the node after SIG{name}: {}", self.log());
     }

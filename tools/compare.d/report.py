@@ -45,6 +45,8 @@ class Row:
     runs: list[Run | None] = dataclasses.field(default_factory=list)
     # Counted in a round of their own.
     syscalls_per_gib: float | None = None
+    # Of its CPU time, by what it is spent on; sampled in a round of its own.
+    cpu_shares: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def done(self) -> list[Run]:
         return [run for run in self.runs if run]
@@ -198,10 +200,26 @@ def markdown(
     lines = [f"{line}  " for line in about] + [""]
     for stage, of_stage in by_stage(rows).items():
         lines += table(stage, of_stage, is_brief)
+    lines += profiles([row for row in rows if row.cpu_shares])
     for what, names in (("Not here", absent), ("Failed", failed)):
         if names:
             lines += [f"{what}: " + "; ".join(f"{name} ({why})" for name, why in sorted(names.items())) + "."]
     return "\n".join(lines)
+
+
+def profiles(rows: list[Row]) -> list[str]:
+    """On what CPU time is spent, and how much it is."""
+    if not rows:
+        return []
+    groups = list(rows[0].cpu_shares)
+
+    def cells(row: Row) -> list[str]:
+        shares = [f"{row.cpu_shares[group]:.1%}" for group in groups]
+        return [row.stage.name.replace("_", " "), cpu(row.stage, row.middle()), *shares]
+
+    lines = [["", "CPU", *groups], ["---"] * (len(groups) + 2), *map(cells, rows)]
+    return ["**what CPU time is spent on (sampled in a round of its own)**", "",
+            *("| " + " | ".join(line) + " |" for line in lines), ""]
 
 
 def as_json(
@@ -213,7 +231,7 @@ def as_json(
         "failed": failed,
         "rows": [{"stage": dataclasses.asdict(row.stage), "system": row.system, "is_limit": row.is_limit,
                   "limit": row.limit, "facts": dataclasses.asdict(row.facts),
-                  "syscalls_per_gib": row.syscalls_per_gib,
+                  "syscalls_per_gib": row.syscalls_per_gib, "cpu_shares": row.cpu_shares,
                   "runs": [dataclasses.asdict(run) if run else None for run in row.runs]} for row in rows],
     }
 
@@ -238,6 +256,7 @@ def merge(reports: list[dict]) -> tuple[list[Row], list[str], dict[str, str], di
             row.runs += [None] * (before.get(stage.name, 0) - len(row.runs))
             row.runs += [Run(**run) if run else None for run in each["runs"]]
             row.syscalls_per_gib = each["syscalls_per_gib"] or row.syscalls_per_gib
+            row.cpu_shares = each.get("cpu_shares") or row.cpu_shares
             rounds[stage.name] = max(rounds.get(stage.name, 0), len(row.runs))
     return list(rows.values()), about, absent, failed
 

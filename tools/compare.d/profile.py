@@ -1,0 +1,80 @@
+"""Where CPU time goes: samples of running servers and of the command beside them, by `perf record`, put into a few groups
+by the name of the function. Sampling costs little, and nothing is timed meanwhile all the same."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+from measure import Failed, Meter
+
+RECORD = ["perf", "record", "-q", "-F", "1999"]
+# Until perf has taken hold of all threads, and has written down what it saw.
+ATTACH_SECONDS = 0.5
+END_SECONDS = 60
+# What a function does, by its name; the first that fits. Functions of the kernel say so in front: [k].
+GROUPS = (
+    ("hashing", r"blake3"),
+    ("encryption", r"aes|ctr|cipher|keystream|poly1305|chacha|universal_hash"),
+    ("catalog's database", r"fjall|lsm_tree|skiplist|value_log|quick_cache|xxh3|xxhash|lz4"),
+    ("allocator", r"rjem|__rust_(alloc|dealloc|realloc)|__rdl_|\[k\] (do_user_addr_fault|clear_page)"),
+    ("copying", r"mem(cpy|move|set)|rep_(movs|stos)|copy_(user|to|from|page|folio)|_copy_"),
+    ("the kernel's rest", r"^\[k\]"),
+    ("gabion's rest", r""),
+)
+
+
+def sampler() -> list[str] | None:
+    """A command that samples here."""
+    if not shutil.which("perf"):
+        return None
+    tried = subprocess.run([*RECORD, "-o", "/dev/null", "true"], capture_output=True, check=False)
+    return RECORD if tried.returncode == 0 else None
+
+
+def take(meter: Meter, action: Callable[[], object], command: list[str]) -> dict[str, float]:
+    """The share of each group in the CPU time of the servers of `meter`, and of what `action` calls by it."""
+    files = [meter.scratch / f"profile-{name}" for name in ("servers", "client")]
+    pids = ",".join(str(server.pid) for server in meter.servers)
+    watcher = subprocess.Popen([*command, "-o", str(files[0]), "-p", pids], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(ATTACH_SECONDS)
+    if watcher.poll() is not None:
+        raise Failed("perf may not watch a running process here")
+    meter.wrapper = [*command, "-o", str(files[1]), "--"]
+    try:
+        action()
+    finally:
+        meter.wrapper = []
+        watcher.send_signal(signal.SIGINT)
+        try:
+            watcher.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            watcher.kill()
+            watcher.wait()
+    return shares([function for file in files for function in functions(file)])
+
+
+def functions(file: pathlib.Path) -> list[tuple[str, float]]:
+    """Names, and the time spent in each."""
+    if not file.exists():
+        return []
+    ran = subprocess.run(["perf", "report", "-q", "--stdio", "-i", str(file), "-g", "none", "-F", "period,sym", "-t", "|"],
+                         capture_output=True, text=True, check=False)
+    lines = [line.split("|", 1) for line in ran.stdout.splitlines() if "|" in line and not line.startswith("#")]
+    return [(name.strip(), float(period)) for period, name in lines]
+
+
+def shares(found: list[tuple[str, float]]) -> dict[str, float]:
+    total = sum(time for _, time in found)
+    if not total:
+        raise Failed("perf saw nothing")
+    counted = dict.fromkeys((group for group, _ in GROUPS), 0.0)
+    for name, time_in in found:
+        counted[next(group for group, pattern in GROUPS if re.search(pattern, name))] += time_in / total
+    return counted
