@@ -189,7 +189,8 @@ pub const HANDSHAKES_PENDING_MAX: usize = 1024;
 /// What a connection's reader takes in one call while it looks for the next header: many small frames at once, and
 /// at most this much of a payload that has to be copied to its place.
 pub const READ_AHEAD_BYTES: usize = 4 * KIB;
-/// Small frames that leave in one send.
+/// Small frames that leave in one send. With one frame in each, `put -r` of 20,000 files of 4 KiB to two nodes takes 1.33
+/// times the CPU time and 1.26 times as long (four alternated runs).
 pub const SEND_COALESCED_BYTES_MAX: usize = 128 * KIB;
 /// How long a reader waits for a pool buffer before it reads a payload away and refuses it.
 pub const BUFFER_WAIT_MAX: Duration = Duration::from_secs(1);

@@ -2,7 +2,10 @@
 //!
 //! Counted by a global allocator that this test program runs under, for the thread that works alone. What is not
 //! covered: requests and their answers have bodies, tasks and timers of their own, and so have chunks on their way to the
-//! disk and back (some small ones for each MiB).
+//! disk and back. Counted in a whole node (probes on jemalloc's entries, by `perf`), a chunk of 1 MiB that is put takes 25, one
+//! that is got 6, one that goes from node to node 45 to 99; a small file that is put 46 to 56, one that is got 31 to 34. The
+//! allocator has 3.5 % of the CPU time of small puts, 4.3 % of that of small gets, and no share that shows of the others'
+//! (`tools/compare --profile`).
 
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test, in helpers too
 

@@ -5,6 +5,16 @@
 //! built. A ring's own memory counts as locked memory of its *user* on newer kernels, so it can be refused because of
 //! what another process registered: then it shrinks. Not used, because they hang or lose here: DEFER_TASKRUN, R_DISABLED, SQPOLL.
 //!
+//! Of the flags that are taken, `COOP_TASKRUN`, `SUBMIT_ALL` and `SINGLE_ISSUER` change nothing that can be measured here:
+//! without them puts and gets of 4 GiB and of 50,000 values took 0.95 to 1.05 of the CPU time (three and four alternated
+//! runs). The longer completion queue is no matter of speed: it is never full.
+//!
+//! # Submissions
+//! Operations reach the kernel when the thread parks, all in one call. So the busier a thread is, the less a call costs
+//! it: 128 clients that get 4 KiB each submit 51 operations in each `io_uring_enter`, and 9 when they put them. A cold get
+//! of a big file submits 2. A put of one needs 4,813 to 7,400 operations for 4,096 chunks (each write carries what is ready) and
+//! more calls than that, since its work ends on other threads, which wake this one.
+//!
 //! # Tear-down
 //! The driver's own destructor frees the memory of dropped operations before it cancels them. So a ring first refuses
 //! new operations, cancels the pending ones and waits until the kernel holds none of our memory. When that takes too
