@@ -53,6 +53,7 @@ pub use socket::SendSource;
 pub use system::{
     DirLock, FdKind, Memory, Space, data_end, dup_fd, fd_kind, filesystem_space, lock_directory, open_in,
     peer_is_regular, read_cached, restrict_new_files, rss, set_blocking, sync_filesystem, thread_count_default,
+    widen_pipe,
 };
 pub use tcp::{TcpListener, TcpStream};
 pub use turn::Turn;

@@ -101,6 +101,19 @@ pub(super) fn set_len(fd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
     check(unsafe { libc::ftruncate(fd.as_raw_fd(), len_bytes) }).map(drop)
 }
 
+/// Lets a pipe hold this much, where it holds less and the kernel allows it: who waits at its ends then wakes for more at
+/// a time. What is no pipe stays as it is.
+pub fn widen_pipe(fd: impl AsFd, bytes: usize) {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: takes numbers only.
+    let held = unsafe { libc::fcntl(fd, libc::F_GETPIPE_SZ) };
+    let Ok(wanted) = libc::c_int::try_from(bytes) else { return };
+    if (0..wanted).contains(&held) {
+        // SAFETY: takes numbers only. It may be refused: a user's pipes hold no more than some limit together.
+        let _ = unsafe { libc::fcntl(fd, libc::F_SETPIPE_SZ, wanted) };
+    }
+}
+
 /// Makes everything durable that was written to the file system of `fd`, names included; says what could not be.
 pub fn sync_filesystem(fd: impl AsFd) -> io::Result<()> {
     // SAFETY: takes a number only.

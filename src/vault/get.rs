@@ -146,6 +146,7 @@ impl GetJob {
             bytes_written: AtomicU64::new(0),
             bytes_resumed: AtomicU64::new(0),
         };
+        job.output.widen(job.len());
         if let Err(error) = checked {
             job.stop(error.into());
         }

@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use crate::format::tree::leaf_count;
-use crate::io::{self as ring_io, FdKind, fd_kind};
+use crate::io::{self as ring_io, FdKind, fd_kind, widen_pipe};
+use crate::limits::PIPE_BYTES;
 
 /// An open descriptor and how to read it.
 #[derive(Debug)]
@@ -71,7 +72,10 @@ impl OpenInput {
     pub(super) fn new(input: Input) -> (OpenInput, io::Result<()>) {
         let file = Descriptor::from(input.fd);
         let (before, outcome) = match input.kind {
-            InputKind::Stream => (None, Ok(())),
+            InputKind::Stream => {
+                widen_pipe(file.get(), PIPE_BYTES);
+                (None, Ok(()))
+            }
             InputKind::Regular { .. } => match FileStamp::of(file.get()) {
                 Ok(stamp) => (Some(stamp), Ok(())),
                 Err(error) => (None, Err(error)),

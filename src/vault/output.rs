@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::GetError;
-use crate::io::{self as ring_io, Buffer, OpenOptions, SharedBuffer};
-use crate::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX, DIRECT_OUTPUT_BYTES_MIN};
+use crate::io::{self as ring_io, Buffer, OpenOptions, SharedBuffer, widen_pipe};
+use crate::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX, DIRECT_OUTPUT_BYTES_MIN, PIPE_BYTES};
 
 /// An open descriptor and how to write it.
 #[derive(Debug)]
@@ -63,6 +63,13 @@ impl OpenOutput {
             is_reserved: AtomicBool::new(false),
             end: AtomicU64::new(0),
             found: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// For `len` bytes to come. A short content needs no more than a pipe holds anyway.
+    pub(super) fn widen(&self, len: u64) {
+        if self.in_order && len >= PIPE_BYTES as u64 {
+            widen_pipe(&self.file, PIPE_BYTES);
         }
     }
 

@@ -1,12 +1,12 @@
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 
 use crate::io::{
     FdKind, data_end, dup_fd, fd_kind, filesystem_space, lock_directory, open_in, peer_is_regular, raise_fd_limit, rss,
-    set_blocking,
+    set_blocking, widen_pipe,
 };
 
 #[test]
@@ -28,6 +28,16 @@ fn descriptors_are_told_apart() {
     assert_eq!(fd_kind(reader.as_fd()), FdKind::Pipe);
     assert_eq!(fd_kind(std::fs::File::open("/dev/null").expect("a device").as_fd()), FdKind::CharacterDevice);
     assert_eq!(fd_kind(std::fs::File::open("/").expect("a directory").as_fd()), FdKind::Other);
+}
+
+#[test]
+fn a_pipe_is_widened_and_never_narrowed() {
+    let (_reader, mut writer) = std::io::pipe().expect("a pipe");
+    widen_pipe(&writer, 256 << 10);
+    widen_pipe(&writer, 4 << 10);
+    // Would block for ever if it held less.
+    writer.write_all(&[0; 256 << 10]).expect("room");
+    widen_pipe(tempfile::tempfile().expect("a file"), 256 << 10);
 }
 
 #[test]
