@@ -9,7 +9,7 @@ import os
 import pathlib
 import shutil
 
-from measure import Failed, Own, answers, free_port
+from measure import Failed, Own, answers, free_port, undisturbed
 from system import Facts, System
 
 NONE = "-"
@@ -97,7 +97,8 @@ def huge_pages(count: int):
             raise Failed(f"the kernel has no {count} huge pages")
         yield
     finally:
-        HUGE_PAGES.write_text(str(before))
+        with undisturbed():
+            HUGE_PAGES.write_text(str(before))
 
 
 class BareLoop(System):

@@ -8,6 +8,7 @@ these processes held together at one moment, file mappings not counted, looked a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -16,7 +17,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO
 
 GIB = 1 << 30
@@ -25,6 +26,30 @@ SAMPLE_SECONDS = 0.05
 STOP_SECONDS = 10
 RUN_SECONDS_MAX = 1800
 NOWHERE = "/dev/null"
+# What asks this program to end.
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def end(number: int, _: object) -> None:
+    """Ends it by an exception that says which signal asked. On the way out servers are stopped, files removed and huge
+    pages given back: whoever asks again does not cut that short."""
+    for each in ENDINGS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that ask for the end are heard when this is over."""
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if asked:
+            signal.raise_signal(asked[0])
 
 
 class Failed(Exception):
@@ -75,6 +100,13 @@ def tree(root: int) -> list[int]:
     return found
 
 
+def kill_all(root: int) -> None:
+    """A process and its descendants, also those that made themselves a session of their own, as jobs of fio do."""
+    for pid in tree(root):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def cpu_seconds(root: int) -> float:
     """Of a process, its descendants, and those of them that have ended."""
     total = 0
@@ -114,10 +146,11 @@ class Meter:
 
     def serve(self, arguments: list[object], name: str, **options: object) -> subprocess.Popen[bytes]:
         """Starts a server; what it prints goes to NAME.log."""
-        with open(self.scratch / f"{name}.log", "ab") as log:
+        # One that has begun is known, to be stopped.
+        with undisturbed(), open(self.scratch / f"{name}.log", "ab") as log:
             options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True} | options
             server = subprocess.Popen([str(argument) for argument in arguments], **options)  # type: ignore[call-overload]
-        self.servers.append(server)
+            self.servers.append(server)
         return server
 
     def log(self, name: str) -> str:
@@ -143,12 +176,12 @@ class Meter:
             client = subprocess.Popen(command, stdin=stdin, stdout=stdout or out, stderr=err, cwd=cwd, env=env,
                                       start_new_session=True)
             self._client = client.pid
-            deadline = threading.Timer(RUN_SECONDS_MAX, client.kill)
+            deadline = threading.Timer(RUN_SECONDS_MAX, kill_all, [client.pid])
             deadline.start()
             try:
                 _, status, usage = os.wait4(client.pid, 0)
             except BaseException:
-                os.killpg(client.pid, signal.SIGKILL)
+                kill_all(client.pid)
                 client.wait()
                 raise
             finally:
