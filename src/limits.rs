@@ -52,7 +52,7 @@ pub const CONNECTIONS_PER_PEER_MAX: usize = 128;
 
 /// Entries of each shard thread's submission queue; a power of two, as the kernel would round it up anyway.
 pub const RING_ENTRIES: u32 = 512;
-/// Of the committer's, which has two batches under way and little else.
+/// Of the committer's, which has [`COMMITS_IN_FLIGHT_MAX`] batches under way and little else.
 pub const COMMITTER_RING_ENTRIES: u32 = 64;
 /// Where locked memory is short, a ring shrinks down to this many entries before it gives up.
 pub const RING_ENTRIES_MIN: u32 = 64;
