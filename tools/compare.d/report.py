@@ -109,9 +109,10 @@ def durable(row: Row) -> str:
     return f"{row.facts.durable}; a sync then took {row.middle().sync_seconds:.2f} s"
 
 
-def cached(row: Row) -> str:
+def remark(row: Row) -> str:
+    """What its rate is to be read with."""
     remarks = sorted({run.remark for run in row.done() if run.remark})
-    return "; ".join([row.facts.cached, *([" to ".join([remarks[0], *remarks[1:][-1:]])] if remarks else [])])
+    return f" ({' to '.join([remarks[0], *remarks[1:][-1:]])})" if remarks else ""
 
 
 # What --brief leaves out.
@@ -136,7 +137,7 @@ def table(stage: Stage, rows: list[Row], is_brief: bool) -> list[str]:
 
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("", lambda row: f"limit: {row.system}" if row.is_limit else row.system),
-        ("rate", lambda row: rate(stage, row.middle())),
+        ("rate", lambda row: rate(stage, row.middle()) + remark(row)),
         ("seconds", seconds),
         (heading, lambda row: ratio(row, limit_of(row), its_seconds))]
     if reference:
@@ -150,7 +151,7 @@ def table(stage: Stage, rows: list[Row], is_brief: bool) -> list[str]:
         columns.append(("system calls per GiB",
                         lambda row: f"{row.syscalls_per_gib:,.0f}" if row.syscalls_per_gib else "-"))
     columns += [("memory", memory), ("durable", durable), ("encrypted", lambda row: row.facts.encrypted),
-                ("verified", lambda row: row.facts.verified), ("cached", cached)]
+                ("verified", lambda row: row.facts.verified), ("cached", lambda row: row.facts.cached)]
     if is_brief:
         columns = [column for column in columns if column[0] not in LONG]
     lines = [f"**{stage.title}**", "", "| " + " | ".join(heading for heading, _ in columns) + " |",
