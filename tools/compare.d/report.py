@@ -1,7 +1,8 @@
 """From runs to a table and a chart.
 
 Of each row the run with the middle time is shown, and the range of all. Ratios are taken inside each round, since what
-a disk does drifts from minute to minute, and then the middle one of them is shown.
+a disk does drifts from minute to minute, and then the middle one of them is shown. Where two are in the middle, as when
+a round has failed, it is the slower run, and the ratio that speaks less for gabion.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Row:
 
     def middle(self) -> Run:
         runs = sorted(self.done(), key=lambda run: run.seconds / run.amount)
-        return runs[(len(runs) - 1) // 2]
+        return runs[len(runs) // 2]
 
     def times(self, other: Row | None, cost: Callable[[Run], float]) -> tuple[float, float, float] | None:
         """What it costs for the same amount, times what the other costs: the middle, the least, the most."""
@@ -62,7 +63,8 @@ class Row:
         pairs = [(cost(mine) / mine.amount, cost(theirs) / theirs.amount)
                  for mine, theirs in zip(self.runs, other.runs, strict=False) if mine and theirs]
         ratios = [mine / theirs for mine, theirs in pairs if theirs > 0]
-        return (statistics.median_low(ratios), min(ratios), max(ratios)) if ratios else None
+        middle = statistics.median_low if other.system == REFERENCE else statistics.median_high
+        return (middle(ratios), min(ratios), max(ratios)) if ratios else None
 
 
 def its_seconds(run: Run) -> float:
@@ -184,7 +186,7 @@ def flatness(stage: Stage, rows: list[Row]) -> list[str]:
 def rates_apart(rounds: list[tuple[Run, ...]]) -> tuple[float, float, float] | None:
     rates = [[run.amount / run.seconds for run in runs] for runs in rounds if len(runs) > 1]
     apart = sorted(max(each) / min(each) for each in rates)
-    return (statistics.median_low(apart), apart[0], apart[-1]) if apart else None
+    return (statistics.median_high(apart), apart[0], apart[-1]) if apart else None
 
 
 def by_stage(rows: list[Row]) -> dict[Stage, list[Row]]:
