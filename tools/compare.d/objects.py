@@ -83,7 +83,6 @@ class ObjectStore(Peer):
 class SeaweedFs(ObjectStore):
     name = "SeaweedFS, S3"
     programs = ("weed", "s5cmd")
-    version_arguments = ("version",)
 
     def facts_of(self, stage: str) -> Facts:
         is_get = "get" in stage or stage in ("wire", "copy", "tree_copy")

@@ -107,10 +107,6 @@ class RcloneCrypt(Peer):
     programs = ("rclone",)
     to_sink = ("get_cold", "get_hot")
 
-    @classmethod
-    def version(cls, finder) -> str:
-        return finder.version("rclone", "version")
-
     def facts_of(self, stage: str) -> Facts:
         is_get = "get" in stage
         return Facts("at rest", "Poly1305, each 64 KiB" if is_get else "-", "no", cached(stage))
@@ -156,10 +152,6 @@ class RcloneSftp(Peer):
     name = "rclone sftp"
     programs = ("rclone",)
     to_sink = ("wire",)
-
-    @classmethod
-    def version(cls, finder) -> str:
-        return finder.version("rclone", "version")
 
     def facts_of(self, stage: str) -> Facts:
         return Facts("on the wire (SSH)", "-" if stage == "wire" else "MD5, whole file", "no", cached(stage))
@@ -220,7 +212,7 @@ class Scp(Peer):
 
     @classmethod
     def version(cls, finder) -> str:
-        return finder.version("ssh", "-V")
+        return finder.version("ssh")
 
     @classmethod
     def missing(cls, finder) -> str | None:

@@ -16,6 +16,9 @@ import subprocess
 
 from measure import NOWHERE, Failed, Meter, Own
 
+# Of programs that are not asked by --version.
+VERSION_ARGUMENTS = {"rclone": "version", "s5cmd": "version", "weed": "version", "ssh": "-V"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Input:
@@ -74,9 +77,10 @@ class Finder:
             raise LookupError(f"no {program}")
         return found
 
-    def version(self, program: str, *arguments: str) -> str:
-        """The first line that a program prints with these arguments."""
-        ran = subprocess.run([self.need(program), *arguments], capture_output=True, text=True, timeout=20, check=False)
+    def version(self, program: str) -> str:
+        """The first line that a program prints when asked for it."""
+        asked = [self.need(program), VERSION_ARGUMENTS.get(program, "--version")]
+        ran = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
         lines = [line for line in (ran.stdout + ran.stderr).splitlines() if line.strip()]
         return lines[0].strip() if lines else "?"
 
@@ -117,7 +121,6 @@ class System:
     # The limit that its ratios name, where that is not the first of the stage.
     limit = ""
     programs: tuple[str, ...] = ()
-    version_arguments: tuple[str, ...] = ("--version",)
     facts = Facts("no", "no", "no", "-")
     # Stages that send the big file into `self.sink`, so that it can be looked at.
     to_sink: tuple[str, ...] = ()
@@ -135,7 +138,9 @@ class System:
 
     @classmethod
     def version(cls, finder: Finder) -> str:
-        return finder.version(cls.programs[0], *cls.version_arguments)
+        """Of all its programs: a client is measured, too."""
+        first, *others = ((program, finder.version(program)) for program in cls.programs)
+        return ", ".join([first[1], *(said if program in said else f"{program} {said}" for program, said in others)])
 
     def program(self, name: str) -> str:
         return self.finder.need(name)
