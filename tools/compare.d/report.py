@@ -240,12 +240,14 @@ def as_json(
 
 
 def merge(reports: list[dict]) -> tuple[list[Row], list[str], dict[str, str], dict[str, str]]:
-    """Reports of several runs as one: the rounds of each follow those of the one before."""
+    """Reports of several runs as one: the rounds of each follow those of the one before. They must be about the same:
+    figures for different sizes have no middle."""
     rows: dict[tuple[str, str], Row] = {}
     about: list[str] = []
     absent: dict[str, str] = {}
     failed: dict[str, str] = {}
     rounds: dict[str, int] = {}
+    stages: dict[str, Stage] = {}
     for said in reports:
         about += [line for line in said["about"] if line not in about]
         absent |= said["absent"]
@@ -253,6 +255,10 @@ def merge(reports: list[dict]) -> tuple[list[Row], list[str], dict[str, str], di
         before = dict(rounds)
         for each in said["rows"]:
             stage = Stage(**each["stage"])
+            known = stages.setdefault(stage.name, stage)
+            if stage != known:
+                raise ValueError(f"{stage.name} is not the same in all: `{known.title}` ({known.amount:,} {known.unit}) and "
+                                 f"`{stage.title}` ({stage.amount:,} {stage.unit})")
             row = rows.setdefault((stage.name, each["system"]), Row(stage, each["system"], each["is_limit"],
                                                                     each.get("limit", ""), Facts(**each["facts"])))
             # Who was not there earlier has no runs of those rounds.
