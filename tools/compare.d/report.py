@@ -272,12 +272,16 @@ def merge(reports: list[dict]) -> tuple[list[Row], list[str], dict[str, str], di
 
 # Of the chart, in pixels.
 WIDTH, LABEL, BAR, LINE = 900, 210, 470, 20
-COLOURS = {"limit": "#9aa5b1", REFERENCE: "#1f6feb", "other": "#d29922"}
+COLOURS = {"a limit of this machine": "#9aa5b1", REFERENCE: "#1f6feb", "another program": "#d29922"}
 
 
 def chart(rows: list[Row], about: list[str]) -> str:
     """Bars of rates; in each stage the longest is the fastest."""
-    parts, top = [], 34
+    limit, own, other = COLOURS
+    parts, top = [], 62
+    for number, (what, colour) in enumerate(COLOURS.items()):
+        parts += [f'<rect x="{10 + 190 * number}" y="32" width="12" height="12" fill="{colour}"/>',
+                  f'<text x="{28 + 190 * number}" y="42">{what}</text>']
     for stage, of_stage in by_stage(rows).items():
         fastest = max(row.middle().amount / row.middle().seconds for row in of_stage)
         parts.append(f'<text x="10" y="{top + 14}" font-weight="bold">{escape(stage.title)}</text>')
@@ -285,7 +289,9 @@ def chart(rows: list[Row], about: list[str]) -> str:
         for row in of_stage:
             run = row.middle()
             length = max(run.amount / run.seconds / fastest * BAR, 1)
-            colour = COLOURS["limit" if row.is_limit else REFERENCE if row.system == REFERENCE else "other"]
+            # Through pipes it is there once for each length: "gabion, 1 GiB".
+            is_own = row.system.split(",")[0] == REFERENCE
+            colour = COLOURS[limit if row.is_limit else own if is_own else other]
             said = f"{rate(stage, run)}, CPU {cpu(stage, run)}"
             parts += [
                 f'<text x="{LABEL - 8}" y="{top + 13}" text-anchor="end">{escape(row.system)}</text>',
