@@ -257,8 +257,8 @@ def merge(reports: list[dict]) -> tuple[list[Row], list[str], dict[str, str], di
             stage = Stage(**each["stage"])
             known = stages.setdefault(stage.name, stage)
             if stage != known:
-                raise ValueError(f"{stage.name} is not the same in all: `{known.title}` ({known.amount:,} {known.unit}) and "
-                                 f"`{stage.title}` ({stage.amount:,} {stage.unit})")
+                both = " and ".join(f"`{each.title}` ({each.amount:,} {each.unit})" for each in (known, stage))
+                raise ValueError(f"{stage.name} is not the same in all: {both}")
             row = rows.setdefault((stage.name, each["system"]), Row(stage, each["system"], each["is_limit"],
                                                                     each.get("limit", ""), Facts(**each["facts"])))
             # Who was not there earlier has no runs of those rounds.
