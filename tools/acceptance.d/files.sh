@@ -62,6 +62,24 @@ print(",".join(str(socket.getsockname()[1]) for socket in sockets))')
     figure "$(wc -l < "$t/demo.out") steps"
 }
 
+# A data directory that the first version of its format left after kill -9. Its first start and the one after it read the
+# same files, and it takes more.
+test_old_data() {
+    local sum=38e142d6ff3c3d8c3522027308ed935d6deb3ca504ad19835741d65b4a366f99 round number
+    python3 "$here/acceptance.d/unpack.py" "$here/../tests/fixtures/data-directory-v1.pack" "$t/a"
+    echo new > "$t/new"
+    for round in 1 2; do
+        node_start a --replicas 1
+        for number in {0..7}; do g a cat "frozen/$number"; done > "$t/frozen"
+        [ "$(sha256sum < "$t/frozen")" = "$sum  -" ] || fail "start $round: other bytes came out: $(wc -c < "$t/frozen")"
+        expect 4 "no file" g a cat removed
+        g a verify > "$t/verify.out" || fail "start $round: $(cat "$t/verify.out")"
+        [ "$round" = 1 ] || same "$t/new" <(g a cat new)
+        g a put -q "$t/new"
+        node_stop a
+    done
+}
+
 test_one_node() {
     local started took bytes=$((file_mib << 20))
     node_start a
