@@ -54,6 +54,7 @@ mod scenario;
 mod smoke;
 mod usage;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -196,29 +197,38 @@ fn clean_up(subject: &Subject, nodes: &Nodes, report: &RunReport, is_quiet: bool
     left
 }
 
-/// Prints and draws the report, and makes the exit code of it.
+/// Prints and draws the report, and makes the exit code of it: what the run found counts before what became of its report.
 fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
-    if arguments.output.json {
-        println!("{}", report.json());
+    print(report, arguments);
+    let drawn = arguments.output.chart.as_ref().map_or(Ok(()), |path| draw(report, path));
+    let found = outcome(report);
+    if let (Err(_), Err(failure)) = (&found, &drawn) {
+        eprintln!("loadgen: {}", failure.message);
     }
-    if let Some(path) = &arguments.output.chart {
-        std::fs::write(path, chart::draw(report))
-            .map_err(|error| Failure::other(format!("the chart {} cannot be written: {error}", path.display())))?;
-    }
-    if !arguments.output.json {
-        if report.keepalive {
-            println!("objects went over connections that were kept; --disable-keepalive has one for each operation");
-        }
-        println!("{}", report.machine.text());
-    }
-    if let Some(comparison) = beside::text(report).filter(|_| !arguments.output.json) {
-        println!("{comparison}");
-    }
-    outcome(report)?;
+    found.and(drawn)?;
     if !arguments.output.json {
         println!("every byte that came back was right");
     }
     Ok(())
+}
+
+fn print(report: &RunReport, arguments: &Arguments) {
+    if arguments.output.json {
+        println!("{}", report.json());
+        return;
+    }
+    if report.keepalive {
+        println!("objects went over connections that were kept; --disable-keepalive has one for each operation");
+    }
+    println!("{}", report.machine.text());
+    if let Some(comparison) = beside::text(report) {
+        println!("{comparison}");
+    }
+}
+
+fn draw(report: &RunReport, path: &Path) -> Result<(), Failure> {
+    std::fs::write(path, chart::draw(report))
+        .map_err(|error| Failure::other(format!("the chart {} cannot be written: {error}", path.display())))
 }
 
 fn outcome(report: &RunReport) -> Result<(), Failure> {
@@ -232,5 +242,24 @@ fn outcome(report: &RunReport) -> Result<(), Failure> {
         None if report.left_behind > 0 => Err(Failure::new(Exit::Partial, "objects are left behind")),
         None => Ok(()),
         Some(code) => Err(Failure { code, message: "operations failed, see the report".to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(options: &str) -> Arguments {
+        Arguments::of(format!("loadgen get --spawn 1 --json {options}").split_whitespace()).unwrap()
+    }
+
+    #[test]
+    fn a_wrong_byte_counts_before_a_chart_that_cannot_be_written() {
+        let nowhere = arguments("--chart /proc/nowhere/chart.svg");
+        let mut report = report::tests::sample();
+        report.phases.clear();
+        assert_eq!(finish(&report, &nowhere).unwrap_err().code, Exit::Other.code());
+        report.wrong = Some(Failure::new(Exit::Integrity, "a byte"));
+        assert_eq!(finish(&report, &nowhere).unwrap_err().code, Exit::Integrity.code());
     }
 }
