@@ -8,6 +8,7 @@ use gabion::cli::units::show_size;
 use serde_json::{Value, json};
 
 use crate::nodes::Nodes;
+use crate::output::remark;
 use crate::report::known;
 
 /// File systems that keep everything in memory.
@@ -101,7 +102,7 @@ fn mounted_at(mountinfo: &str, path: &Path) -> Option<String> {
 pub fn warn_of_memory(dir: &Path) {
     if let Some(kind) = file_system(dir).filter(|kind| IN_MEMORY.contains(&kind.as_str())) {
         let dir = dir.display();
-        eprintln!("loadgen: {dir} is on {kind}: what is measured there is memory and no disk; give --dir DIR");
+        remark(&format!("{dir} is on {kind}: what is measured there is memory and no disk; give --dir DIR"));
     }
 }
 

@@ -18,9 +18,9 @@
 //! | `drive` | workers, and the watch beside them |
 //! | `measure`, `sampling`, `usage` | histograms; what happened in each interval; CPU and memory |
 //! | `machine` | what figures depend on beside the code |
-//! | `report`, `chart`, `progress` | text and JSON, SVG, the live line |
+//! | `report`, `chart`, `progress`, `output` | text and JSON, SVG, the live line; printing |
 //! | `smoke` | every scenario, small |
-//! | `interrupt`, `clean` | Ctrl-C; removing what was put |
+//! | `interrupt`, `clean` | signals; removing what was put |
 //!
 //! What it measures includes what a program on the node's machine has: for small objects a request and its answer on a
 //! connection that is kept, for all else a connection to the control socket and a descriptor passed for each operation,
@@ -45,6 +45,7 @@ mod machine;
 mod measure;
 mod nodes;
 mod operation;
+mod output;
 mod pacing;
 mod popularity;
 mod progress;
@@ -67,6 +68,7 @@ use ledger::Ledger;
 use machine::Machine;
 use nodes::{Nodes, SpawnOptions};
 use operation::Subject;
+use output::{line, remark};
 use progress::Progress;
 use report::RunReport;
 use scenario::{Phase, Plan};
@@ -85,15 +87,21 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("loadgen: {} (seed {})", failure.message, arguments.load.seed);
+            output::failure(&failure, arguments.load.seed);
             ExitCode::from(failure.code)
         }
     }
 }
 
 fn start() -> Result<(), Failure> {
+    // A panic aborts, and drops nothing.
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        nodes::end_at_once();
+        say(panic);
+    }));
     interrupt::listen(nodes::end_at_once)
-        .map_err(|error| Failure::other(format!("Ctrl-C cannot be listened for: {error}")))?;
+        .map_err(|error| Failure::other(format!("signals cannot be listened for: {error}")))?;
     // Three descriptors an operation, and two a connection that is kept; with fewer, fewer operations at a time work.
     gabion::io::raise_fd_limit();
     Ok(())
@@ -162,7 +170,7 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunRepor
             }
             let phase = run.phase(phase, nodes)?;
             if !arguments.output.json && !arguments.smoke {
-                println!("{}", phase.text());
+                line(&phase.text())?;
             }
             report.phases.push(phase);
         }
@@ -185,45 +193,43 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunRepor
 fn clean_up(subject: &Subject, nodes: &Nodes, report: &RunReport, is_quiet: bool) -> u64 {
     let bucket = &subject.bucket;
     if report.wrong.is_some() {
-        eprintln!("loadgen: the objects are left in the bucket {bucket}, to be looked at");
+        remark(&format!("the objects are left in the bucket {bucket}, to be looked at"));
         return 0;
     }
     let left = clean::remove_all(subject, &nodes.all);
     if left > 0 {
-        eprintln!("loadgen: {left} objects of this run are left behind; remove them: gabion rm -r {bucket}/");
+        remark(&format!("{left} objects of this run are left behind; remove them: gabion rm -r {bucket}/"));
     } else if !is_quiet {
-        println!("the objects of this run were removed again");
+        // What was removed is removed, whether anybody reads it or not.
+        let _ = line("the objects of this run were removed again");
     }
     left
 }
 
 /// Prints and draws the report, and makes the exit code of it: what the run found counts before what became of its report.
 fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
-    print(report, arguments);
+    let printed = print(report, arguments);
     let drawn = arguments.output.chart.as_ref().map_or(Ok(()), |path| draw(report, path));
-    let found = outcome(report);
-    if let (Err(_), Err(failure)) = (&found, &drawn) {
-        eprintln!("loadgen: {}", failure.message);
+    let (found, shown) = (outcome(report), drawn.and(printed));
+    if let (Err(_), Err(failure)) = (&found, &shown) {
+        output::failure(failure, report.seed);
     }
-    found.and(drawn)?;
+    found.and(shown)?;
     if !arguments.output.json {
-        println!("every byte that came back was right");
+        line("every byte that came back was right")?;
     }
     Ok(())
 }
 
-fn print(report: &RunReport, arguments: &Arguments) {
+fn print(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
     if arguments.output.json {
-        println!("{}", report.json());
-        return;
+        return line(&report.json().to_string());
     }
     if report.keepalive {
-        println!("objects went over connections that were kept; --disable-keepalive has one for each operation");
+        line("objects went over connections that were kept; --disable-keepalive has one for each operation")?;
     }
-    println!("{}", report.machine.text());
-    if let Some(comparison) = beside::text(report) {
-        println!("{comparison}");
-    }
+    line(&report.machine.text())?;
+    beside::text(report).map_or(Ok(()), |comparison| line(&comparison))
 }
 
 fn draw(report: &RunReport, path: &Path) -> Result<(), Failure> {

@@ -1,7 +1,7 @@
 //! The nodes under load: children of this process, each with a directory of its own, or nodes that run already.
 //!
 //! Children and directories go when their owner is dropped, or by [`end_at_once`]. Children are in process groups of
-//! their own: Ctrl-C is for this process, which ends them itself once it has reported.
+//! their own: Ctrl-C and the end of a terminal are for this process, which ends them itself once it has reported.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -18,6 +18,7 @@ use gabion::node::control::client::{Client, ClientError};
 use gabion::node::control::{ControlEvent, ControlRequest, NodeClass, NodeState, SOCKET_NAME, StatusReport};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::output::remark;
 use crate::{interrupt, machine};
 
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -145,13 +146,13 @@ impl Drop for Nodes {
         if let Some(scratch) = &self.scratch
             && let Err(error) = fs::remove_dir_all(scratch)
         {
-            eprintln!("loadgen: {} is left behind: {error}", scratch.display());
+            remark(&format!("{} is left behind: {error}", scratch.display()));
         }
         *started() = Started { processes: Vec::new(), scratch: None };
     }
 }
 
-/// Ends all children and removes their directory, for a process that has no time to unwind.
+/// Ends all children and removes their directory, for a process that has no time to unwind, or that panics.
 pub fn end_at_once() {
     let started = started();
     for process in started.processes.iter().filter_map(|process| Pid::from_raw(process.cast_signed())) {

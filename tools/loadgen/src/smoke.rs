@@ -7,6 +7,7 @@ use gabion::cli::exit::{Exit, Failure};
 
 use crate::arguments::{Arguments, Scenario};
 use crate::nodes::Nodes;
+use crate::output::line;
 use crate::report::{NodeUsage, PhaseReport, RunReport};
 use crate::scenario::Plan;
 
@@ -42,10 +43,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let spawn = |scenario| Nodes::spawn(crate::spawn_options(places, places.spawn.unwrap_or(NODES), scenario)?);
     // Of all scenarios but crowds.
     let mut shared = None;
-    for (index, line) in RUNS.iter().enumerate() {
+    for (index, text) in RUNS.iter().enumerate() {
         // Another seed, so another bucket and other contents.
         let seed = arguments.load.seed.wrapping_add(index as u64);
-        let one = arguments_of(line, seed, arguments)?;
+        let one = arguments_of(text, seed, arguments)?;
         let scenario = one.scenario.ok_or_else(|| Failure::other("a scenario has no name"))?;
         let mut nodes = match shared.take().filter(|_| scenario != Scenario::Crowd) {
             Some(nodes) => nodes,
@@ -53,13 +54,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         };
         let count = usize::from(places.spawn.unwrap_or(NODES));
         let report = crate::run(&Plan::new(scenario, &one.load, count)?, &one, &mut nodes)?;
-        show(&report, line);
+        show(&report, text)?;
         let outcome = crate::outcome(&report).and_then(|()| check_traffic(scenario, &report));
-        outcome.map_err(|failure| failure.at(format!("{line} --seed {seed}")))?;
+        outcome.map_err(|failure| failure.at(format!("{text} --seed {seed}")))?;
         shared = (scenario != Scenario::Crowd).then_some(nodes);
     }
-    println!("every byte came back as it went in, {:.1} s", began.elapsed().as_secs_f64());
-    Ok(())
+    line(&format!("every byte came back as it went in, {:.1} s", began.elapsed().as_secs_f64()))
 }
 
 fn arguments_of(line: &str, seed: u64, outer: &Arguments) -> Result<Arguments, Failure> {
@@ -103,19 +103,20 @@ fn check_peers(phase: &PhaseReport) -> Result<(), Failure> {
     Err(Failure::other(format!("only {servers} nodes served: bytes sent by each: {sent:?}")))
 }
 
-fn show(report: &RunReport, line: &str) {
-    println!("{line}");
+fn show(report: &RunReport, text: &str) -> Result<(), Failure> {
+    line(text)?;
     for phase in &report.phases {
         let seconds = phase.elapsed.as_secs_f64().max(1e-6);
-        println!(
+        line(&format!(
             "  {:<14} {:>6.2} s  {:>8.1}/s  {:>8.1} MiB/s  {:>5} failed",
             phase.name,
             seconds,
             phase.operations() as f64 / seconds,
             phase.bytes() as f64 / f64::from(1 << 20) / seconds,
             phase.failures.values().map(|failed| failed.count).sum::<u64>(),
-        );
+        ))?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
