@@ -19,7 +19,7 @@ use crate::content::Content;
 use crate::dice::Dice;
 use crate::interrupt;
 use crate::measure::{Kind, Recorder};
-use crate::nodes::{Node, Nodes};
+use crate::nodes::{self, Node, Nodes};
 use crate::operation::{Operation, Source, Subject, Trouble, Wanted};
 use crate::pacing::{Clock, Pacer, RealClock, Timing, Turn};
 use crate::progress::Progress;
@@ -148,6 +148,7 @@ impl<'a> Run<'a> {
         if is_worse {
             *first = Some(wrong);
         }
+        nodes::leave_directory();
         self.stop.store(true, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,7 @@
 //! The nodes under load: children of this process, each with a directory of its own, or nodes that run already.
 //!
-//! Children and directories go when their owner is dropped, or by [`end_at_once`]. Children are in process groups of
+//! Children and directories go when their owner is dropped, or by [`end_at_once`]; but a directory that shows what went wrong
+//! stays: after a wrong byte, or when a child ended by itself. Children are in process groups of
 //! their own: Ctrl-C and the end of a terminal are for this process, which ends them itself once it has reported.
 
 use std::fs::{self, DirBuilder, File};
@@ -8,7 +9,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,11 +30,13 @@ const TICKET_SECONDS: u64 = 3600;
 const LOG_LINES: usize = 5;
 
 /// What [`end_at_once`] must not leave behind.
-static STARTED: Mutex<Started> = Mutex::new(Started { processes: Vec::new(), scratch: None });
+static STARTED: Mutex<Started> = Mutex::new(Started { processes: Vec::new(), scratch: None, is_evidence: false });
 
 struct Started {
     processes: Vec<u32>,
     scratch: Option<PathBuf>,
+    /// The directory stays.
+    is_evidence: bool,
 }
 
 /// How to start nodes.
@@ -142,14 +145,28 @@ impl Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        self.all.iter_mut().for_each(Node::end);
-        if let Some(scratch) = &self.scratch
-            && let Err(error) = fs::remove_dir_all(scratch)
-        {
+        let Some(scratch) = &self.scratch else { return };
+        let is_wrong = started().is_evidence;
+        let mut is_evidence = is_wrong;
+        for node in &mut self.all {
+            let ended = node.end().map(|status| format!(" ended by itself ({status})"));
+            is_evidence |= ended.is_some();
+            if is_wrong || ended.is_some() {
+                remark(&format!("the node {}{}{}", node.dir.display(), ended.unwrap_or_default(), node.log_tail()));
+            }
+        }
+        if is_evidence {
+            remark(&format!("{} is left, to be looked at", scratch.display()));
+        } else if let Err(error) = fs::remove_dir_all(scratch) {
             remark(&format!("{} is left behind: {error}", scratch.display()));
         }
-        *started() = Started { processes: Vec::new(), scratch: None };
+        *started() = Started { processes: Vec::new(), scratch: None, is_evidence: false };
     }
+}
+
+/// What the nodes that this process started have on the disk is to be looked at.
+pub fn leave_directory() {
+    started().is_evidence = true;
 }
 
 /// Ends all children and removes their directory, for a process that has no time to unwind, or that panics.
@@ -159,7 +176,7 @@ pub fn end_at_once() {
         // It may have ended by itself.
         let _ = kill_process(process, Signal::KILL);
     }
-    if let Some(scratch) = &started.scratch {
+    if let Some(scratch) = started.scratch.as_ref().filter(|_| !started.is_evidence) {
         // A child that is just ending may still make a file: once more, then.
         let _ = fs::remove_dir_all(scratch).or_else(|_| fs::remove_dir_all(scratch));
     }
@@ -269,12 +286,14 @@ impl Node {
         if tail.is_empty() { String::new() } else { format!("; its log ends: {}", tail.join(" | ")) }
     }
 
-    fn end(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // It may have ended by itself; either way it must be waited for.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    /// How it had ended, if it did by itself.
+    fn end(&mut self) -> Option<ExitStatus> {
+        let mut child = self.child.take()?;
+        let ended = child.try_wait().ok().flatten();
+        // It may have ended by itself; either way it must be waited for.
+        let _ = child.kill();
+        let _ = child.wait();
+        ended
     }
 }
 
