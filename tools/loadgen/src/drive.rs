@@ -60,6 +60,7 @@ impl<'a> Run<'a> {
         self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// An error: it did not begin. What comes between is in the report.
     pub fn phase(&self, phase: &Phase, nodes: &Nodes) -> Result<PhaseReport, Failure> {
         let idle = idle_connections(nodes, phase.idle)?;
         let put = phase.put.map(|put| self.prepare_put(put)).transpose()?;
@@ -69,8 +70,8 @@ impl<'a> Run<'a> {
         let put_line = Line::default();
         let gate = Gate::default();
         let (ended, all_ended) = channel();
-        let report = std::thread::scope(|scope| {
-            let mut started = Ok(());
+        let mut report = std::thread::scope(|scope| {
+            let mut unstarted = None;
             for (index, line) in lines.iter().enumerate() {
                 let worker = Worker { run: self, nodes, phase, pacer: &pacer, recorder: &recorder, line, index };
                 let (gate, ended) = (&gate, ended.clone());
@@ -78,7 +79,7 @@ impl<'a> Run<'a> {
                 if let Err(error) = Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work) {
                     let message =
                         format!("thread {index} of {} cannot be started: {error}; lower --concurrency", lines.len());
-                    started = Err(Failure::other(message));
+                    unstarted = Some(Failure::other(message));
                     self.stop.store(true, Ordering::Relaxed);
                     break;
                 }
@@ -94,20 +95,19 @@ impl<'a> Run<'a> {
             let clock = gate.open();
             self.watch(&recorder, &lines, &put_line, &mut sampler, clock, &all_ended);
             sampler.report.put = putter.and_then(|putter| putter.join().ok().flatten());
-            started.map(|()| {
-                let end = clock.now();
-                for (wait, count) in pacer.never_started(end) {
-                    recorder.never_started(phase.choice.usual(), wait, count);
-                    sampler.report.never_started += count;
-                }
-                sampler.finish(&recorder, end)
-            })
+            sampler.report.error = unstarted;
+            let end = clock.now();
+            for (wait, count) in pacer.never_started(end) {
+                recorder.never_started(phase.choice.usual(), wait, count);
+                sampler.report.never_started += count;
+            }
+            sampler.finish(&recorder, end)
         });
         self.progress.clear();
         if !self.is_stopped() {
-            check_idle(idle)?;
+            report.error = check_idle(idle).err();
         }
-        report
+        Ok(report)
     }
 
     /// Until every worker has ended.

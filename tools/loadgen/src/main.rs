@@ -111,7 +111,7 @@ fn one(scenario: Scenario, arguments: &Arguments) -> Result<(), Failure> {
     let node_count = arguments.where_.spawn.map_or(arguments.where_.nodes.len(), usize::from);
     let plan = Plan::new(scenario, &arguments.load, node_count)?;
     let mut nodes = find_nodes(&arguments.where_, scenario)?;
-    let report = run(&plan, arguments, &mut nodes)?;
+    let report = run(&plan, arguments, &mut nodes);
     finish(&report, arguments)
 }
 
@@ -135,8 +135,9 @@ fn spawn_options(places: &WhereArguments, count: u8, scenario: Scenario) -> Resu
     })
 }
 
-/// All phases of a plan; stopped ones are in the report as far as they got.
-fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunReport, Failure> {
+/// All phases of a plan, up to an error; stopped ones are in the report as far as they got. Whatever happens, what was put
+/// on nodes that go on is removed.
+fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> RunReport {
     let load = &arguments.load;
     let subject = Subject {
         contents: Contents { seed: load.seed, sizes: plan.sizes },
@@ -160,6 +161,7 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunRepor
         seed: load.seed,
         phases: Vec::new(),
         wrong: None,
+        error: None,
         is_interrupted: false,
         left_behind: 0,
     };
@@ -168,25 +170,29 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> Result<RunRepor
             if phase.after_joining {
                 nodes.join_rest()?;
             }
-            let phase = run.phase(phase, nodes)?;
+            let mut phase = run.phase(phase, nodes)?;
+            let error = phase.error.take();
             if !arguments.output.json && !arguments.smoke {
                 line(&phase.text())?;
             }
             report.phases.push(phase);
+            return error.map_or(Ok(()), Err);
         }
         Ok(())
     };
-    plan.phases.iter().try_for_each(&mut step)?;
-    if load.read_back {
-        step(&Plan::read_back(READERS, subject.ledger.written()))?;
+    let mut ended = plan.phases.iter().try_for_each(&mut step);
+    if ended.is_ok() && load.read_back {
+        ended = step(&Plan::read_back(READERS, subject.ledger.written()));
     }
+    // A node that is no more says better than anybody why it does not answer.
+    report.error = nodes.check_alive().and(ended).err();
     report.machine = Machine::of(nodes);
     report.wrong = run.wrong();
     report.is_interrupted = interrupt::requested();
     if !nodes.are_ours() && !load.keep {
         report.left_behind = clean_up(&subject, nodes, &report, arguments.output.json);
     }
-    Ok(report)
+    report
 }
 
 /// Removes what the run put, unless it is evidence; how many objects are left that should not be.
@@ -244,6 +250,9 @@ fn outcome(report: &RunReport) -> Result<(), Failure> {
     if report.is_interrupted {
         return Err(Failure::interrupted("interrupted: what was measured so far is above"));
     }
+    if let Some(error) = &report.error {
+        return Err(error.clone());
+    }
     match report.failure_code() {
         None if report.left_behind > 0 => Err(Failure::new(Exit::Partial, "objects are left behind")),
         None => Ok(()),
@@ -267,5 +276,16 @@ mod tests {
         assert_eq!(finish(&report, &nowhere).unwrap_err().code, Exit::Other.code());
         report.wrong = Some(Failure::new(Exit::Integrity, "a byte"));
         assert_eq!(finish(&report, &nowhere).unwrap_err().code, Exit::Integrity.code());
+    }
+
+    #[test]
+    fn an_error_counts_after_a_wrong_byte_and_before_operations_that_failed() {
+        let mut report = report::tests::sample();
+        assert_eq!(outcome(&report).unwrap_err().code, Exit::NoSpace.code());
+        report.error = Some(Failure::new(Exit::Network, "a connection"));
+        assert_eq!(outcome(&report).unwrap_err().message, "a connection");
+        assert_eq!(report.json()["error"], "a connection");
+        report.wrong = Some(Failure::new(Exit::Integrity, "a byte"));
+        assert_eq!(outcome(&report).unwrap_err().code, Exit::Integrity.code());
     }
 }

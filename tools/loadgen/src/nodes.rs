@@ -130,6 +130,11 @@ impl Nodes {
         }
     }
 
+    /// Whether none of those that this process started has ended.
+    pub fn check_alive(&mut self) -> Result<(), Failure> {
+        self.all.iter_mut().try_for_each(Node::check_alive)
+    }
+
     fn start_upto(&mut self, options: &SpawnOptions, scratch: &Path, count: usize) -> Result<(), Failure> {
         while self.all.len() < count {
             let index = self.all.len();
@@ -274,7 +279,10 @@ impl Node {
 
     fn check_alive(&mut self) -> Result<(), Failure> {
         match self.child.as_mut().map(Child::try_wait) {
-            Some(Ok(Some(status))) => Err(Failure::other(format!("a node ended ({status}){}", self.log_tail()))),
+            Some(Ok(Some(status))) => {
+                let message = format!("the node {} ended ({status}){}", self.dir.display(), self.log_tail());
+                Err(Failure::other(message))
+            }
             _ => Ok(()),
         }
     }

@@ -81,6 +81,8 @@ pub struct PhaseReport {
     pub intervals: Vec<Interval>,
     /// The put that ran beside the operations.
     pub put: Option<PutReport>,
+    /// What ended it before its time, or was wrong in the end; no operation's.
+    pub error: Option<Failure>,
     pub client_cpu: Duration,
     pub nodes: Vec<NodeUsage>,
 }
@@ -98,6 +100,7 @@ impl Default for PhaseReport {
             never_started: 0,
             intervals: Vec::new(),
             put: None,
+            error: None,
             client_cpu: Duration::ZERO,
             nodes: Vec::new(),
         }
@@ -217,6 +220,8 @@ pub struct RunReport {
     pub phases: Vec<PhaseReport>,
     /// The first wrong byte or missing object.
     pub wrong: Option<Failure>,
+    /// What ended it before its time, or was wrong with the nodes in the end; no operation's.
+    pub error: Option<Failure>,
     pub is_interrupted: bool,
     /// Objects that should have been removed from the nodes and could not be.
     pub left_behind: u64,
@@ -229,14 +234,20 @@ impl RunReport {
         codes().find(|code| *code == 6).or_else(|| codes().next())
     }
 
+    fn is_verified(&self) -> bool {
+        let is_whole = self.error.is_none() && self.failure_code().is_none() && !self.is_interrupted;
+        self.wrong.is_none() && is_whole
+    }
+
     pub fn json(&self) -> Value {
         json!({
             "scenario": self.scenario,
             "keepalive": self.keepalive,
             "machine": self.machine.json(),
             "seed": self.seed,
-            "verified": self.wrong.is_none() && self.failure_code().is_none() && !self.is_interrupted,
+            "verified": self.is_verified(),
             "wrong": self.wrong.as_ref().map(|wrong| &wrong.message),
+            "error": self.error.as_ref().map(|error| &error.message),
             "interrupted": self.is_interrupted,
             "left_behind": self.left_behind,
             "beside": beside::json(self),
@@ -398,6 +409,7 @@ pub mod tests {
             seed: 9,
             phases: vec![phase],
             wrong: None,
+            error: None,
             is_interrupted: false,
             left_behind: 0,
         }

@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             None => spawn(scenario)?,
         };
         let count = usize::from(places.spawn.unwrap_or(NODES));
-        let report = crate::run(&Plan::new(scenario, &one.load, count)?, &one, &mut nodes)?;
+        let report = crate::run(&Plan::new(scenario, &one.load, count)?, &one, &mut nodes);
         show(&report, text)?;
         let outcome = crate::outcome(&report).and_then(|()| check_traffic(scenario, &report));
         outcome.map_err(|failure| failure.at(format!("{text} --seed {seed}")))?;
