@@ -192,14 +192,20 @@ impl Operation<'_> {
             Source::Bytes(contents) => {
                 self.send_small(number, contents, no_dedup).inspect(|stored| self.recorder.moved(*stored)).map(Some)
             }
-            Source::Whole(descriptor) => self
-                .send_content(number, len, descriptor, no_dedup)
-                .inspect(|stored| self.recorder.moved(stored.unwrap_or(0))),
+            Source::Whole(descriptor) => {
+                let mut moved = 0;
+                let mut note = |done: u64| {
+                    self.recorder.moved(done.saturating_sub(moved));
+                    moved = moved.max(done);
+                };
+                let answer = self.send_content(number, len, descriptor, no_dedup, &mut note);
+                answer.inspect(|stored| note(stored.unwrap_or(0)))
+            }
             Source::Fed(reader, mut writer) => std::thread::scope(|scope| {
                 // It ends with a broken pipe when the node stops reading; the node's answer then says why.
                 let recorder = self.recorder;
                 scope.spawn(move || content.feed(&mut writer, &|bytes| recorder.moved(bytes)));
-                self.send_content(number, len, reader.into(), no_dedup)
+                self.send_content(number, len, reader.into(), no_dedup, &mut |_| ())
             }),
         };
         match answer.map_err(|failure| Trouble::Failed(failure.at(format!("put of {}", key(number)))))? {
@@ -208,7 +214,15 @@ impl Operation<'_> {
         }
     }
 
-    fn send_content(&self, number: u64, len: u64, descriptor: OwnedFd, no_dedup: bool) -> Result<Option<u64>, Failure> {
+    /// `on_progress` hears how much of the content the node has done so far.
+    fn send_content(
+        &self,
+        number: u64,
+        len: u64,
+        descriptor: OwnedFd,
+        no_dedup: bool,
+        on_progress: &mut dyn FnMut(u64),
+    ) -> Result<Option<u64>, Failure> {
         let request = ControlRequest::Put {
             bucket: self.subject.bucket.clone(),
             key: key(number),
@@ -218,10 +232,10 @@ impl Operation<'_> {
             length_hint: Some(len),
         };
         let mut stored = None;
-        self.ask(&request, Some(descriptor), |event| {
-            if let ControlEvent::Stored { bytes, .. } = event {
-                stored = Some(bytes);
-            }
+        self.ask(&request, Some(descriptor), |event| match event {
+            ControlEvent::Progress { done, .. } => on_progress(done),
+            ControlEvent::Stored { bytes, .. } => stored = Some(bytes),
+            _ => {}
         })?;
         Ok(stored)
     }

@@ -29,7 +29,8 @@ pub struct Interval {
     pub ended: Duration,
     pub operations: u64,
     pub failed: u64,
-    /// Moved in the interval, by operations that ended in it or not.
+    /// Moved in the interval, by operations that ended in it or not: of a pipe what went through it, of a file what the node
+    /// said that it had done. What goes within a request or an answer moves as one.
     pub bytes: u64,
     pub micros_p50: u64,
     pub micros_p99: u64,

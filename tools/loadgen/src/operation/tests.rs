@@ -245,6 +245,26 @@ fn a_put_is_what_the_node_says_became_of_it() {
 }
 
 #[test]
+fn a_put_of_a_file_moves_as_the_node_says() {
+    let mut bench = Bench::new();
+    bench.subject.keepalive = false;
+    let progress = |done| ControlEvent::Progress { done, total: Some(LEN), new: done };
+    let (bucket, key) = ("bench".to_owned(), key(7));
+    let stored = ControlEvent::Stored { bucket, key, content: Address::ZERO, bytes: LEN, bytes_new: LEN };
+    let lost = ControlEvent::Error { code: 5, message: "the node stops".to_owned() };
+    for (events, moved) in [
+        (vec![progress(300), progress(600), lost], 600),
+        (vec![progress(300), progress(200), stored.clone(), ControlEvent::Done], LEN),
+        (vec![stored, ControlEvent::Done], LEN),
+    ] {
+        bench.recorder = Recorder::new(Loop::Closed, 1);
+        let fake = FakeNode::start(move |_| events.clone());
+        let is_stored = bench.put(&fake, 7, false).is_ok();
+        assert_eq!((bench.recorder.bytes(), is_stored), (moved, moved == LEN));
+    }
+}
+
+#[test]
 fn a_connection_is_made_anew_after_anything_but_the_answer() {
     let error = ControlEvent::Error { code: 5, message: "the node stops".to_owned() };
     let two = ControlEvent::FetchedSmall { outcomes: vec![contents(Vec::new()), contents(Vec::new())] };
