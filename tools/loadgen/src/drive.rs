@@ -20,7 +20,7 @@ use crate::dice::Dice;
 use crate::interrupt;
 use crate::measure::{Kind, Recorder};
 use crate::nodes::{self, Node, Nodes};
-use crate::operation::{Operation, Source, Subject, Trouble, Wanted};
+use crate::operation::{Operation, Source, Stored, Subject, Trouble, Wanted};
 use crate::pacing::{Clock, Pacer, RealClock, Timing, Turn};
 use crate::progress::Progress;
 use crate::report::PhaseReport;
@@ -291,7 +291,7 @@ impl Worker<'_> {
         let clock = gate.wait();
         ledger.begin_write(put.number);
         let began = clock.now();
-        let outcome = operation.put(put.number, content, source, true);
+        let outcome = operation.put(put.number, content, source, true).map(|stored| stored.bytes);
         let elapsed = clock.now().saturating_sub(began);
         self.pacer.end(clock.now());
         ledger.end_write(put.number, outcome.is_ok());
@@ -325,7 +325,11 @@ impl Worker<'_> {
                 let outcome =
                     source.and_then(|source| operation.put(number, &content, source, self.run.subject.no_dedup));
                 ledger.end_write(number, outcome.is_ok());
-                (Kind::Put, outcome)
+                let bytes = |stored: Stored| {
+                    self.recorder.stored_new(stored.bytes_new);
+                    stored.bytes
+                };
+                (Kind::Put, outcome.map(bytes))
             }
             Prepared::Remove { number } => {
                 let outcome = operation.remove(number);

@@ -142,6 +142,8 @@ pub struct Recorder {
     failed: AtomicU64,
     /// Moved so far, also by operations that have not ended.
     bytes: AtomicU64,
+    /// Put, and not there before.
+    bytes_new: AtomicU64,
     /// Read through each node.
     read_bytes: Vec<AtomicU64>,
 }
@@ -154,6 +156,7 @@ impl Recorder {
             failures: Mutex::default(),
             failed: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            bytes_new: AtomicU64::new(0),
             read_bytes: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -164,6 +167,14 @@ impl Recorder {
 
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn stored_new(&self, bytes: u64) {
+        self.bytes_new.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn bytes_new(&self) -> u64 {
+        self.bytes_new.load(Ordering::Relaxed)
     }
 
     pub fn read_through(&self, node: usize, bytes: u64) {

@@ -135,6 +135,14 @@ pub enum Source {
     Fed(PipeReader, PipeWriter),
 }
 
+/// What a node says that it stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub bytes: u64,
+    /// Of chunks that were not there before.
+    pub bytes_new: u64,
+}
+
 /// What a read asks for.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
@@ -185,13 +193,14 @@ impl Subject {
 }
 
 impl Operation<'_> {
-    /// Writes this content to the object; the bytes written.
-    pub fn put(&mut self, number: u64, content: &impl Feed, source: Source, no_dedup: bool) -> Result<u64, Trouble> {
+    /// Writes this content to the object.
+    pub fn put(&mut self, number: u64, content: &impl Feed, source: Source, no_dedup: bool) -> Result<Stored, Trouble> {
         let len = content.len_bytes();
         let answer = match source {
-            Source::Bytes(contents) => {
-                self.send_small(number, contents, no_dedup).inspect(|stored| self.recorder.moved(*stored)).map(Some)
-            }
+            Source::Bytes(contents) => self
+                .send_small(number, contents, no_dedup)
+                .inspect(|stored| self.recorder.moved(stored.bytes))
+                .map(Some),
             Source::Whole(descriptor) => {
                 let mut moved = 0;
                 let mut note = |done: u64| {
@@ -199,7 +208,7 @@ impl Operation<'_> {
                     moved = moved.max(done);
                 };
                 let answer = self.send_content(number, len, descriptor, no_dedup, &mut note);
-                answer.inspect(|stored| note(stored.unwrap_or(0)))
+                answer.inspect(|stored| note(stored.map_or(0, |stored| stored.bytes)))
             }
             Source::Fed(reader, mut writer) => std::thread::scope(|scope| {
                 // It ends with a broken pipe when the node stops reading; the node's answer then says why.
@@ -209,8 +218,11 @@ impl Operation<'_> {
             }),
         };
         match answer.map_err(|failure| Trouble::Failed(failure.at(format!("put of {}", key(number)))))? {
-            Some(bytes) if bytes == len => Ok(bytes),
-            stored => Err(Trouble::wrong(format!("put of {}: the node stored {stored:?} bytes of {len}", key(number)))),
+            Some(stored) if stored.bytes == len => Ok(stored),
+            stored => {
+                let bytes = stored.map(|stored| stored.bytes);
+                Err(Trouble::wrong(format!("put of {}: the node stored {bytes:?} bytes of {len}", key(number))))
+            }
         }
     }
 
@@ -222,7 +234,7 @@ impl Operation<'_> {
         descriptor: OwnedFd,
         no_dedup: bool,
         on_progress: &mut dyn FnMut(u64),
-    ) -> Result<Option<u64>, Failure> {
+    ) -> Result<Option<Stored>, Failure> {
         let request = ControlRequest::Put {
             bucket: self.subject.bucket.clone(),
             key: key(number),
@@ -234,14 +246,13 @@ impl Operation<'_> {
         let mut stored = None;
         self.ask(&request, Some(descriptor), |event| match event {
             ControlEvent::Progress { done, .. } => on_progress(done),
-            ControlEvent::Stored { bytes, .. } => stored = Some(bytes),
+            ControlEvent::Stored { bytes, bytes_new, .. } => stored = Some(Stored { bytes, bytes_new }),
             _ => {}
         })?;
         Ok(stored)
     }
 
-    /// The bytes that the node says it stored.
-    fn send_small(&mut self, number: u64, contents: Vec<u8>, no_dedup: bool) -> Result<u64, Failure> {
+    fn send_small(&mut self, number: u64, contents: Vec<u8>, no_dedup: bool) -> Result<Stored, Failure> {
         let request = ControlRequest::PutSmall {
             bucket: self.subject.bucket.clone(),
             no_dedup,
@@ -253,7 +264,7 @@ impl Operation<'_> {
             _ => None,
         })?;
         match stored {
-            SmallStored::Stored { bytes, .. } => Ok(bytes),
+            SmallStored::Stored { bytes, bytes_new, .. } => Ok(Stored { bytes, bytes_new }),
             SmallStored::Failed { code, message } => Err(Failure { code, message }),
         }
     }

@@ -77,6 +77,8 @@ pub struct PhaseReport {
     pub elapsed: Duration,
     pub kinds: ByKind,
     pub failures: BTreeMap<u8, Failed>,
+    /// Of what the operations put, what no node had before.
+    pub bytes_new: u64,
     /// Operations of an open loop that the workers did not get to in time.
     pub never_started: u64,
     pub intervals: Vec<Interval>,
@@ -98,6 +100,7 @@ impl Default for PhaseReport {
             elapsed: Duration::ZERO,
             kinds: ByKind::new(),
             failures: BTreeMap::new(),
+            bytes_new: 0,
             never_started: 0,
             intervals: Vec::new(),
             put: None,
@@ -116,6 +119,10 @@ impl PhaseReport {
     /// Of operations that ended well.
     pub fn bytes(&self) -> u64 {
         self.kinds.values().map(|totals| totals.bytes).sum()
+    }
+
+    fn bytes_put(&self) -> u64 {
+        self.kinds.get(&Kind::Put).map_or(0, |totals| totals.bytes)
     }
 
     /// Whether nothing but reads ran: then what a node received was read through it.
@@ -144,6 +151,10 @@ impl PhaseReport {
         );
         for (kind, totals) in &self.kinds {
             text += &kind_text(kind.name(), totals, self.mode);
+        }
+        if self.bytes_new < self.bytes_put() {
+            let (put, new) = (show_size(self.bytes_put()), show_size(self.bytes_new));
+            let _ = write!(text, "\n  put {put}, {new} of it new: the rest was there; for other contents give --seed");
         }
         if self.never_started > 0 {
             let _ = write!(
@@ -200,6 +211,8 @@ impl PhaseReport {
             "operations_per_s": self.operations() as f64 / self.seconds(),
             "bytes": self.bytes(),
             "bytes_per_s": self.bytes() as f64 / self.seconds(),
+            "bytes_put": self.bytes_put(),
+            "bytes_new": self.bytes_new,
             "never_started": self.never_started,
             "kinds": kinds,
             "failures": failures,
@@ -461,6 +474,18 @@ pub mod tests {
         assert_eq!(report.failure_code(), Some(5));
         report.phases[0].failures.insert(6, failed);
         assert_eq!(report.failure_code(), Some(6));
+    }
+
+    #[test]
+    fn what_was_there_already_is_told_apart() {
+        let recorder = Recorder::new(Loop::Closed, 1);
+        let timing = Timing { latency: Duration::from_secs(1), service: Duration::from_secs(1) };
+        recorder.done(0, Kind::Put, timing, 2048);
+        let mut phase = PhaseReport { kinds: recorder.drain(), bytes_new: 1024, ..PhaseReport::default() };
+        assert!(phase.text().contains("put 2.0 KiB, 1.0 KiB of it new"), "{}", phase.text());
+        assert_eq!((&phase.json()["bytes_put"], &phase.json()["bytes_new"]), (&json!(2048), &json!(1024)));
+        phase.bytes_new = 2048;
+        assert!(!phase.text().contains("new"), "{}", phase.text());
     }
 
     #[test]

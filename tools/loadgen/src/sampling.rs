@@ -78,6 +78,7 @@ impl<'a> Sampler<'a> {
             usage.traffic = node.traffic().zip(*before).map(|(after, before)| after.since(before));
         }
         self.report.failures = recorder.failures();
+        self.report.bytes_new = recorder.bytes_new();
         self.report
     }
 

@@ -128,7 +128,7 @@ impl Bench {
     fn put(&mut self, fake: &FakeNode, number: u64, no_dedup: bool) -> Result<u64, Trouble> {
         let content = self.subject.contents.of(number, 1);
         let source = self.subject.source(&content)?;
-        self.on(fake).put(number, &content, source, no_dedup)
+        self.on(fake).put(number, &content, source, no_dedup).map(|stored| stored.bytes)
     }
 
     /// Reads a whole object against a new node that answers every `GetSmall` so.
