@@ -230,7 +230,8 @@ pub struct LoadArguments {
     #[arg(long)]
     pub keep: bool,
 
-    /// Take the objects as an earlier run with --keep and the same seed, sizes and number left them
+    /// Take the objects as an earlier run with --keep and the same seed, sizes and number put them. After one that overwrote
+    /// some (mixed, overwrite) right bytes would be called wrong
     #[arg(long)]
     pub reuse: bool,
 

@@ -71,6 +71,11 @@ impl Ledger {
         self.with(number, |state| *state = State { acknowledged: 1, started: 1, ..State::default() });
     }
 
+    /// Whether some object was written more than once: then [`Self::assume_put`] is wrong of it from now on.
+    pub fn is_overwritten(&self) -> bool {
+        self.shards.iter().any(|shard| locked(shard).values().any(|state| state.started > 1))
+    }
+
     /// The oldest generation that a read which begins now may return.
     pub fn floor(&self, number: u64) -> u32 {
         self.with(number, |state| state.acknowledged)
@@ -127,6 +132,7 @@ mod tests {
         assert_eq!(ledger.begin_write(9), None, "one write of an object at a time");
         ledger.end_write(9, true);
         assert_eq!(ledger.acceptable(9, floor), 0..=1, "it began before the acknowledgement");
+        assert!(!ledger.is_overwritten());
         assert_eq!(ledger.acceptable(9, ledger.floor(9)), 1..=1);
     }
 
@@ -141,6 +147,7 @@ mod tests {
             assert_eq!(ledger.acceptable(9, ledger.floor(9)), acceptable);
         }
         assert_eq!(ledger.leftovers(), [9]);
+        assert!(ledger.is_overwritten());
     }
 
     #[test]

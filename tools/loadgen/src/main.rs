@@ -192,6 +192,10 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> RunReport {
     if !nodes.are_ours() && !load.keep {
         report.left_behind = clean_up(&subject, nodes, &report, arguments.output.json);
     }
+    if load.keep && subject.ledger.is_overwritten() {
+        let bucket = &subject.bucket;
+        remark(&format!("objects of {bucket} were overwritten: --reuse cannot take them up; gabion rm -r {bucket}/"));
+    }
     report
 }
 
