@@ -161,11 +161,11 @@ pub struct LoadArguments {
     #[arg(long, value_name = "PER_SECOND", value_parser = parse_rate)]
     pub rate: Option<f64>,
 
-    /// End each measured phase after this time
+    /// End what is measured after this time; small, huge: the gets, all objects are put first; beside: the gets alone
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub duration: Option<Duration>,
 
-    /// End each measured phase after this many operations
+    /// End it after this many operations
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 

@@ -282,7 +282,8 @@ impl Measured<'_> {
             route: if self.scenario == Scenario::Crowd { Route::First } else { Route::InTurn },
             remote: false,
             workers: if is_measured { self.workers } else { self.workers.clamp(FILLERS_MIN, FILLERS_MAX) },
-            mode: Loop::Closed,
+            mode: if is_measured { self.mode() } else { Loop::Closed },
+            // All of them, whatever ends the phases that follow: those read them all.
             limit: Limit { operations: Some(self.objects), duration: None },
             idle: 0,
             put: None,
@@ -331,12 +332,16 @@ impl Measured<'_> {
             },
             remote: load.remote || usual.remote,
             workers: self.workers,
-            mode: load.rate.map_or(Loop::Closed, Loop::Open),
+            mode: self.mode(),
             limit: self.limit(),
             idle: load.idle.unwrap_or(usual.idle),
             put: None,
             after_joining: true,
         }
+    }
+
+    fn mode(&self) -> Loop {
+        self.load.rate.map_or(Loop::Closed, Loop::Open)
     }
 
     fn limit(&self) -> Limit {
@@ -402,6 +407,16 @@ mod tests {
         assert_eq!(plan("loadgen crowd --spawn 1", 1).unwrap_err().code, 2);
         let plan = plan("loadgen crowd --spawn 5", 5).unwrap();
         assert_eq!(plan.phases.last().map(|crowd| crowd.workers), Some(4));
+    }
+
+    #[test]
+    fn puts_that_are_measured_come_at_the_rate_and_are_all_done() {
+        for (line, puts) in [("small", Loop::Open(50.0)), ("huge", Loop::Open(50.0)), ("get", Loop::Closed)] {
+            let plan = plan(&format!("loadgen {line} --spawn 1 --objects 9 --rate 50 --count 3"), 1).unwrap();
+            let [fill, read] = plan.phases.as_slice() else { panic!() };
+            assert_eq!((fill.mode, fill.limit.operations), (puts, Some(9)), "{line}");
+            assert_eq!((read.mode, read.limit.operations), (Loop::Open(50.0), Some(3)), "{line}");
+        }
     }
 
     #[test]
