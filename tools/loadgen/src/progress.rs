@@ -7,6 +7,9 @@ use crate::arguments::When;
 
 /// Return to the first column and erase the line.
 const ERASE: &str = "\r\x1b[2K";
+/// What does not fit the terminal's width is cut off, and must not go on in the next row: that could not be erased.
+const WRAP_OFF: &str = "\x1b[?7l";
+const WRAP_ON: &str = "\x1b[?7h";
 
 #[derive(Debug)]
 pub struct Progress {
@@ -28,7 +31,7 @@ impl Progress {
         if self.is_on {
             self.is_shown.store(true, Ordering::Relaxed);
             // A line that cannot be shown is not worth ending a run for.
-            let _ = write!(stderr(), "{ERASE}{line}");
+            let _ = stderr().write_all(in_one_row(line).as_bytes());
         }
     }
 
@@ -36,5 +39,20 @@ impl Progress {
         if self.is_shown.swap(false, Ordering::Relaxed) {
             let _ = write!(stderr(), "{ERASE}");
         }
+    }
+}
+
+/// All at once: whoever ends this process in between must not leave a terminal that does not wrap.
+fn in_one_row(line: &str) -> String {
+    format!("{ERASE}{WRAP_OFF}{line}{WRAP_ON}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_wraps_nowhere_and_all_that_follows_does() {
+        assert_eq!(in_one_row("12 s"), "\r\x1b[2K\x1b[?7l12 s\x1b[?7h");
     }
 }
