@@ -56,6 +56,8 @@ const SOME_HEED: [(&str, &[Scenario]); 11] = {
 };
 /// What the smoke run heeds: the rest of a run is each scenario's own.
 const SMOKE_HEEDS: [&str; 8] = ["smoke", "spawn", "replicas", "gabion", "dir", "seed", "progress", "interval_ms"];
+/// Nodes that the smoke run needs.
+pub const SMOKE_NODES_MIN: u8 = 3;
 /// Of nodes that are started here, and of those that run already.
 const SPAWNED_ONLY: [&str; 2] = ["replicas", "gabion"];
 const ATTACHED_ONLY: [&str; 2] = ["keep", "reuse"];
@@ -87,10 +89,18 @@ impl Arguments {
     pub fn of(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
         let matches = Self::command().try_get_matches_from(words)?;
         let arguments = Self::from_arg_matches(&matches)?;
-        match arguments.ignored(&matches) {
+        match arguments.ignored(&matches).or_else(|| arguments.too_few()) {
             None => Ok(arguments),
             Some(message) => Err(Self::command().error(ErrorKind::ArgumentConflict, message)),
         }
+    }
+
+    /// Of nodes that read from each other one reads, and two must serve it.
+    fn too_few(&self) -> Option<String> {
+        let count = self.spawn().filter(|count| self.smoke && *count < SMOKE_NODES_MIN)?;
+        Some(format!(
+            "--smoke needs {SMOKE_NODES_MIN} nodes at least, one that reads and two that serve it: not {count}"
+        ))
     }
 
     /// Which given option means nothing here, and why.
@@ -362,6 +372,7 @@ mod tests {
             ("get --node /x --replicas 2", Some("--replicas is for nodes that --spawn starts")),
             ("--smoke --json", Some("--json means nothing to --smoke")),
             ("--smoke --size 1M", Some("--size")),
+            ("--smoke --spawn 2", Some("--smoke needs 3 nodes at least")),
             ("--smoke --spawn 3 --seed 5 --dir /x", None),
             ("mixed --spawn 1 --reads 50 --zipf 0.99 --json", None),
             ("get --node /x --keep --reuse", None),

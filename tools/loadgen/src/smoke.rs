@@ -5,13 +5,12 @@ use std::time::Instant;
 
 use gabion::cli::exit::{Exit, Failure};
 
-use crate::arguments::{Arguments, Scenario};
+use crate::arguments::{Arguments, SMOKE_NODES_MIN, Scenario};
 use crate::nodes::Nodes;
 use crate::output::line;
 use crate::report::{NodeUsage, PhaseReport, RunReport};
 use crate::scenario::Plan;
 
-const NODES: u8 = 3;
 /// Who sent less than this part of what was read did not serve.
 const SERVED_SHARE: u64 = 10;
 
@@ -40,7 +39,8 @@ const RUNS: [&str; 18] = [
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let began = Instant::now();
     let places = &arguments.where_;
-    let spawn = |scenario| Nodes::spawn(crate::spawn_options(places, places.spawn.unwrap_or(NODES), scenario)?);
+    let spawn =
+        |scenario| Nodes::spawn(crate::spawn_options(places, places.spawn.unwrap_or(SMOKE_NODES_MIN), scenario)?);
     // Of all scenarios but crowds.
     let mut shared = None;
     for (index, text) in RUNS.iter().enumerate() {
@@ -52,7 +52,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             Some(nodes) => nodes,
             None => spawn(scenario)?,
         };
-        let count = usize::from(places.spawn.unwrap_or(NODES));
+        let count = usize::from(places.spawn.unwrap_or(SMOKE_NODES_MIN));
         let report = crate::run(&Plan::new(scenario, &one.load, count)?, &one, &mut nodes);
         show(&report, text)?;
         let outcome = crate::outcome(&report).and_then(|()| check_traffic(scenario, &report));
