@@ -34,8 +34,9 @@ Sizes are powers of 1,024 (64K, 1M, 2G) or a span (1-4K: evenly on a logarithmic
 loadgen-SEED/object-N; on nodes that ran already they are removed in the end (--keep leaves them, --reuse takes them
 up). Contents are a function of the seed: every byte that comes back is checked, none is kept.
 
-Exit codes: 0 ok, 1 other, 2 usage, 4 an acknowledged object is not there, 5 network, 6 a wrong or missing byte,
-130 interrupted (with a report of what was measured so far); failed operations end with the code of the node's error.";
+Exit codes: 0 ok, 1 other, 2 usage, 3 objects could not be removed again, 4 an acknowledged object is not there,
+5 network, 6 a wrong or missing byte, 130 interrupted (with a report of what was measured so far); failed operations
+end with the code of the node's error.";
 
 /// Options that only some scenarios heed; those that are not here mean something to all of them.
 const SOME_HEED: [(&str, &[Scenario]); 11] = {
