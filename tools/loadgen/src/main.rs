@@ -226,7 +226,7 @@ fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
     }
     found.and(shown)?;
     if !arguments.output.json {
-        line("every byte that came back was right")?;
+        line(&report.verdict())?;
     }
     Ok(())
 }

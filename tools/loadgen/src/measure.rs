@@ -31,6 +31,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// What comes back is checked.
+    pub fn is_read(self) -> bool {
+        matches!(self, Kind::Get | Kind::Range)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Kind::Put => "put",

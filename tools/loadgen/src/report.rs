@@ -127,7 +127,7 @@ impl PhaseReport {
 
     /// Whether nothing but reads ran: then what a node received was read through it.
     fn is_reading(&self) -> bool {
-        self.kinds.keys().all(|kind| matches!(kind, Kind::Get | Kind::Range))
+        self.kinds.keys().all(|kind| kind.is_read())
     }
 
     fn seconds(&self) -> f64 {
@@ -248,9 +248,32 @@ impl RunReport {
         codes().find(|code| *code == 6).or_else(|| codes().next())
     }
 
+    fn reads(&self) -> impl Iterator<Item = &Totals> {
+        let kinds = self.phases.iter().flat_map(|phase| &phase.kinds);
+        kinds.filter(|(kind, _)| kind.is_read()).map(|(_, totals)| totals)
+    }
+
+    /// Came back, and was right.
+    fn bytes_verified(&self) -> u64 {
+        self.reads().map(|totals| totals.bytes).sum()
+    }
+
+    fn is_nothing_read(&self) -> bool {
+        self.reads().all(|totals| totals.operations == 0)
+    }
+
+    /// Nothing went wrong, and something was looked at.
     fn is_verified(&self) -> bool {
         let is_whole = self.error.is_none() && self.failure_code().is_none() && !self.is_interrupted;
-        self.wrong.is_none() && is_whole
+        self.wrong.is_none() && is_whole && !self.is_nothing_read()
+    }
+
+    /// Of a run in which nothing went wrong.
+    pub fn verdict(&self) -> String {
+        if self.is_nothing_read() {
+            return "nothing was read, so no byte was checked; puts are checked by --read-back".to_owned();
+        }
+        format!("every byte that came back was right: {}", show_size(self.bytes_verified()))
     }
 
     pub fn json(&self) -> Value {
@@ -260,6 +283,7 @@ impl RunReport {
             "machine": self.machine.json(),
             "seed": self.seed,
             "verified": self.is_verified(),
+            "bytes_verified": self.bytes_verified(),
             "wrong": self.wrong.as_ref().map(|wrong| &wrong.message),
             "error": self.error.as_ref().map(|error| &error.message),
             "interrupted": self.is_interrupted,
@@ -474,6 +498,19 @@ pub mod tests {
         assert_eq!(report.failure_code(), Some(5));
         report.phases[0].failures.insert(6, failed);
         assert_eq!(report.failure_code(), Some(6));
+    }
+
+    #[test]
+    fn a_run_that_read_nothing_has_verified_nothing() {
+        let mut report = sample();
+        report.phases[0].failures.clear();
+        let json = report.json();
+        assert_eq!((&json["verified"], &json["bytes_verified"]), (&json!(true), &json!(100_000)));
+        assert_eq!(report.verdict(), "every byte that came back was right: 97.7 KiB");
+        report.phases[0].kinds.remove(&Kind::Get);
+        let json = report.json();
+        assert_eq!((&json["verified"], &json["bytes_verified"]), (&json!(false), &json!(0)));
+        assert!(report.verdict().contains("nothing was read"));
     }
 
     #[test]
