@@ -51,7 +51,7 @@ const SOME_HEED: [(&str, &[Scenario]); 11] = {
         ("range_size", &[Ranges]),
         ("put", &[Beside]),
         ("remote", &[Get, Mixed, Ranges, Overwrite, Small, Huge, Connections, Beside, Peers, Crowd]),
-        ("read_back", &[Put, Mixed, Overwrite]),
+        ("read_back", &[Put, Mixed, Overwrite, Beside]),
         ("reuse", &[Get, Mixed, Ranges, Overwrite, Small, Huge, Connections, Beside, Peers, Crowd]),
     ]
 };
@@ -204,7 +204,7 @@ pub struct LoadArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_sizes)]
     pub range_size: Option<Sizes>,
 
-    /// beside: length of the put that runs beside the gets
+    /// beside: length of the put that runs beside the gets; one of 1G at most is read back, a longer one with --read-back
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub put: Option<u64>,
 
@@ -229,7 +229,7 @@ pub struct LoadArguments {
     #[arg(long)]
     pub no_dedup: bool,
 
-    /// put, mixed, overwrite: read everything in the end
+    /// put, mixed, overwrite, beside: read everything in the end
     #[arg(long)]
     pub read_back: bool,
 

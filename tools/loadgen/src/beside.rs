@@ -2,15 +2,15 @@
 //!
 //! Its content costs the client next to nothing, or the client would be what the gets wait for: one block again and again,
 //! with its number in front so that no two chunks are alike. It is under a key of its own, so that no earlier run has its
-//! chunks, and is not read back.
+//! chunks. It is read back once all is measured, if it is not too long for that or everything is.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use gabion::cli::units::{show_rate, show_size};
 use serde_json::{Value, json};
 
-use crate::content::Content;
+use crate::content::{Content, Contents};
 use crate::measure::{Durations, Kind};
 use crate::operation::Feed;
 use crate::report::{PhaseReport, RunReport, UNSUPPORTED, durations_json, show_micros};
@@ -23,6 +23,12 @@ const BLOCK_BYTES: u64 = 1 << 20;
 pub struct PutBeside {
     pub number: u64,
     pub bytes: u64,
+}
+
+impl PutBeside {
+    pub fn content(&self, contents: &Contents) -> Repeated {
+        Repeated { content: contents.of(self.number, 1), bytes: self.bytes }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +63,58 @@ impl Feed for Repeated {
     }
 }
 
+/// How what came compares with what was put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compared {
+    Same,
+    /// Nothing more came from this byte on.
+    Short(u64),
+    /// From this byte on.
+    Differs(u64),
+}
+
+impl Repeated {
+    pub fn compare(&self, mut reader: impl Read, moved: &dyn Fn(u64)) -> io::Result<Compared> {
+        let mut mirror = Mirror { reader: &mut reader, found: vec![0; BLOCK_BYTES as usize], right_upto: 0, end: None };
+        let fed = self.feed(&mut mirror, moved);
+        if let Some(end) = mirror.end {
+            return Ok(end);
+        }
+        fed?;
+        let excess = reader.take(1).read_to_end(&mut Vec::new())?;
+        Ok(if excess == 0 { Compared::Same } else { Compared::Differs(self.bytes) })
+    }
+}
+
+/// Takes what the reader brings too, and nothing else.
+struct Mirror<'a> {
+    reader: &'a mut dyn Read,
+    found: Vec<u8>,
+    right_upto: u64,
+    end: Option<Compared>,
+}
+
+impl Write for Mirror<'_> {
+    fn write(&mut self, wanted: &[u8]) -> io::Result<usize> {
+        let len = wanted.len().min(self.found.len());
+        let count = self.reader.read(self.found.get_mut(..len).unwrap_or_default())?;
+        let found = self.found.get(..count).unwrap_or_default();
+        if wanted.get(..count) != Some(found) {
+            let same = found.iter().zip(wanted).take_while(|(found, wanted)| found == wanted).count();
+            self.end = Some(Compared::Differs(self.right_upto + same as u64));
+        } else if count == 0 {
+            self.end = Some(Compared::Short(self.right_upto));
+        }
+        self.right_upto += count as u64;
+        // Any error will do: how it ended is said above.
+        if self.end.is_none() { Ok(count) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The same gets without the put and with it.
 struct Comparison<'a> {
     alone: &'a Durations,
@@ -67,7 +125,8 @@ struct Comparison<'a> {
 impl<'a> Comparison<'a> {
     /// None unless both were measured to the end.
     fn of(report: &'a RunReport) -> Option<Self> {
-        let [.., alone, beside] = report.phases.as_slice() else { return None };
+        let at = report.phases.iter().position(|phase| phase.put.is_some())?;
+        let (alone, beside) = (report.phases.get(at.checked_sub(1)?)?, report.phases.get(at)?);
         let gets = |phase: &'a PhaseReport| phase.kinds.get(&Kind::Get).map(|totals| &totals.latency);
         Some(Self { put: beside.put?, alone: gets(alone)?, beside: gets(beside)? })
     }
@@ -128,11 +187,31 @@ mod tests {
     }
 
     #[test]
+    fn one_byte_that_is_changed_lost_or_added_is_found_where_it_is() {
+        let bytes = 2 * BLOCK_BYTES + 5;
+        let put = PutBeside { number: 3, bytes }.content(&Contents { seed: 1, sizes: Sizes::exactly(1) });
+        let mut right = Vec::new();
+        put.feed(&mut right, &|_| ()).unwrap();
+        let compare = |found: &[u8]| put.compare(found, &|_| ()).unwrap();
+        assert_eq!(compare(&right), Compared::Same);
+        for at in [0, 7, 8, BLOCK_BYTES - 1, BLOCK_BYTES, bytes - 1] {
+            let mut found = right.clone();
+            found[at as usize] ^= 1;
+            assert_eq!(compare(&found), Compared::Differs(at));
+            assert_eq!(compare(&right[..at as usize]), Compared::Short(at));
+        }
+        right.push(0);
+        assert_eq!(compare(&right), Compared::Differs(bytes));
+    }
+
+    #[test]
     fn both_phases_are_compared_once_the_put_has_ended() {
         let mut report = sample();
         report.phases.push(report.phases[0].clone());
         assert_eq!((json(&report), text(&report)), (Value::Null, None));
         report.phases[1].put = Some(PutReport { bytes: 4 << 20, elapsed: Duration::from_secs(2) });
+        // The put is read back.
+        report.phases.push(PhaseReport::default());
         let found = json(&report);
         assert_eq!((&found["ratio_p99"], &found["put_bytes_per_s"]), (&json!(1.0), &json!(2_097_152.0)));
         assert!(text(&report).unwrap().contains("p99 1.00 times as long; put of 4.0 MiB: 2.0 MiB/s"));

@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
 
     /// What is put beside the workers is made before the phase begins.
     fn prepare_put(&self, put: PutBeside) -> Result<(PutBeside, Repeated, Source), Failure> {
-        let content = Repeated { content: self.subject.contents.of(put.number, 1), bytes: put.bytes };
+        let content = put.content(&self.subject.contents);
         match self.subject.source(&content) {
             Ok(source) => Ok((put, content, source)),
             Err(Trouble::Failed(failure) | Trouble::Wrong(failure)) => Err(failure),
@@ -342,7 +342,7 @@ impl Worker<'_> {
     fn near(&self, number: u64) -> impl Iterator<Item = u64> {
         let objects = match &self.phase.choice {
             Choice::Drawn { popularity, .. } => popularity.objects(),
-            Choice::PutEach | Choice::GetEach(_) => u64::MAX,
+            Choice::PutEach | Choice::GetEach(_) | Choice::Get(_) => u64::MAX,
         };
         (0..FREE_OBJECT_TRIES.min(objects)).map(move |step| number.wrapping_add(step) % objects)
     }

@@ -146,6 +146,7 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> RunReport {
         via: plan.via,
         no_dedup: load.no_dedup,
         keepalive: plan.keepalive,
+        beside: plan.put_beside(),
         scratch: arguments.where_.dir.clone().unwrap_or_else(std::env::temp_dir),
     };
     if load.reuse {

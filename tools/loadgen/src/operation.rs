@@ -30,6 +30,7 @@ use gabion::node::control::{
 };
 use rustix::fs::MemfdFlags;
 
+use crate::beside::{Compared, PutBeside};
 use crate::connection::{Connection, Kept, Line};
 use crate::content::{Check, Content, Contents};
 use crate::ledger::Ledger;
@@ -81,6 +82,8 @@ pub struct Subject {
     pub no_dedup: bool,
     /// Whole objects go over connections that are kept: all of them are small.
     pub keepalive: bool,
+    /// An object whose content is not one of `contents`.
+    pub beside: Option<PutBeside>,
     /// Where files for `--via file` are made.
     pub scratch: PathBuf,
 }
@@ -277,7 +280,9 @@ impl Operation<'_> {
 
     /// Reads and checks; the bytes read. 0 also for an object that may be absent and is.
     pub fn read(&mut self, wanted: Wanted) -> Result<u64, Trouble> {
-        if self.subject.keepalive && wanted.range.is_none() {
+        if let Some(put) = self.subject.beside.filter(|put| put.number == wanted.number) {
+            self.read_put(put, wanted)
+        } else if self.subject.keepalive && wanted.range.is_none() {
             self.read_small(wanted)
         } else {
             self.read_by_command(wanted)
@@ -302,22 +307,26 @@ impl Operation<'_> {
             Ok(SmallFetched::Large { .. }) => return self.read_by_command(wanted),
             Err(failure) => Err(failure),
         };
-        self.judge(&wanted, floor, answer, check)
+        self.judge(&wanted, floor, answer, check.finish().map(|()| check.seen()))
     }
 
     fn target(&self, wanted: &Wanted) -> Target {
         Target::Name { bucket: self.subject.bucket.clone(), key: key(wanted.number) }
     }
 
-    fn read_by_command(&self, wanted: Wanted) -> Result<u64, Trouble> {
-        let floor = self.subject.ledger.floor(wanted.number);
-        let request = ControlRequest::Get {
-            target: self.target(&wanted),
+    fn get(&self, wanted: &Wanted) -> ControlRequest {
+        ControlRequest::Get {
+            target: self.target(wanted),
             range: wanted.range.map(|(first, len)| (first, first + len.max(1) - 1)),
             remote: wanted.remote,
             resume: false,
             output: OutputKind::Stream,
-        };
+        }
+    }
+
+    fn read_by_command(&self, wanted: Wanted) -> Result<u64, Trouble> {
+        let floor = self.subject.ledger.floor(wanted.number);
+        let request = self.get(&wanted);
         let (reader, writer) = io::pipe().map_err(Trouble::here)?;
         let bytes_max = wanted.range.map_or(self.subject.contents.sizes.bytes_max, |(_, len)| len);
         let (answer, checked) = if bytes_max <= capacity(&writer) {
@@ -329,21 +338,48 @@ impl Operation<'_> {
             std::thread::scope(|scope| {
                 let check = scope.spawn(|| self.check(&wanted, floor, reader));
                 let answer = self.ask(&request, Some(writer.into()), |_| ());
-                let broken = || Err(Trouble::here(io::Error::other("the checking thread ended")));
-                (answer, check.join().unwrap_or_else(|_| broken()))
+                (answer, check.join().unwrap_or_else(|_| Err(Trouble::here(checker_ended()))))
             })
         };
-        self.judge(&wanted, floor, answer, checked?)
+        let check = checked?;
+        self.judge(&wanted, floor, answer, check.finish().map(|()| check.seen()))
     }
 
-    /// Puts together what the node said and what came.
-    fn judge(&self, wanted: &Wanted, floor: u32, answer: Result<(), Failure>, check: Check) -> Result<u64, Trouble> {
+    /// All of what was put beside the workers.
+    fn read_put(&self, put: PutBeside, wanted: Wanted) -> Result<u64, Trouble> {
+        let floor = self.subject.ledger.floor(wanted.number);
+        let (reader, writer) = io::pipe().map_err(Trouble::here)?;
+        widen(&writer);
+        let content = put.content(&self.subject.contents);
+        let (answer, compared) = std::thread::scope(|scope| {
+            let moved = |bytes| self.recorder.moved(bytes);
+            // The reader goes with it: the node then need not send what nobody looks at any more.
+            let compare = scope.spawn(move || content.compare(reader, &moved));
+            let answer = self.ask(&self.get(&wanted), Some(writer.into()), |_| ());
+            (answer, compare.join().unwrap_or_else(|_| Err(checker_ended())))
+        });
+        let came = match compared.map_err(Trouble::here)? {
+            Compared::Same => Ok(put.bytes),
+            Compared::Short(at) => Err(at),
+            Compared::Differs(at) => {
+                let (name, node) = (key(wanted.number), self.node.dir.display());
+                return Err(Trouble::wrong(format!("get of {name} at {node}: wrong from byte {at} on")));
+            }
+        };
+        self.judge(&wanted, floor, answer, came)
+    }
+
+    /// Puts together what the node said and what came: how many bytes, or from where on they are missing.
+    fn judge(
+        &self,
+        wanted: &Wanted,
+        floor: u32,
+        answer: Result<(), Failure>,
+        came: Result<u64, u64>,
+    ) -> Result<u64, Trouble> {
         let what = || format!("get of {} at {}", key(wanted.number), self.node.dir.display());
         match answer {
-            Ok(()) => match check.finish() {
-                Ok(()) => Ok(check.seen()),
-                Err(at) => Err(Trouble::wrong(format!("{}: nothing more came from byte {at} on", what()))),
-            },
+            Ok(()) => came.map_err(|at| Trouble::wrong(format!("{}: nothing more came from byte {at} on", what()))),
             Err(failure) if failure.code == Exit::NotFound.code() => {
                 let mut generations = self.subject.ledger.acceptable(wanted.number, floor);
                 if generations.any(|generation| self.subject.ledger.is_absent(wanted.number, generation)) {
@@ -440,6 +476,10 @@ impl Operation<'_> {
 /// An object's key in its bucket.
 pub fn key(number: u64) -> String {
     format!("object-{number}")
+}
+
+fn checker_ended() -> io::Error {
+    io::Error::other("the checking thread ended")
 }
 
 /// Of every object.

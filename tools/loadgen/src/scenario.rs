@@ -11,7 +11,7 @@
 //! | huge | 2 | 1G | get each | 2 |
 //! | connections | 1,000 | 4K | get, 10 s, 256 idle ones beside | 256 |
 //! | peers | 4 | 256M | get each through the first node, past its own copies | 1 |
-//! | beside | 1,000 | 4K | get, 10 s at 500 a second; then the same for as long as a put of 10G runs | 64 |
+//! | beside | 1,000 | 4K | get, 10 s at 500 a second; then the same for as long as a put of 10G runs (one of 1G at most is read back) | 64 |
 //! | crowd | 1 | 256M | every receiver once, through all nodes but the first | one for each of these nodes |
 //!
 //! Whole objects that all fit a request go over connections that are kept, one for each worker and node; all else is one
@@ -44,6 +44,8 @@ const READS_UNTIL_HOT: u64 = 2;
 /// Of the gets that a put runs beside.
 const BESIDE_RATE: f64 = 500.0;
 const BESIDE_PUT_BYTES: u64 = 10 << 30;
+/// A longer one is read back only where all is.
+pub const BESIDE_READ_BACK_BYTES_MAX: u64 = 1 << 30;
 
 /// What the operations of a phase are.
 #[derive(Debug)]
@@ -52,6 +54,8 @@ pub enum Choice {
     PutEach,
     /// Operation `i` reads object `i` of so many, again from the first one after the last.
     GetEach(u64),
+    /// Every operation reads this object.
+    Get(u64),
     Drawn {
         popularity: Popularity,
         reads: u32,
@@ -71,6 +75,7 @@ impl Choice {
         match self {
             Choice::PutEach => Task::Write { number: index },
             Choice::GetEach(objects) => Task::Read { number: index.checked_rem(*objects).unwrap_or(0), range: None },
+            Choice::Get(number) => Task::Read { number: *number, range: None },
             Choice::Drawn { popularity, reads, ranges } => {
                 let number = popularity.draw(dice);
                 if dice.percent(*reads) { Task::Read { number, range: *ranges } } else { Task::Write { number } }
@@ -82,7 +87,7 @@ impl Choice {
     pub fn usual(&self) -> Kind {
         match self {
             Choice::PutEach => Kind::Put,
-            Choice::GetEach(_) => Kind::Get,
+            Choice::GetEach(_) | Choice::Get(_) => Kind::Get,
             Choice::Drawn { ranges: Some(_), .. } => Kind::Range,
             Choice::Drawn { reads, .. } => {
                 if *reads >= 50 {
@@ -247,6 +252,11 @@ impl Plan {
         })
     }
 
+    /// What is put beside the gets, if anything is.
+    pub fn put_beside(&self) -> Option<PutBeside> {
+        self.phases.iter().find_map(|phase| phase.put)
+    }
+
     /// Reads what was put, each object once.
     pub fn read_back(workers: u32, objects: u64) -> Phase {
         Phase {
@@ -291,8 +301,8 @@ impl Measured<'_> {
         }
     }
 
-    /// Every object until all are hot; gets alone; the same gets beside a put.
-    fn beside(&self) -> [Phase; 3] {
+    /// Every object until all are hot; gets alone; the same gets beside a put; mostly a get of what was put.
+    fn beside(&self) -> Vec<Phase> {
         let hot = Phase {
             name: "make hot",
             route: Route::First,
@@ -307,7 +317,12 @@ impl Measured<'_> {
         };
         let put = PutBeside { number: self.objects, bytes: self.load.put.unwrap_or(BESIDE_PUT_BYTES) };
         let limit = Limit { operations: None, duration: None };
-        [hot, alone(), Phase { name: "beside", put: Some(put), limit, ..alone() }]
+        let mut phases = vec![hot, alone(), Phase { name: "beside", put: Some(put), limit, ..alone() }];
+        if put.bytes <= BESIDE_READ_BACK_BYTES_MAX && !self.load.read_back {
+            let choice = Choice::Get(put.number);
+            phases.push(Phase { name: "read back the put", choice, route: Route::First, ..Plan::read_back(1, 1) });
+        }
+        phases
     }
 
     fn phase(&self) -> Phase {
@@ -416,6 +431,18 @@ mod tests {
             let [fill, read] = plan.phases.as_slice() else { panic!() };
             assert_eq!((fill.mode, fill.limit.operations), (puts, Some(9)), "{line}");
             assert_eq!((read.mode, read.limit.operations), (Loop::Open(50.0), Some(3)), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_put_beside_is_read_back_unless_it_is_long_or_all_is() {
+        for (options, is_read) in [("1G", true), ("200M", true), ("1025M", false), ("1G --read-back", false)] {
+            let arguments = format!("loadgen beside --spawn 1 --objects 9 --put {options}");
+            let plan = plan(&arguments, 1).unwrap();
+            let last = &plan.phases.last().unwrap().choice;
+            let task = last.task(0, &mut Dice::new(&[1]));
+            assert_eq!(task == Task::Read { number: 9, range: None }, is_read, "{options}");
+            assert_eq!(plan.put_beside().unwrap().number, 9);
         }
     }
 

@@ -105,6 +105,7 @@ impl Bench {
             via: Via::Pipe,
             no_dedup: false,
             keepalive: true,
+            beside: None,
             scratch: std::env::temp_dir(),
         };
         for _ in 0..2 {
@@ -262,6 +263,17 @@ fn a_put_of_a_file_moves_as_the_node_says() {
         let is_stored = bench.put(&fake, 7, false).is_ok();
         assert_eq!((bench.recorder.bytes(), is_stored), (moved, moved == LEN));
     }
+}
+
+#[test]
+fn the_put_that_ran_beside_is_read_by_a_command_and_compared() {
+    let mut bench = Bench::new();
+    bench.subject.beside = Some(PutBeside { number: 1, bytes: 3 << 20 });
+    let fake = FakeNode::of_gets(contents(Vec::new()));
+    let (code, message) = wrong(bench.on(&fake).read(whole(1)));
+    assert_eq!(code, Exit::Integrity.code());
+    assert!(message.contains("object-1 at") && message.contains("nothing more came from byte 0 on"), "{message}");
+    assert!(matches!(&fake.asked()[..], [(0, ControlRequest::Get { .. })]));
 }
 
 #[test]
