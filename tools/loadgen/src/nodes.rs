@@ -154,10 +154,15 @@ impl Drop for Nodes {
         let is_wrong = started().is_evidence;
         let mut is_evidence = is_wrong;
         for node in &mut self.all {
-            let ended = node.end().map(|status| format!(" ended by itself ({status})"));
-            is_evidence |= ended.is_some();
-            if is_wrong || ended.is_some() {
-                remark(&format!("the node {}{}{}", node.dir.display(), ended.unwrap_or_default(), node.log_tail()));
+            let dir = node.dir.display().to_string();
+            if let Some(status) = node.end() {
+                remark(&format!("the node {dir} ended by itself ({status})"));
+                is_evidence = true;
+            }
+            // Of one that ended by itself the error of the run says it.
+            let log = node.log_tail();
+            if is_wrong && !log.is_empty() {
+                remark(&format!("the node {dir}{log}"));
             }
         }
         if is_evidence {
