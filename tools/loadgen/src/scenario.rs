@@ -320,7 +320,7 @@ impl Measured<'_> {
         let mut phases = vec![hot, alone(), Phase { name: "beside", put: Some(put), limit, ..alone() }];
         if put.bytes <= BESIDE_READ_BACK_BYTES_MAX && !self.load.read_back {
             let choice = Choice::Get(put.number);
-            phases.push(Phase { name: "read back the put", choice, route: Route::First, ..Plan::read_back(1, 1) });
+            phases.push(Phase { name: "read put back", choice, route: Route::First, ..Plan::read_back(1, 1) });
         }
         phases
     }
