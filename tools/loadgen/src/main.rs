@@ -222,7 +222,9 @@ fn finish(report: &RunReport, arguments: &Arguments) -> Result<(), Failure> {
     let printed = print(report, arguments);
     let drawn = arguments.output.chart.as_ref().map_or(Ok(()), |path| draw(report, path));
     let (found, shown) = (outcome(report), drawn.and(printed));
-    if let (Err(_), Err(failure)) = (&found, &shown) {
+    if let (Err(first), Err(failure)) = (&found, &shown)
+        && first != failure
+    {
         output::failure(failure, report.seed);
     }
     found.and(shown)?;
