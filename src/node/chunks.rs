@@ -667,7 +667,9 @@ fn copy_of(shard: &Rc<Shard>, payload: &Payload) -> Option<Payload> {
 }
 
 /// Keeps a copy of what was fetched, flagged as cached, in the background. It costs one copy of the bytes and is left
-/// out when buffers are short: the reader goes first.
+/// out when buffers are short: the reader goes first. (The copy has a ninth of the CPU time of a get that keeps all. To
+/// decrypt from the one buffer into the other instead takes as much, 1.04 and 1.14 s/GiB against 1.11 and 1.07: what costs
+/// is that the other buffer is in no cache.)
 fn keep(shard: &Rc<Shard>, address: Address, payload: &Payload) {
     if !shard.node.cache.takes(payload.len) {
         return;
