@@ -65,7 +65,7 @@ pub const TURN_BYTES_MIN: usize = 64 * KIB;
 pub const COMPUTE_BYTES_MIN: usize = 64 * KIB;
 /// What a thread that only computes asks to run for at a time: far longer than the 1 to 3 ms that others get.
 pub const COMPUTE_SLICE: Duration = Duration::from_millis(10);
-/// How much nicer such a thread is: it gets a third of a core that it shares with one of usual niceness.
+/// How much nicer such a thread is: it gets a quarter of a core that it shares with one of usual niceness.
 pub const COMPUTE_NICENESS: i32 = 5;
 /// Direct writes from this length on are submitted by the kernel's own threads, which may wait for the file's locks.
 pub const WRITE_ELSEWHERE_BYTES_MIN: usize = 64 * KIB;
@@ -470,7 +470,8 @@ pub const CHUNKS_IN_FLIGHT_PER_SHARD: usize = 12;
 /// of them made a put of 4 GiB no slower on a disk without a journal, whose syncs take 0.1 ms.
 pub const PUT_CHUNKS_IN_FLIGHT_PER_SHARD: usize = 64;
 /// What a pipe is made to hold that a long put reads or a long get writes; 64 KiB is what pipes hold else. 4 GiB from `cat` into
-/// a put took 0.85 of the time, a cold get into `cat` 0.75 (three alternated runs), at about the same CPU time of the node.
+/// a put took 0.85 of the time, a cold get into `cat` 0.75 (three alternated runs), at about the same CPU time of the node. By
+/// default the kernel lets 64 such pipes of a user who is not root be, and gives further ones two pages.
 pub const PIPE_BYTES: usize = CHUNK_BYTES_MAX;
 /// An output of at least this length is written past the page cache.
 pub const DIRECT_OUTPUT_BYTES_MIN: u64 = 16 * MIB as u64;

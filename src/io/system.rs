@@ -102,16 +102,16 @@ pub(super) fn set_len(fd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
 }
 
 /// Lets a pipe hold this much, where it holds less and the kernel allows it: who waits at its ends then wakes for more at
-/// a time. What is no pipe stays as it is.
-pub fn widen_pipe(fd: impl AsFd, bytes: usize) {
+/// a time. It may be refused, as a user's pipes hold no more than some limit together. What it holds now; `None` of what is no
+/// pipe.
+pub fn widen_pipe(fd: impl AsFd, bytes: usize) -> Option<usize> {
     let fd = fd.as_fd().as_raw_fd();
+    let wanted = libc::c_int::try_from(bytes).ok()?;
     // SAFETY: takes numbers only.
     let held = unsafe { libc::fcntl(fd, libc::F_GETPIPE_SZ) };
-    let Ok(wanted) = libc::c_int::try_from(bytes) else { return };
-    if (0..wanted).contains(&held) {
-        // SAFETY: takes numbers only. It may be refused: a user's pipes hold no more than some limit together.
-        let _ = unsafe { libc::fcntl(fd, libc::F_SETPIPE_SZ, wanted) };
-    }
+    // SAFETY: takes numbers only.
+    let widened = if held < wanted { unsafe { libc::fcntl(fd, libc::F_SETPIPE_SZ, wanted) } } else { held };
+    usize::try_from(held.max(widened)).ok()
 }
 
 /// Makes everything durable that was written to the file system of `fd`, names included; says what could not be.

@@ -72,10 +72,7 @@ impl OpenInput {
     pub(super) fn new(input: Input) -> (OpenInput, io::Result<()>) {
         let file = Descriptor::from(input.fd);
         let (before, outcome) = match input.kind {
-            InputKind::Stream => {
-                widen_pipe(file.get(), PIPE_BYTES);
-                (None, Ok(()))
-            }
+            InputKind::Stream => (None, Ok(())),
             InputKind::Regular { .. } => match FileStamp::of(file.get()) {
                 Ok(stamp) => (Some(stamp), Ok(())),
                 Err(error) => (None, Err(error)),
@@ -98,6 +95,11 @@ impl OpenInput {
     /// A descriptor for the calling thread.
     pub(super) fn for_this_thread(&self) -> io::Result<ring_io::File> {
         Ok(ring_io::File::from_fd(self.file.get().as_fd().try_clone_to_owned()?))
+    }
+
+    /// For a stream that turns out to be long.
+    pub(super) fn widen(&self) {
+        widen_pipe(self.file.get(), PIPE_BYTES);
     }
 
     /// Fills `bytes` from a position of a regular file, if that takes no waiting.

@@ -266,6 +266,9 @@ impl PutJob {
         let stop = wait_for(&self.moved, || self.latch.is_stopped().then_some(()));
         let (result, buffer) = file.read(buffer, range, stop).await;
         let Some(span) = result? else { return Ok(None) };
+        if span == CHUNK_BYTES_MAX && leaf == 0 {
+            self.input.widen();
+        }
         if span < CHUNK_BYTES_MAX {
             lock(&self.window).end_at(leaf + u64::from(span > 0));
             self.deposited.notify_one();
