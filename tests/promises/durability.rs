@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::mem::offset_of;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -276,6 +277,28 @@ fn p9_a_disk_without_a_free_byte_is_read_a_removal_works_or_is_refused_and_nothi
     node.start();
     node.holds("after", &files[0].1);
     node.stop();
+}
+
+#[test]
+fn an_output_that_does_not_fit_its_disk_fails_and_leaves_nothing_there() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(scratch.path()) else { return };
+    let network = crate::node::Network::one();
+    let node = &network[0];
+    let bytes = noise(&mut random(), 32 * MIB);
+    node.put("large", &bytes);
+    let filler = disk.fill();
+    fs::File::options().write(true).open(&filler).unwrap().set_len(360 * MIB as u64).unwrap();
+    let output = disk.path.join("output");
+    let error = node.fails(1, &["get", "large", "-o", output.to_str().unwrap()]);
+    assert!(error.contains("No space left") && error.contains("output"), "{error}");
+    let left = || fs::read_dir(&disk.path).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    assert!(left().iter().all(|path| *path == filler || fs::metadata(path).unwrap().blocks() == 0), "{:?}", left());
+    // With room it goes through.
+    fs::remove_file(filler).unwrap();
+    node.ok(&["get", "large", "-o", output.to_str().unwrap()]);
+    crate::node::assert_same(&fs::read(&output).unwrap(), &bytes, "large");
+    assert_eq!(left(), [output]);
 }
 
 /// A file system of its own in memory, gone with this.
