@@ -41,6 +41,41 @@ test_blind() {
     figure "$(($(stat -c %s "$t/capture.pcap") >> 10)) KiB captured"
 }
 
+# Seconds that a command takes.
+timed() {
+    local started
+    started=$(now)
+    "$@" > /dev/null || fail "it failed: $*"
+    calc "$(now) - $started"
+}
+
+test_hung() {
+    local node round took before put get slowest=0
+    node_start a --replicas 3
+    node_join b a --member
+    node_join c a --member
+    for node in a b c; do node_ready $node 3; done
+    random_file "$t/file" $((file_mib << 18)) "$seed"
+    echo tiny > "$t/tiny"
+    before=$(timed g a put "$t/file" --name before)
+    kill -STOP "$(cat "$t/c.pid")"
+    # Nobody knows yet.
+    get=$(timed g b get before --remote -o "$t/copy")
+    same "$t/file" "$t/copy"
+    put=$(timed g a put "$t/file" --name during --no-dedup)
+    for round in $(seq 20); do
+        for took in "$(timed g a ls)" "$(timed g b put "$t/tiny" --name "tiny/$round")" "$(timed g a cat before --range 0-99)"; do
+            slowest=$(calc "$took > $slowest ? $took : $slowest")
+        done
+    done
+    figure "put $put s (before $before s), get $get s, the slowest of 60 small commands $slowest s"
+    holds "$get < $before + 5 && $put < 2 * $before + 10 && $slowest < 5" || fail "the hung node was waited for"
+    kill -CONT "$(cat "$t/c.pid")"
+    node_ready c 3
+    g c get during -o "$t/copy"
+    same "$t/file" "$t/copy"
+}
+
 test_strangers() {
     command -v python3 > /dev/null || fail "no python3; install it"
     local a_port proxy_port proxy_of_b
