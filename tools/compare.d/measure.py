@@ -49,8 +49,8 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if asked:
-            signal.raise_signal(asked[0])
+        for number in asked:
+            signal.raise_signal(number)
 
 
 class Failed(Exception):
@@ -174,16 +174,19 @@ class Meter:
         output, errors = self.scratch / "call.out", self.scratch / "call.err"
         with open(to or output, "wb") as out, open(errors, "wb") as err:
             command = [*self.wrapper, *(str(argument) for argument in arguments)]
-            client = subprocess.Popen(command, stdin=stdin, stdout=stdout or out, stderr=err, cwd=cwd, env=env,
-                                      start_new_session=True)
-            self._client = client.pid
-            deadline = threading.Timer(RUN_SECONDS_MAX, kill_all, [client.pid])
-            deadline.start()
+            deadline = threading.Timer(RUN_SECONDS_MAX, lambda: kill_all(client.pid))
+            client = None
             try:
+                with undisturbed():
+                    client = subprocess.Popen(command, stdin=stdin, stdout=stdout or out, stderr=err, cwd=cwd, env=env,
+                                              start_new_session=True)
+                self._client = client.pid
+                deadline.start()
                 _, status, usage = os.wait4(client.pid, 0)
             except BaseException:
-                kill_all(client.pid)
-                client.wait()
+                if client:
+                    kill_all(client.pid)
+                    client.wait()
                 raise
             finally:
                 deadline.cancel()
@@ -275,7 +278,9 @@ def drop_caches() -> None:
     """Empties the page cache, where it may."""
     if may_drop_caches():
         os.sync()
-        pathlib.Path(DROP_CACHES).write_text("3")
+        # Some containers let it be opened, and refuse it all the same.
+        with contextlib.suppress(OSError):
+            pathlib.Path(DROP_CACHES).write_text("3")
 
 
 def warm(directory: pathlib.Path) -> None:

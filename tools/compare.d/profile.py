@@ -22,9 +22,9 @@ END_SECONDS = 60
 # takes them again: what its scheduler, locks and drivers cost has names like _raw_spin_unlock_irqrestore.
 GROUPS = (
     ("hashes, checksums", r"^\[\.\].*(blake3|crc32)"),
-    ("encryption", r"^\[\.\].*(aes::|ctr::|cipher|keystream|poly1305|chacha|universal_hash|ghash|polyval|25519)"),
+    ("encryption", r"^\[\.\].*(aes::|ctr::|cipher|keystream|poly1305|chacha20|universal_hash|ghash|polyval|25519)"),
     ("catalog's database", r"^\[\.\].*(fjall|lsm_tree|skiplist|value_log|quick_cache|xxh3|xxhash|lz4)"),
-    ("allocator", r"^\[\.\].*(rjem|rallocx|__rust_(alloc|dealloc|realloc)|__rdl_|_int_(malloc|free)|\b(malloc|cfree)$)"),
+    ("allocator", r"^\[\.\].*(rjem|rallocx|__rust_(alloc|dealloc|realloc)|__rdl_|_int_(malloc|free)|\b(malloc|calloc|realloc|free|cfree)(@.*)?$)"),
     ("page faults", r"^\[k\].*(page_fault|addr_fault|mm_fault|anonymous_page|clear_page|unmap_page|filemap_map|_pte)"),
     ("copying", r"mem(cpy|move|set)|rep_(movs|stos)|copy_(user|to|from|page|folio)|_copy_"),
     ("the kernel's rest", r"^\[k\]"),

@@ -2,7 +2,7 @@
 
 Of each row the run with the middle time is shown, and the range of all. Ratios are taken inside each round, since what
 a disk does drifts from minute to minute, and then the middle one of them is shown. Where two are in the middle, as when
-a round has failed, it is the slower run, and the ratio that speaks less for gabion.
+a round has failed, the one that speaks less for gabion is.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ class Row:
 
     def middle(self) -> Run:
         runs = sorted(self.done(), key=lambda run: run.seconds / run.amount)
-        return runs[len(runs) // 2]
+        return runs[(len(runs) - (0 if self.is_gabion() else 1)) // 2]
+
+    def is_gabion(self) -> bool:
+        """Or one of its rows of pipes."""
+        return self.system.split(",")[0] == REFERENCE
 
     def times(self, other: Row | None, cost: Callable[[Run], float]) -> tuple[float, float, float] | None:
         """What it costs for the same amount, times what the other costs: the middle, the least, the most."""
@@ -63,7 +67,8 @@ class Row:
         pairs = [(cost(mine) / mine.amount, cost(theirs) / theirs.amount)
                  for mine, theirs in zip(self.runs, other.runs, strict=False) if mine and theirs]
         ratios = [mine / theirs for mine, theirs in pairs if theirs > 0]
-        middle = statistics.median_low if other.system == REFERENCE else statistics.median_high
+        # Of two in the middle, the one that speaks less for gabion.
+        middle = statistics.median_high if self.is_gabion() else statistics.median_low
         return (middle(ratios), min(ratios), max(ratios)) if ratios else None
 
 
@@ -203,7 +208,7 @@ def markdown(
     lines = [f"{line}  " for line in about] + [""]
     for stage, of_stage in by_stage(rows).items():
         lines += table(stage, of_stage, is_brief)
-    lines += profiles([row for row in rows if row.cpu_shares])
+    lines += profiles([row for row in rows if row.cpu_shares and row.done()])
     for what, names in (("Not here", absent), ("Failed", failed)):
         if names:
             lines += [f"{what}: " + "; ".join(f"{name} ({why})" for name, why in sorted(names.items())) + "."]
@@ -217,7 +222,7 @@ def profiles(rows: list[Row]) -> list[str]:
     groups = list(rows[0].cpu_shares)
 
     def cells(row: Row) -> list[str]:
-        shares = [f"{row.cpu_shares[group]:.1%}" for group in groups]
+        shares = [f"{row.cpu_shares.get(group, 0):.1%}" for group in groups]
         return [row.stage.name.replace("_", " "), cpu(row.stage, row.middle()), *shares]
 
     lines = [["", "CPU", *groups], ["---"] * (len(groups) + 2), *map(cells, rows)]
@@ -290,7 +295,7 @@ def chart(rows: list[Row], about: list[str]) -> str:
             run = row.middle()
             length = max(run.amount / run.seconds / fastest * BAR, 1)
             # Through pipes it is there once for each length: "gabion, 1 GiB".
-            is_own = row.system.split(",")[0] == REFERENCE
+            is_own = row.is_gabion()
             colour = COLOURS[limit if row.is_limit else own if is_own else other]
             said = f"{rate(stage, run)}, CPU {cpu(stage, run)}"
             parts += [

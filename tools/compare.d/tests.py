@@ -54,14 +54,24 @@ class Middle(unittest.TestCase):
     def test_of_an_odd_number_it_is_the_middle(self) -> None:
         self.assertEqual(row("gabion", 3, 1, 2).middle().seconds, 2)
 
-    def test_of_an_even_number_it_is_the_slower(self) -> None:
+    def test_of_an_even_number_it_is_the_slower_and_the_faster_of_others(self) -> None:
         self.assertEqual(row("gabion", 1, 4, 2, 3).middle().seconds, 3)
         self.assertEqual(row("gabion", 1, None, 2).middle().seconds, 2)
+        self.assertEqual(row("scp", 1, None, 2).middle().seconds, 1)
 
     def test_the_slower_takes_longer_for_the_same_amount(self) -> None:
-        both = row("fio", 1, 4)
+        both = row("gabion", 1, 4)
         both.runs[1] = Run(4, 0, 1000)
         self.assertEqual(both.middle().seconds, 1)
+
+
+class Profiles(unittest.TestCase):
+    def test_a_row_without_a_run_has_no_line_and_breaks_nothing(self) -> None:
+        failed, done = row("gabion", None), row("gabion", 2, stage=PIPED)
+        failed.cpu_shares, done.cpu_shares = {"hashing": 1.0}, {"hashing": 0.25, "the rest": 0.75}
+        text = report.markdown([failed, done], ["here"], {}, {}, False)
+        self.assertIn("| 25.0% | 75.0% |", text)
+        self.assertNotIn("100.0%", text)
 
 
 class Times(unittest.TestCase):
@@ -78,6 +88,7 @@ class Times(unittest.TestCase):
 
     def test_of_two_middle_ones_it_is_what_speaks_less_for_gabion(self) -> None:
         self.assertEqual(row("gabion", 2, 3).times(row("fio", 1, 1), report.its_seconds), (3, 2, 3))
+        self.assertEqual(row("scp", 2, 3).times(row("fio", 1, 1), report.its_seconds), (2, 2, 3))
         self.assertEqual(row("scp", 2, 3).times(row("gabion", 1, 1), report.its_seconds), (2, 2, 3))
 
 
