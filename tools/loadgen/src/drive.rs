@@ -84,12 +84,20 @@ impl<'a> Run<'a> {
                     break;
                 }
             }
-            let putter = put.map(|(put, content, source)| {
+            let begin_put = |(put, content, source): (PutBeside, Repeated, Source)| {
                 let worker =
                     Worker { run: self, nodes, phase, pacer: &pacer, recorder: &recorder, line: &put_line, index: 0 };
                 let (gate, ended) = (&gate, ended.clone());
-                scope.spawn(move || worker.put_beside(gate, ended, put, &content, source))
-            });
+                Builder::new().spawn_scoped(scope, move || worker.put_beside(gate, ended, put, &content, source))
+            };
+            let mut putter = None;
+            match put.filter(|_| unstarted.is_none()).map(begin_put).transpose() {
+                Ok(begun) => putter = begun,
+                Err(error) => {
+                    unstarted = Some(Failure::other(format!("the thread of the put cannot be started: {error}")));
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+            }
             drop(ended);
             let mut sampler = Sampler::start(phase, nodes, self.interval);
             let clock = gate.open();

@@ -1,5 +1,6 @@
 //! Ctrl-C, SIGTERM, and SIGHUP, which comes when the terminal is closed: the first one ends the run early, with a report
-//! of what was measured; the second one ends the process at once, but not without the nodes that it started.
+//! of what was measured; the second one ends the process at once, but not without the nodes that it started. (A terminal that
+//! goes may say so twice: SIGHUP is never the second.)
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io};
@@ -25,12 +26,12 @@ pub fn listen(on_second: impl Fn() + Send + 'static) -> io::Result<()> {
     let listen = move || {
         runtime.block_on(async {
             loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                    Some(_) = async { hang_up.as_mut()?.recv().await } => {}
-                }
-                if INTERRUPTED.swap(true, Ordering::SeqCst) {
+                let hung_up = tokio::select! {
+                    _ = interrupt.recv() => false,
+                    _ = terminate.recv() => false,
+                    Some(()) = async { hang_up.as_mut()?.recv().await } => true,
+                };
+                if INTERRUPTED.swap(true, Ordering::SeqCst) && !hung_up {
                     on_second();
                     std::process::exit(i32::from(Exit::Interrupted.code()));
                 }

@@ -172,12 +172,10 @@ fn run(plan: &Plan, arguments: &Arguments, nodes: &mut Nodes) -> RunReport {
                 nodes.join_rest()?;
             }
             let mut phase = run.phase(phase, nodes)?;
-            let error = phase.error.take();
-            if !arguments.output.json && !arguments.smoke {
-                line(&phase.text())?;
-            }
+            let (error, text) = (phase.error.take(), phase.text());
             report.phases.push(phase);
-            return error.map_or(Ok(()), Err);
+            let shown = if arguments.output.json || arguments.smoke { Ok(()) } else { line(&text) };
+            return error.map_or(shown, Err);
         }
         Ok(())
     };

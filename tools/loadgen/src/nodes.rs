@@ -111,10 +111,7 @@ impl Nodes {
     /// Starts nodes of one new network and waits until each sees all of them.
     pub fn spawn(options: SpawnOptions) -> Result<Self, Failure> {
         machine::warn_of_memory(&options.parent);
-        let scratch = options.parent.join(format!("gabion-loadgen-{}", std::process::id()));
-        DirBuilder::new().mode(0o700).create(&scratch).map_err(|error| {
-            Failure::other(format!("the directory {} cannot be made: {error}; give --dir DIR", scratch.display()))
-        })?;
+        let scratch = make_scratch(&options.parent)?;
         started().scratch = Some(scratch.clone());
         let mut nodes = Self { all: Vec::new(), scratch: Some(scratch.clone()), to_join: None };
         nodes.start_upto(&options, &scratch, if options.one_first { 1 } else { options.count })?;
@@ -155,7 +152,7 @@ impl Drop for Nodes {
         let mut is_evidence = is_wrong;
         for node in &mut self.all {
             let dir = node.dir.display().to_string();
-            if let Some(status) = node.end() {
+            if let Some(status) = node.end().filter(|status| !was_asked_too(*status)) {
                 remark(&format!("the node {dir} ended by itself ({status})"));
                 is_evidence = true;
             }
@@ -194,6 +191,27 @@ pub fn end_at_once() {
 
 fn started() -> std::sync::MutexGuard<'static, Started> {
     STARTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A directory that an earlier run left, whose process had the same number, stays as it is.
+fn make_scratch(parent: &Path) -> Result<PathBuf, Failure> {
+    let mut name = format!("gabion-loadgen-{}", std::process::id());
+    loop {
+        let scratch = parent.join(&name);
+        match DirBuilder::new().mode(0o700).create(&scratch) {
+            Ok(()) => return Ok(scratch),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => name.push('+'),
+            Err(error) => {
+                let message = format!("the directory {} cannot be made: {error}; give --dir DIR", scratch.display());
+                return Err(Failure::other(message));
+            }
+        }
+    }
+}
+
+/// Whoever interrupts this process often means all that it started: a node that then ended well did as it was told.
+fn was_asked_too(status: ExitStatus) -> bool {
+    interrupt::requested() && status.success()
 }
 
 impl Node {
@@ -285,6 +303,10 @@ impl Node {
     fn check_alive(&mut self) -> Result<(), Failure> {
         match self.child.as_mut().map(Child::try_wait) {
             Some(Ok(Some(status))) => {
+                started().processes.retain(|process| Some(*process) != self.process);
+                if was_asked_too(status) {
+                    return Ok(());
+                }
                 let message = format!("the node {} ended ({status}){}", self.dir.display(), self.log_tail());
                 Err(Failure::other(message))
             }

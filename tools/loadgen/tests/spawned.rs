@@ -5,11 +5,11 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 use tempfile::TempDir;
 
 const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -35,13 +35,25 @@ impl Place {
     }
 
     fn loadgen(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
+        // Whoever runs the tests may ignore it.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_loadgen")]);
         command.args(["get", "--spawn", "1", "--gabion"]).arg(self.gabion()).arg("--dir").arg(self.nodes());
         command
     }
 
     fn left(&self) -> usize {
         fs::read_dir(self.nodes()).unwrap().count()
+    }
+}
+
+/// A load generator that goes with the test, whatever becomes of it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
+        let _ = self.0.wait();
     }
 }
 
@@ -63,13 +75,18 @@ fn nodes_and_their_directory_go_with_any_signal() {
         // A node that never answers.
         let place = Place::of("echo $$ > \"${0%/*}/id\"; exec sleep 1000");
         // A signal that this test's own group gets is none of its.
-        let mut loadgen = place.loadgen().stderr(Stdio::null()).process_group(0).spawn().unwrap();
+        let mut loadgen = Running(place.loadgen().stderr(Stdio::null()).process_group(0).spawn().unwrap());
         let node = wait_for(|| {
             let text = fs::read_to_string(place.0.path().join("id")).ok()?;
             Pid::from_raw(text.strip_suffix('\n')?.parse().ok()?)
         });
-        kill_process(Pid::from_child(&loadgen), signal).unwrap();
-        let status = wait_for(|| loadgen.try_wait().unwrap());
+        let id = Pid::from_child(&loadgen.0);
+        kill_process(id, signal).unwrap();
+        if signal == Signal::HUP {
+            // As shells and the kernel do between them. It may have ended by now.
+            let _ = kill_process(id, signal);
+        }
+        let status = wait_for(|| loadgen.0.try_wait().unwrap());
         assert_eq!(status.code(), Some(130), "{signal:?}");
         assert!(test_kill_process(node).is_err(), "{signal:?}: the node goes on");
         assert_eq!(place.left(), 0, "{signal:?}: the directory is left");
