@@ -65,7 +65,7 @@ test_hung() {
     put=$(timed g a put "$t/file" --name during --no-dedup)
     for round in $(seq 20); do
         for took in "$(timed g a ls)" "$(timed g b put "$t/tiny" --name "tiny/$round")" "$(timed g a cat before --range 0-99)"; do
-            slowest=$(calc "$took > $slowest ? $took : $slowest")
+            slowest=$(calc "($took > $slowest ? $took : $slowest)")
         done
     done
     figure "put $put s (before $before s), get $get s, the slowest of 60 small commands $slowest s"
