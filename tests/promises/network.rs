@@ -141,7 +141,7 @@ fn restarted_nodes_find_each_other_without_any_ticket() {
 }
 
 #[test]
-fn a_node_that_hangs_is_not_waited_for() {
+fn a_node_that_hangs_stops_nobody_and_has_all_when_it_goes_on() {
     let mut random = random();
     let mut network = Network::start(3, 3, 0);
     for number in 0..5 {

@@ -168,7 +168,7 @@ fn a_peer_that_is_killed_ends_requests_and_handlers() {
 }
 
 #[test]
-fn an_answer_that_stops_half_way_stalls_within_seconds() {
+fn an_answer_that_stops_half_way_stalls() {
     run(async {
         let (mut rogue, node) = rogue_at(Scripted::mute()).await;
         let connection = node.connection();
