@@ -54,7 +54,12 @@ speed_case() {
 }
 
 speed_limit() { case $1 in put | get) echo fio ;; *) echo iperf3 ;; esac }
-speed_remark() { [ "$1" != fetch ] || echo ", $(middle fetch.kept) % of it"; }
+# A cache that leaves out what it has no time for would be fast and cheap.
+speed_remark() {
+    [ "$1" = fetch ] || return 0
+    echo ", $(middle fetch.kept) % kept"
+    if [ -z "$small" ] && holds "$(middle fetch.kept) < 95"; then echo ": TOO LITTLE for 95"; fi
+}
 
 # One node, then two; each in an empty directory.
 speed_round() {
