@@ -2,6 +2,13 @@
 //! node: what a node needs for its own start comes on top. The catalog opens its database, and catches up with what the
 //! log has beyond what it committed; the node reads its keys and meets its peers.
 //!
+//! | 10 million chunks, written in 60 s | opens in | memory of a chunk |
+//! | --- | --- | --- |
+//! | after `SIGKILL` | 1.22 s | 21.6 bytes |
+//! | after a clean stop | 0.59 to 0.72 s | 20.1 bytes |
+//!
+//! (AMD EPYC, 2 virtual cores of a shared machine, files in the page cache, 27 November 2026.)
+//!
 //! What it decides: whether the checkpoint of the index, written at a clean stop and now and then before, is worth having
 //! beside the footers of the segments, and what a chunk costs in memory. Not a criterion bench: each figure needs a
 //! process of its own, one that is killed and some that only open.
