@@ -6,17 +6,13 @@ from __future__ import annotations
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Callable
 
 from measure import Failed, Meter
+from syscalls import watched
 
 RECORD = ["perf", "record", "-q", "-F", "1999"]
-# Until perf has taken hold of all threads, and has written down what it saw.
-ATTACH_SECONDS = 0.5
-END_SECONDS = 60
 # What a function does, by its name; the first that fits. In front of it stands where it runs: [k] in the kernel, [.] not.
 # Without counters of the CPU, as in most virtual machines, what the kernel does without taking interrupts is seen where it
 # takes them again: what its scheduler, locks and drivers cost has names like _raw_spin_unlock_irqrestore.
@@ -44,23 +40,7 @@ def sampler() -> list[str] | None:
 def take(meter: Meter, action: Callable[[], object], command: list[str]) -> dict[str, float]:
     """The share of each group in the CPU time of the servers of `meter`, and of what `action` calls by it."""
     files = [meter.scratch / f"profile-{name}" for name in ("servers", "client")]
-    pids = ",".join(str(server.pid) for server in meter.servers)
-    watcher = subprocess.Popen([*command, "-o", str(files[0]), "-p", pids], stdin=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(ATTACH_SECONDS)
-    if watcher.poll() is not None:
-        raise Failed("perf may not watch a running process here")
-    meter.wrapper = [*command, "-o", str(files[1]), "--"]
-    try:
-        action()
-    finally:
-        meter.wrapper = []
-        watcher.send_signal(signal.SIGINT)
-        try:
-            watcher.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            watcher.kill()
-            watcher.wait()
+    watched(meter, action, command, files, ["--"])
     return shares([function for file in files for function in functions(file)])
 
 

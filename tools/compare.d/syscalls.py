@@ -18,7 +18,7 @@ PERF = ["perf", "stat", "-x", ",", "-e", EVENT]
 STRACE = ["strace", "-f", "-c"]
 # Until whoever watches has taken hold of all threads, and all of them have ended.
 ATTACH_SECONDS = 1.0
-END_SECONDS = 20
+END_SECONDS = 60
 
 
 def counter() -> list[str] | None:
@@ -41,8 +41,18 @@ def total(said: str) -> int:
 def count(meter: Meter, action: Callable[[], object], command: list[str]) -> int:
     """All system calls of the servers of `meter`, and of what `action` calls by it."""
     files = [meter.scratch / f"syscalls-{name}" for name in ("servers", "client")]
+    watched(meter, action, command, files, ["--"] if command is PERF else [])
+    counted = [total(read(str(file))) for file in files]
+    if not all(counted):
+        raise Failed(f"{command[0]} counted nothing")
+    return sum(counted)
+
+
+def watched(meter: Meter, action: Callable[[], object], command: list[str], files: list[pathlib.Path],
+            separator: list[str]) -> None:
+    """Has `command` write what it sees of the servers of `meter`, and of what `action` calls by it, into two files."""
     watcher = watch(command, [server.pid for server in meter.servers], files[0])
-    meter.wrapper = [*command, "-o", str(files[1]), *(["--"] if command is PERF else [])]
+    meter.wrapper = [*command, "-o", str(files[1]), *separator]
     try:
         action()
     finally:
@@ -53,10 +63,6 @@ def count(meter: Meter, action: Callable[[], object], command: list[str]) -> int
         except subprocess.TimeoutExpired:
             watcher.kill()
             watcher.wait()
-    counted = [total(read(str(file))) for file in files]
-    if not all(counted):
-        raise Failed(f"{command[0]} counted nothing")
-    return sum(counted)
 
 
 def watch(command: list[str], pids: list[int], file: pathlib.Path) -> subprocess.Popen[bytes]:
