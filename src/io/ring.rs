@@ -6,8 +6,8 @@
 //! what another process registered: then it shrinks. Not used, because they hang or lose here: DEFER_TASKRUN, R_DISABLED, SQPOLL.
 //!
 //! Of the flags that are taken, `COOP_TASKRUN`, `SUBMIT_ALL` and `SINGLE_ISSUER` change nothing that can be measured here:
-//! without them puts and gets of 4 GiB and of 50,000 values took 0.95 to 1.05 of the CPU time (three and four alternated
-//! runs). The longer completion queue is no matter of speed: it is never full.
+//! without them puts and gets of 4 GiB and of 50,000 values took 0.95 to 1.07 of the CPU time on average (three and four
+//! alternated runs, which differ by more among themselves). The longer completion queue is no matter of speed.
 //!
 //! # Submissions
 //! Operations reach the kernel when the thread parks, all in one call. So the busier a thread is, the less a call costs
